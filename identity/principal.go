@@ -1,0 +1,119 @@
+package identity
+
+import (
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// ReservedPath is the first path element of the IDs that are not workloads':
+// hosts and controllers. No namespace may have this name.
+const ReservedPath = "symbolon"
+
+var (
+	// ErrMalformedSVID: the certificate is not an X.509-SVID of a workload's form.
+	ErrMalformedSVID = errors.New("malformed X.509-SVID")
+	// ErrNotWorkload: a valid ID, of a host or a controller.
+	ErrNotWorkload = errors.New("not a workload's SPIFFE ID")
+	// ErrMalformedClaims: the claims extension does not parse.
+	ErrMalformedClaims = errors.New("malformed claims extension")
+)
+
+// Principal is a workload with a proven name.
+type Principal struct {
+	ID spiffeid.ID
+	// Namespace and Name are the two halves of the ID's path: "/acme/prod", "web".
+	Namespace, Name string
+	// Attributes are the claims, and spiffe.id and spiffe.trust_domain.
+	Attributes Attributes
+}
+
+// PrincipalOf reads a workload's name and claims from a leaf certificate. The
+// caller has verified the chain; nothing is ever read from another certificate.
+// Errors: ErrMalformedSVID, ErrNotWorkload, ErrMalformedClaims.
+func PrincipalOf(leaf *x509.Certificate) (Principal, error) {
+	if len(leaf.URIs) != 1 {
+		return Principal{}, fmt.Errorf("%w: %d URI SANs, want exactly one", ErrMalformedSVID, len(leaf.URIs))
+	}
+	id, err := spiffeid.FromURI(leaf.URIs[0])
+	if err != nil {
+		return Principal{}, fmt.Errorf("%w: %w", ErrMalformedSVID, err)
+	}
+	claims, err := ClaimsOf(leaf)
+	if err != nil {
+		return Principal{}, err
+	}
+	return NewPrincipal(id, claims)
+}
+
+// NewPrincipal splits the ID's path and adds what derives from it to the claims.
+// Errors: ErrNotWorkload.
+func NewPrincipal(id spiffeid.ID, claims Attributes) (Principal, error) {
+	path := id.Path()
+	i := strings.LastIndexByte(path, '/')
+	if i < 0 || path[i+1:] == "" {
+		return Principal{}, fmt.Errorf("%w: %s has no path", ErrNotWorkload, id)
+	}
+	if path == "/"+ReservedPath || strings.HasPrefix(path, "/"+ReservedPath+"/") {
+		return Principal{}, fmt.Errorf("%w: %s", ErrNotWorkload, id)
+	}
+	ns := path[:i]
+	if ns == "" {
+		ns = "/"
+	}
+	// A claim cannot speak for the certificate it stands in.
+	claims = claims.Filter(func(k string) bool { return !strings.HasPrefix(k, "spiffe.") })
+	return Principal{
+		ID:        id,
+		Namespace: ns,
+		Name:      path[i+1:],
+		Attributes: claims.Union(Attributes{
+			{"spiffe.id", id.String()},
+			{"spiffe.trust_domain", id.TrustDomain().Name()},
+		}),
+	}, nil
+}
+
+// SVID is a workload's certificate with its key, which exists only in memory.
+// Immutable.
+type SVID struct {
+	Principal
+	// Chain, leaf first, without the root.
+	Chain []*x509.Certificate
+	Key   crypto.Signer
+	// TLS is the same in crypto/tls's form, made once.
+	TLS *tls.Certificate
+}
+
+// NewSVID checks that the leaf is a workload's.
+func NewSVID(chain []*x509.Certificate, key crypto.Signer) (*SVID, error) {
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("%w: empty chain", ErrMalformedSVID)
+	}
+	p, err := PrincipalOf(chain[0])
+	if err != nil {
+		return nil, err
+	}
+	t := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		t.Certificate = append(t.Certificate, c.Raw)
+	}
+	return &SVID{Principal: p, Chain: chain, Key: key, TLS: t}, nil
+}
+
+// NotAfter is the end of the leaf's validity.
+func (s *SVID) NotAfter() time.Time { return s.Chain[0].NotAfter }
+
+// Credential is what a workload brings to a handshake: its SVID, and the bundles
+// by which it judges others. Immutable; a newer one replaces it.
+type Credential struct {
+	SVID    *SVID
+	Bundles *x509bundle.Set
+}

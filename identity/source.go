@@ -1,0 +1,45 @@
+package identity
+
+import (
+	"context"
+)
+
+// Workload is what stands behind a socket on this host.
+type Workload struct {
+	// Key tells workloads of this host apart: equal keys mean the same cgroup,
+	// executable and uid. Comparable, opaque.
+	Key Key
+	// Attributes are sourced ones only (os.*, proc.*): what the host may assert.
+	Attributes Attributes
+}
+
+// Key identifies a workload on this host for as long as its cgroup lives.
+type Key struct {
+	CgroupID uint64
+	Exe      FileID
+	UID      uint32
+}
+
+// FileID tells versions of a file apart without reading it.
+type FileID struct {
+	Dev, Ino     uint64
+	Size         int64
+	Mtime, Ctime int64 // nanoseconds
+}
+
+// Update is one step of a workload's credential: a new one, or the reason why
+// there is none now. After an error the last good credential stays valid until
+// its NotAfter.
+type Update struct {
+	Credential *Credential
+	Err        error
+}
+
+// Source gives workloads their SVIDs: the controller's CA, or SPIRE.
+type Source interface {
+	// Watch streams credentials for w: the first as soon as there is one, then one
+	// per rotation, change of claims or change of bundles. The channel is closed
+	// when ctx ends; a reader that is slow misses intermediate steps, never the
+	// last. Safe for concurrent use.
+	Watch(ctx context.Context, w *Workload) <-chan Update
+}
