@@ -101,11 +101,40 @@ func NewSVID(chain []*x509.Certificate, key crypto.Signer) (*SVID, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newSVID(p, chain, key), nil
+}
+
+// NewHostSVID is for a host's own certificate. A peer takes nothing but a refusal
+// from it; Namespace, Name and Attributes are empty.
+func NewHostSVID(chain []*x509.Certificate, key crypto.Signer) (*SVID, error) {
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("%w: empty chain", ErrMalformedSVID)
+	}
+	if len(chain[0].URIs) != 1 {
+		return nil, fmt.Errorf("%w: %d URI SANs, want exactly one", ErrMalformedSVID, len(chain[0].URIs))
+	}
+	id, err := spiffeid.FromURI(chain[0].URIs[0])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrMalformedSVID, err)
+	}
+	if !IsHost(id) {
+		return nil, fmt.Errorf("%w: %s is not a host's", ErrMalformedSVID, id)
+	}
+	return newSVID(Principal{ID: id}, chain, key), nil
+}
+
+// IsHost tells whether id has the form of an enrolled host's:
+// spiffe://<trust domain>/symbolon/host/<host id>.
+func IsHost(id spiffeid.ID) bool {
+	return strings.HasPrefix(id.Path(), "/"+ReservedPath+"/host/")
+}
+
+func newSVID(p Principal, chain []*x509.Certificate, key crypto.Signer) *SVID {
 	t := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
 	for _, c := range chain {
 		t.Certificate = append(t.Certificate, c.Raw)
 	}
-	return &SVID{Principal: p, Chain: chain, Key: key, TLS: t}, nil
+	return &SVID{Principal: p, Chain: chain, Key: key, TLS: t}
 }
 
 // NotAfter is the end of the leaf's validity.
