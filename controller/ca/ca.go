@@ -1,0 +1,254 @@
+// Package ca is the certificate authority of one trust domain: a root and an
+// intermediate, ECDSA P-256, and the X.509-SVIDs that the intermediate signs.
+//
+// What it signs is decided by its callers; its form is decided here, by the SPIFFE
+// X.509-SVID document: exactly one URI SAN, key usage digitalSignature, never a CA.
+// Of a certificate request only the public key is used.
+//
+// The private keys lie in the store sealed under the operator's key file (package
+// seal), never in plain text. The root's is unsealed only to sign an intermediate.
+package ca
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/symbolon/symbolon/controller/seal"
+	"github.com/symbolon/symbolon/controller/store"
+)
+
+const (
+	rootValidity         = 10 * 365 * 24 * time.Hour
+	intermediateValidity = 365 * 24 * time.Hour
+	// renewBefore is what is left of an intermediate when the next one is made; an
+	// SVID never outlives its intermediate.
+	renewBefore = 90 * 24 * time.Hour
+	// backdate is how far clocks of hosts may be behind ours.
+	backdate = time.Minute
+
+	keyRoot         = "ca/root"
+	keyIntermediate = "ca/intermediate"
+)
+
+// ErrTrustDomain: the store holds the CA of another trust domain.
+var ErrTrustDomain = errors.New("ca: the store belongs to another trust domain")
+
+// Config is what a CA is made of.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	// KeyFile seals the private keys; made if the CA is made.
+	KeyFile string
+	// TTL is how long an SVID is valid, RotateEvery how soon its holder should ask
+	// for the next one.
+	TTL, RotateEvery time.Duration
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+// CA signs. Safe for concurrent use.
+type CA struct {
+	cfg   Config
+	store store.Store
+	seal  *seal.Key
+	root  *x509.Certificate
+
+	mu           sync.Mutex
+	intermediate *signer
+}
+
+// signer is a CA certificate with its key.
+type signer struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+// sealedSigner is a signer in the store.
+type sealedSigner struct {
+	Certificate []byte `json:"certificate"` // DER
+	Key         []byte `json:"key"`         // PKCS#8, sealed under the store's key, bound to the certificate
+}
+
+// Open loads the trust domain's CA from the store, or makes it if the store has
+// none. Errors: ErrTrustDomain; seal.ErrKeyFile, seal.ErrWrongKey.
+func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	c := &CA{cfg: cfg, store: st}
+	_, err := st.Get(ctx, keyRoot)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		if c.seal, err = seal.LoadOrCreate(cfg.KeyFile); err != nil {
+			return nil, fmt.Errorf("ca: %w", err)
+		}
+		if err := c.create(ctx); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, fmt.Errorf("ca: %w", err)
+	default:
+		// Never a new one here: it could not open what the old one sealed.
+		c.seal, err = seal.Load(cfg.KeyFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("ca: the CA's keys are sealed with %s, which is not there; put it back: %w", cfg.KeyFile, err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ca: %w", err)
+		}
+	}
+	root, err := c.load(ctx, keyRoot)
+	if err != nil {
+		return nil, err
+	}
+	c.root = root.cert
+	if td := trustDomainOf(c.root); td != cfg.TrustDomain.IDString() {
+		return nil, fmt.Errorf("%w: it is %s, the configuration says %s; set trust_domain back, or give another data_dir", ErrTrustDomain, td, cfg.TrustDomain.IDString())
+	}
+	if c.intermediate, err = c.load(ctx, keyIntermediate); err != nil {
+		return nil, err
+	}
+	if err := c.Renew(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func trustDomainOf(root *x509.Certificate) string {
+	if len(root.URIs) != 1 {
+		return ""
+	}
+	return root.URIs[0].String()
+}
+
+// create stores a new root and intermediate, unless somebody else was first.
+func (c *CA) create(ctx context.Context) error {
+	root, err := c.newRoot()
+	if err != nil {
+		return err
+	}
+	intermediate, err := c.newIntermediate(root)
+	if err != nil {
+		return err
+	}
+	var ops []store.Op
+	for name, s := range map[string]*signer{keyRoot: root, keyIntermediate: intermediate} {
+		v, err := c.pack(name, s)
+		if err != nil {
+			return err
+		}
+		ops = append(ops, store.Put(name, v))
+	}
+	if _, _, err := c.store.Txn(ctx, []store.Cond{{Key: keyRoot}}, ops); err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	return nil
+}
+
+// Renew replaces the intermediate if it is near its end. Call it now and then.
+func (c *CA) Renew(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cfg.Now().Before(c.intermediate.cert.NotAfter.Add(-renewBefore)) {
+		return nil
+	}
+	root, err := c.load(ctx, keyRoot)
+	if err != nil {
+		return err
+	}
+	next, err := c.newIntermediate(root)
+	if err != nil {
+		return err
+	}
+	v, err := c.pack(keyIntermediate, next)
+	if err != nil {
+		return err
+	}
+	if _, _, err := c.store.Txn(ctx, nil, []store.Op{store.Put(keyIntermediate, v)}); err != nil {
+		return fmt.Errorf("ca: renew the intermediate: %w", err)
+	}
+	c.intermediate = next
+	return nil
+}
+
+func (c *CA) pack(name string, s *signer) ([]byte, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(s.key)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %s: %w", name, err)
+	}
+	sealed, err := c.seal.Seal(name, key, s.cert.Raw)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	return json.Marshal(sealedSigner{Certificate: s.cert.Raw, Key: sealed})
+}
+
+func (c *CA) load(ctx context.Context, name string) (*signer, error) {
+	kv, err := c.store.Get(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	var packed sealedSigner
+	if err := json.Unmarshal(kv.Value, &packed); err != nil {
+		return nil, fmt.Errorf("ca: %s: %w", name, err)
+	}
+	cert, err := x509.ParseCertificate(packed.Certificate)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %s: %w", name, err)
+	}
+	der, err := c.seal.Open(name, packed.Key, packed.Certificate)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %s: %w", name, err)
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if !ok || !ec.PublicKey.Equal(cert.PublicKey) {
+		return nil, fmt.Errorf("ca: %s: the key is not the certificate's", name)
+	}
+	return &signer{cert: cert, key: ec}, nil
+}
+
+// Roots are the trust domain's, which every host trusts.
+func (c *CA) Roots() []*x509.Certificate { return []*x509.Certificate{c.root} }
+
+// Bundle is the same in go-spiffe's form.
+func (c *CA) Bundle() *x509bundle.Bundle {
+	return x509bundle.FromX509Authorities(c.cfg.TrustDomain, c.Roots())
+}
+
+// Pin is the SHA-256 of the root's SubjectPublicKeyInfo, 64 hex digits: what a
+// join token carries (RFC 7469, section 2.4, in hex).
+func (c *CA) Pin() string { return Pin(c.root) }
+
+// Pin is the pin of any certificate's key.
+func Pin(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:])
+}
+
+// NotAfter is when the root ends.
+func (c *CA) NotAfter() time.Time { return c.root.NotAfter }
+
+func newKey() (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	return key, nil
+}
