@@ -1,0 +1,267 @@
+package policydb
+
+import (
+	"math/bits"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
+)
+
+// Side says whose policies judge.
+type Side uint8
+
+const (
+	// Client judges by the chain of Query.From's namespace.
+	Client Side = iota
+	// Server judges by the chain of Query.To's namespace.
+	Server
+)
+
+func (s Side) String() string {
+	if s == Server {
+		return "server"
+	}
+	return "client"
+}
+
+// Endpoint is one end of a connection: a workload, or an External.
+type Endpoint struct {
+	Namespace  string
+	Attributes identity.Attributes // an External's labels
+	// External is "namespace/name" if it is one; then it has no namespace of its own.
+	External string
+}
+
+// Query is one connection to judge. Protocol is "tcp" or "udp"; Port is the
+// destination's.
+type Query struct {
+	From, To Endpoint
+	Protocol string
+	Port     uint16
+}
+
+// Decision is one side's word on a connection.
+type Decision struct {
+	Allow bool
+	// Reason is one of POLICY, FALLBACK, DEFAULT, NO_POLICY, ENCRYPTION_UNAVAILABLE.
+	Reason symbolonv1.Reason
+	// Policy decided: "namespace/name"; empty where a default did.
+	Policy string
+	// Protection is the least that this side asks for, were the connection let
+	// through; unspecified if the other side is an External.
+	Protection symbolonv1.Protection
+	// Log: a policy asks for a record.
+	Log bool
+	// WouldAllow is what the verdict would be if policies in observe mode were
+	// enforced; nil if it would be the same. Read only. WouldPolicy would decide it.
+	WouldAllow  *bool
+	WouldPolicy string
+	// Until is the first moment at which the decision may change by itself, because
+	// a window opens or closes or a policy expires; zero: never.
+	Until time.Time
+}
+
+// side splits q into the endpoint whose chain judges and the other one.
+func (q *Query) side(s Side) (own, other *Endpoint) {
+	if s == Server {
+		return &q.To, &q.From
+	}
+	return &q.From, &q.To
+}
+
+// Decide judges q by one side's policies (docs/policy.md has the rules). It
+// allocates nothing for endpoints that it has seen. Safe for concurrent use.
+func (c *Compiled) Decide(side Side, q *Query, now time.Time) Decision {
+	own, other := q.side(side)
+	ch := c.chains[own.Namespace]
+	if ch == nil || own.External != "" {
+		return Decision{Reason: symbolonv1.Reason_REASON_NO_POLICY, Protection: symbolonv1.Protection_PROTECTION_ENCRYPTED}
+	}
+	var until time.Time
+	enforced, would := newVerdict(), newVerdict()
+	observing := false
+	if len(ch.levels) > 0 {
+		subjects, objects := c.subjectBits(q.From.Attributes), c.objectBits(q.To.Attributes)
+		for _, l := range ch.levels {
+			for x := intersect(subjects, objects, l.first, l.end); ; {
+				i, w, ok := x.word()
+				if !ok {
+					break
+				}
+				if !l.own {
+					w &= c.propagating[i]
+				}
+				for ; w != 0; w &= w - 1 {
+					bit := int32(i)*wordBits + int32(bits.TrailingZeros64(w))
+					p := &c.policies[bit]
+					if p.conditions && !c.inForce(p, q, now, &until) {
+						continue
+					}
+					if p.observe {
+						observing = true
+					} else {
+						enforced.add(p, bit)
+					}
+					would.add(p, bit)
+				}
+			}
+			enforced.endLevel()
+			would.endLevel()
+		}
+	}
+	external := other.External != ""
+	d := c.conclude(&enforced, ch, external)
+	d.Until = until
+	if observing {
+		if w := c.conclude(&would, ch, external); w.Allow != d.Allow {
+			d.WouldAllow, d.WouldPolicy = verdictOf(w.Allow), w.Policy
+		}
+	}
+	return d
+}
+
+var wouldAllow, wouldDeny = true, false
+
+func verdictOf(allow bool) *bool {
+	if allow {
+		return &wouldAllow
+	}
+	return &wouldDeny
+}
+
+// inForce checks what selectors do not: ports, where, then time. A policy that
+// fails by the time alone still bounds how long the decision holds.
+func (c *Compiled) inForce(p *policy, q *Query, now time.Time, until *time.Time) bool {
+	if !p.ports.contains(q.Protocol, q.Port) {
+		return false
+	}
+	for _, key := range p.same {
+		if !shares(q.From.Attributes.Of(key), q.To.Attributes.Of(key)) {
+			return false
+		}
+	}
+	for _, key := range p.different {
+		from, to := q.From.Attributes.Of(key), q.To.Attributes.Of(key)
+		if len(from) == 0 || len(to) == 0 || shares(from, to) {
+			return false
+		}
+	}
+	if !p.expires.IsZero() {
+		if !now.Before(p.expires) {
+			return false
+		}
+		sooner(until, p.expires)
+	}
+	if p.window == nil || c.timeless {
+		return true
+	}
+	sooner(until, p.window.next(now))
+	return p.window.active(now)
+}
+
+func sooner(until *time.Time, t time.Time) {
+	if until.IsZero() || t.Before(*until) {
+		*until = t
+	}
+}
+
+// shares tells whether two attributes have a value in common. Both are sorted.
+func shares(a, b identity.Attributes) bool {
+	for i, j := 0, 0; i < len(a) && j < len(b); {
+		switch {
+		case a[i].Value == b[j].Value:
+			return true
+		case a[i].Value < b[j].Value:
+			i++
+		default:
+			j++
+		}
+	}
+	return false
+}
+
+// none is no policy's bit.
+const none int32 = -1
+
+// verdict gathers the matching policies of one side, from the root down and within
+// a namespace by name, so that the first of a kind is the one to report.
+type verdict struct {
+	decided  int32 // the policy that decided, at the first level where one did
+	fallback int32 // the one that decides else, at the deepest level where one matched
+	encrypt  int32 // the first that obliges
+	log      bool
+	// This level's, until endLevel.
+	deny, allow, fallbackDeny, fallbackAllow int32
+}
+
+func newVerdict() verdict {
+	return verdict{decided: none, fallback: none, encrypt: none, deny: none, allow: none, fallbackDeny: none, fallbackAllow: none}
+}
+
+func (v *verdict) add(p *policy, bit int32) {
+	if p.encrypt {
+		first(&v.encrypt, bit)
+	}
+	v.log = v.log || p.log
+	switch {
+	case p.verb == symbolonv1.Verb_VERB_DENY && p.fallback:
+		first(&v.fallbackDeny, bit)
+	case p.verb == symbolonv1.Verb_VERB_DENY:
+		first(&v.deny, bit)
+	case p.verb == symbolonv1.Verb_VERB_ALLOW && p.fallback:
+		first(&v.fallbackAllow, bit)
+	case p.verb == symbolonv1.Verb_VERB_ALLOW:
+		first(&v.allow, bit)
+	}
+}
+
+func first(at *int32, bit int32) {
+	if *at == none {
+		*at = bit
+	}
+}
+
+// endLevel applies rules 3 and 4: deny beats allow within a namespace; the first
+// namespace from the root decides, the deepest falls back.
+func (v *verdict) endLevel() {
+	if d := either(v.deny, v.allow); d != none {
+		first(&v.decided, d)
+	}
+	if f := either(v.fallbackDeny, v.fallbackAllow); f != none {
+		v.fallback = f
+	}
+	v.deny, v.allow, v.fallbackDeny, v.fallbackAllow = none, none, none, none
+}
+
+func either(a, b int32) int32 {
+	if a != none {
+		return a
+	}
+	return b
+}
+
+// conclude turns what was gathered into a decision.
+func (c *Compiled) conclude(v *verdict, ch *chain, external bool) Decision {
+	d := Decision{Allow: ch.allow, Reason: symbolonv1.Reason_REASON_DEFAULT, Protection: ch.protection, Log: v.log}
+	switch {
+	case v.decided != none:
+		d.Reason = symbolonv1.Reason_REASON_POLICY
+	case v.fallback != none:
+		d.Reason = symbolonv1.Reason_REASON_FALLBACK
+	}
+	if bit := either(v.decided, v.fallback); bit != none {
+		p := &c.policies[bit]
+		d.Allow, d.Policy = p.verb == symbolonv1.Verb_VERB_ALLOW, p.ref
+	}
+	if v.encrypt != none {
+		d.Protection = symbolonv1.Protection_PROTECTION_ENCRYPTED
+	}
+	if external {
+		d.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
+		if d.Allow && v.encrypt != none {
+			d.Allow, d.Reason, d.Policy = false, symbolonv1.Reason_REASON_ENCRYPTION_UNAVAILABLE, c.policies[v.encrypt].ref
+		}
+	}
+	return d
+}

@@ -1,0 +1,158 @@
+package policydb
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
+)
+
+// A PolicyTest asks what the policies of its namespace's chain make of two
+// endpoints, both taken to be in that namespace. It must not pass at noon and fail
+// at midnight, so windows count as open; what has expired is gone.
+
+// runTests runs the PolicyTests of every namespace that the change touches, and of
+// those below, against the candidate. Failures become errors.
+func (p *planner) runTests(now time.Time) {
+	touched := make(map[string]bool)
+	for _, c := range p.Changes {
+		if c.Type != symbolonv1.ChangeType_CHANGE_TYPE_UNCHANGED {
+			touched[c.Key().Namespace] = true
+		}
+	}
+	tests := p.candidate.List(KindPolicyTest, "/")
+	tests = slices.DeleteFunc(tests, func(r *symbolonv1.Resource) bool {
+		return !slices.ContainsFunc(chainOf(r.GetNamespace()), func(ns string) bool { return touched[ns] })
+	})
+	if len(tests) == 0 {
+		return
+	}
+	c, err := p.candidate.compileFor(tests)
+	if err != nil {
+		p.errs.add(&ValidationError{SyntaxError: SyntaxError{Message: err.Error()}})
+		return
+	}
+	for _, r := range tests {
+		for i, t := range r.GetPolicyTest().GetTests() {
+			failure := c.test(r.GetNamespace(), t, now)
+			p.TestResults = append(p.TestResults, &symbolonv1.TestResult{
+				Test: RefOf(r) + ": " + t.GetName(), Passed: failure == "", Message: failure,
+			})
+			if failure != "" {
+				p.fail(r, problem{[]any{"tests", i, "name"}, mistake{fmt.Sprintf("test %s failed: %s", printable(t.GetName()), failure), ""}})
+			}
+		}
+	}
+}
+
+// compileFor compiles what stands on the chains of the tests' namespaces.
+func (s *Snapshot) compileFor(tests []*symbolonv1.Resource) (*Compiled, error) {
+	seen := make(map[string]bool)
+	var resources []*symbolonv1.Resource
+	for _, t := range tests {
+		for _, ns := range chainOf(t.GetNamespace()) {
+			if !seen[ns] {
+				seen[ns] = true
+				resources = append(resources, s.in(ns)...)
+			}
+		}
+	}
+	c, err := Compile(resources, s.generation)
+	if err == nil {
+		c.timeless = true
+	}
+	return c, err
+}
+
+// test returns what is wrong, or "". A test on a range of ports, or on any, must
+// hold for each of them.
+func (c *Compiled) test(namespace string, t *symbolonv1.PolicyTest_Test, now time.Time) string {
+	q := &Query{
+		From: Endpoint{Namespace: namespace, Attributes: identity.AttributesFromProto(t.GetFrom())},
+		To:   Endpoint{Namespace: namespace, Attributes: identity.AttributesFromProto(t.GetTo())},
+	}
+	ranges := []*symbolonv1.PortRange{t.GetPort()}
+	if t.GetPort() == nil {
+		ranges = ranges[:0]
+		for _, protocol := range protocols {
+			ranges = append(ranges, &symbolonv1.PortRange{Protocol: protocol, First: 1, Last: maxPort})
+		}
+	}
+	for _, r := range ranges {
+		for _, port := range c.portsToTry(q, r) {
+			q.Protocol, q.Port = r.GetProtocol(), port
+			if failure := c.testPort(q, t, now); failure != "" {
+				return fmt.Sprintf("at %s/%d %s", q.Protocol, q.Port, failure)
+			}
+		}
+	}
+	return ""
+}
+
+func (c *Compiled) testPort(q *Query, t *symbolonv1.PolicyTest_Test, now time.Time) string {
+	sides := []Decision{c.Decide(Client, q, now), c.Decide(Server, q, now)}
+	allow := sides[0].Allow && sides[1].Allow
+	got := describeSides(sides)
+	if allow != t.GetExpectAllow() {
+		return fmt.Sprintf("want %s, got %s", nameOf(outcomes, t.GetExpectAllow()), got)
+	}
+	if by := t.GetBy(); by != "" && !slices.ContainsFunc(sides, func(d Decision) bool { return d.Policy == by && d.Allow == allow }) {
+		return fmt.Sprintf("want %s by %s, got %s", nameOf(outcomes, allow), by, got)
+	}
+	encrypted := max(sides[0].Protection, sides[1].Protection) == symbolonv1.Protection_PROTECTION_ENCRYPTED
+	if t.Encrypted != nil && t.GetEncrypted() != encrypted {
+		return fmt.Sprintf("want encrypted: %t, got %t", t.GetEncrypted(), encrypted)
+	}
+	return ""
+}
+
+// describeSides names the verdict that counts: the first denial, or the allow.
+func describeSides(sides []Decision) string {
+	d := sides[0]
+	for _, x := range sides {
+		if !x.Allow {
+			d = x
+			break
+		}
+	}
+	by := "default"
+	if d.Policy != "" {
+		by = d.Policy
+	}
+	return fmt.Sprintf("%s by %s", nameOf(outcomes, d.Allow), by)
+}
+
+// portsToTry is one port of each part of r on which the policies whose selectors
+// match q cannot differ.
+func (c *Compiled) portsToTry(q *Query, r *symbolonv1.PortRange) []uint16 {
+	out := []uint16{uint16(r.GetFirst())}
+	ch := c.chains[q.From.Namespace]
+	if ch == nil {
+		return out
+	}
+	subjects, objects := c.subjectBits(q.From.Attributes), c.objectBits(q.To.Attributes)
+	for _, l := range ch.levels {
+		x := intersect(subjects, objects, l.first, l.end)
+		for i, w, ok := x.word(); ok; i, w, ok = x.word() {
+			for b := uint32(0); b < wordBits; b++ {
+				if w&(1<<b) == 0 {
+					continue
+				}
+				for _, p := range c.policies[i*wordBits+b].ports {
+					if p.protocol != r.GetProtocol() {
+						continue
+					}
+					for _, edge := range []uint32{uint32(p.first), uint32(p.last) + 1} {
+						if edge > r.GetFirst() && edge <= r.GetLast() {
+							out = append(out, uint16(edge))
+						}
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
