@@ -1,0 +1,108 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxExecutable bounds the work that a local user can cause by running a large
+	// sparse file: beyond it there is no proc.exe_sha256. A gigabyte takes about two
+	// seconds.
+	maxExecutable = 1 << 30
+	// maxHashing is how many files are read at a time.
+	maxHashing = 2
+	// maxAttempts counts how often others may spoil ours.
+	maxAttempts = 3
+	// hashChunk is read between two looks at the clock.
+	hashChunk = 256 << 10
+)
+
+// errChanged: the process runs another file than a moment ago.
+var errChanged = errors.New("executable changed meanwhile")
+
+// executables knows the SHA-256 of executables, each read once per version.
+type executables struct {
+	sums   *lru.Cache[FileID, string]
+	flight singleflight.Group
+	slots  *semaphore.Weighted
+}
+
+func newExecutables(size int) *executables {
+	sums, err := lru.New[FileID, string](size)
+	if err != nil {
+		panic(err) // only for a size below one
+	}
+	return &executables{sums: sums, slots: semaphore.NewWeighted(maxHashing)}
+}
+
+// sum returns the lower-case hexadecimal SHA-256 of what p runs, known to be id;
+// "" if it is too large.
+func (x *executables) sum(ctx context.Context, p *process, id FileID) (string, error) {
+	if id.Size > maxExecutable {
+		return "", nil
+	}
+	for attempt := 1; ; attempt++ {
+		if s, ok := x.sums.Get(id); ok {
+			return s, nil
+		}
+		v, err, shared := x.flight.Do(fmt.Sprint(id), func() (any, error) {
+			s, err := x.read(ctx, p, id)
+			if err == nil {
+				x.sums.Add(id, s)
+			}
+			return s, err
+		})
+		if err == nil {
+			return v.(string), nil
+		}
+		// What ended another caller's attempt (his deadline, his process) says nothing
+		// about ours.
+		if !shared || attempt == maxAttempts || ctx.Err() != nil {
+			return "", err
+		}
+	}
+}
+
+func (x *executables) read(ctx context.Context, p *process, id FileID) (string, error) {
+	if err := x.slots.Acquire(ctx, 1); err != nil {
+		return "", err
+	}
+	defer x.slots.Release(1)
+	f, err := p.openExe()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	// The process may have called execve since: what is open counts.
+	opened, err := statFile(int(f.Fd()), "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return "", err
+	}
+	if opened != id {
+		return "", errChanged
+	}
+	h := sha256.New()
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		_, err := io.CopyN(h, f, hashChunk)
+		if errors.Is(err, io.EOF) {
+			return hex.EncodeToString(h.Sum(nil)), nil
+		}
+		if err != nil {
+			return "", os.NewSyscallError("read", err)
+		}
+	}
+}

@@ -1,0 +1,258 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrUnknownOwner: nothing reliable is known of who is behind the socket.
+	ErrUnknownOwner = errors.New("unknown socket owner")
+	// ErrAmbiguousOwner: different programs or users share the socket.
+	ErrAmbiguousOwner = errors.New("ambiguous socket owner")
+)
+
+// Socket is the kernel's word on a socket of this host (package redirect).
+type Socket struct {
+	// UID is the file-system uid of the process that made the socket.
+	UID uint32
+	// Inode names the socket among the descriptors of processes.
+	Inode uint64
+	// CgroupID and CgroupPath are the cgroup v2 that the socket was made in. The path
+	// counts from the cgroup root, "/system.slice/nginx.service", and is "" where it
+	// is not known; both are zero on machines with cgroup v1 only.
+	CgroupID   uint64
+	CgroupPath string
+	// Trusted is false when UID may not be the maker's: in FIN_WAIT2 and TIME_WAIT
+	// the kernel says 0 of everybody's socket.
+	Trusted bool
+}
+
+// Bounds of what a Resolver remembers; beyond, the least recently used goes.
+const (
+	maxWorkloads   = 4096
+	maxProcesses   = 8192
+	maxExecutables = 1024
+	maxHints       = 4096
+)
+
+// Resolver finds the workload behind a socket. Safe for concurrent use; it has no
+// goroutines and nothing to close.
+type Resolver struct {
+	proc   string // mount point of procfs
+	cgroup string // mount point of cgroup v2, "" if there is none
+	host   Attributes
+	users  *userDB
+	exes   *executables
+
+	workloads *lru.Cache[workloadKey, cachedWorkload]
+	processes *lru.Cache[processKey, processFacts]
+	sockets   *lru.Cache[uint64, hint]   // by inode: listeners are asked for again and again
+	groups    *lru.Cache[groupKey, hint] // the last owner in a cgroup
+}
+
+type workloadKey struct {
+	Key
+	exe, cgroup string
+}
+
+type cachedWorkload struct {
+	w     *Workload
+	users uint64 // serial of the user database
+}
+
+// processKey is unambiguous for as long as the machine runs.
+type processKey struct {
+	pid   int
+	start uint64
+}
+
+type groupKey struct {
+	cgroup uint64
+	uid    uint32
+}
+
+// hint says where a socket was found; nothing is believed of it unseen.
+type hint struct {
+	processKey
+	fds [3]int
+}
+
+// NewResolver reads what all workloads of the host have in common.
+func NewResolver() (*Resolver, error) {
+	host, err := HostAttributes()
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("mount table: %w", err)
+	}
+	return &Resolver{
+		proc:      "/proc",
+		cgroup:    cgroup2Mount(string(mounts)),
+		host:      host,
+		users:     &userDB{passwd: "/etc/passwd", group: "/etc/group"},
+		exes:      newExecutables(maxExecutables),
+		workloads: newLRU[workloadKey, cachedWorkload](maxWorkloads),
+		processes: newLRU[processKey, processFacts](maxProcesses),
+		sockets:   newLRU[uint64, hint](maxHints),
+		groups:    newLRU[groupKey, hint](maxHints),
+	}, nil
+}
+
+func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
+	c, err := lru.New[K, V](size)
+	if err != nil {
+		panic(err) // only for a size below one
+	}
+	return c
+}
+
+// Resolve finds the workload behind s: the process that holds the socket, or its
+// container. The attributes are
+//
+//	os.kernel os.distribution       of the host
+//	os.user os.group                by passwd(5) and group(5)
+//	proc.uid                        decimal
+//	proc.exe                        the path of the executable
+//	proc.exe_sha256                 of its contents
+//	proc.cgroup                     path
+//	proc.unit proc.user_unit        the systemd unit, and the one below a user's manager
+//	container.id
+//
+// A process that has ended leaves what the socket itself tells, its uid and
+// cgroup, so policy that asks for more does not match. In a container the
+// workload is the container: users and files there are its image's, and get no
+// os.user and no proc.exe.
+//
+// proc.exe is set only where the path leads, on this host, to the very file that
+// runs: a user with a mount namespace of its own can give any file any name. The
+// file of a running process may be replaced (an upgrade): a process that was seen
+// before keeps its proc.exe, another one has only proc.exe_sha256.
+//
+// Errors: ErrUnknownOwner, ErrAmbiguousOwner, and those of ctx and of reading.
+func (r *Resolver) Resolve(ctx context.Context, s Socket) (*Workload, error) {
+	if !s.Trusted || s.Inode == 0 {
+		return nil, fmt.Errorf("%w: the socket is closed, or closing", ErrUnknownOwner)
+	}
+	if f := parseCgroup(s.CgroupPath); f.container != "" && s.CgroupID != 0 {
+		return r.workload(facts{cgroupID: s.CgroupID, cgroup: s.CgroupPath})
+	}
+	f, err := r.owner(ctx, s)
+	if errors.Is(err, errGone) {
+		// Without a cgroup that says something, a container's process could pass for
+		// one of the host.
+		if s.CgroupPath == "" || s.CgroupPath == "/" {
+			return nil, fmt.Errorf("%w: no process has socket %d", ErrUnknownOwner, s.Inode)
+		}
+		return r.workload(facts{cgroupID: s.CgroupID, cgroup: s.CgroupPath, uid: s.UID})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.workload(f)
+}
+
+// facts are what a workload is made of.
+type facts struct {
+	cgroupID uint64
+	cgroup   string
+	uid      uint32
+	exe      FileID // zero: the process is gone
+	exePath  string // "": not proven
+	sum      string
+}
+
+// workload makes the workload of f, or finds the one that was made before.
+func (r *Resolver) workload(f facts) (*Workload, error) {
+	cg := parseCgroup(f.cgroup)
+	if cg.container != "" {
+		f = facts{cgroupID: f.cgroupID, cgroup: f.cgroup}
+	}
+	u, serial, err := r.users.lookup(f.uid)
+	if err != nil {
+		return nil, err
+	}
+	k := workloadKey{Key{CgroupID: f.cgroupID, Exe: f.exe, UID: f.uid}, f.exePath, f.cgroup}
+	if c, ok := r.workloads.Get(k); ok && c.users == serial {
+		return c.w, nil
+	}
+	m := make(map[string][]string)
+	set := func(key, value string) {
+		if value != "" {
+			m[key] = []string{value}
+		}
+	}
+	set("proc.cgroup", f.cgroup)
+	set("proc.unit", cg.unit)
+	set("proc.user_unit", cg.userUnit)
+	set("container.id", cg.container)
+	if cg.container == "" {
+		set("proc.uid", strconv.FormatUint(uint64(f.uid), 10))
+		set("proc.exe", f.exePath)
+		set("proc.exe_sha256", f.sum)
+		set("os.user", u.name)
+		m["os.group"] = u.groups
+	}
+	w := &Workload{Key: k.Key, Attributes: NewAttributes(m).Union(r.host)}
+	r.workloads.Add(k, cachedWorkload{w, serial})
+	return w, nil
+}
+
+// place finds the cgroup of a socket and its owner. Normally it is the socket's. On
+// a machine where systemd uses cgroup v1, alone or beside an empty v2, it is the
+// owner's there.
+func (r *Resolver) place(s Socket, p *process) (id uint64, path string, err error) {
+	if s.CgroupID != 0 && s.CgroupPath != "" && s.CgroupPath != "/" {
+		return s.CgroupID, s.CgroupPath, nil
+	}
+	v2, v1, err := p.cgroups()
+	if err != nil {
+		return 0, "", err
+	}
+	if v2 == "" || v2 == "/" {
+		if s.CgroupPath == "" && s.CgroupID > rootCgroup {
+			return 0, "", fmt.Errorf("%w: the socket was made in another cgroup than its owner's", ErrAmbiguousOwner)
+		}
+		if v1 == "" || v1 == "/" {
+			return s.CgroupID, v2, nil
+		}
+		// Inodes of v1 are another series than those of v2: name it by its path. The
+		// top bit keeps it off the numbers of v2.
+		sum := sha256.Sum256([]byte(v1))
+		return 1<<63 | binary.BigEndian.Uint64(sum[:8]), v1, nil
+	}
+	id, err = r.cgroupID(v2)
+	if err != nil {
+		return 0, "", err
+	}
+	// Out of the root cgroup nobody but root moves a process.
+	if s.CgroupID > rootCgroup && s.CgroupID != id {
+		return 0, "", fmt.Errorf("%w: the socket was made in another cgroup than its owner's", ErrAmbiguousOwner)
+	}
+	return id, v2, nil
+}
+
+// rootCgroup is the id of cgroup v2's root on every kernel.
+const rootCgroup = 1
+
+// cgroupID: since Linux 5.5 the id of a cgroup is the inode of its directory.
+func (r *Resolver) cgroupID(path string) (uint64, error) {
+	if r.cgroup == "" {
+		return 0, fmt.Errorf("%w: cgroup v2 is not mounted", ErrUnknownOwner)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(r.cgroup+path, &st); err != nil {
+		return 0, procError("stat", err)
+	}
+	return st.Ino, nil
+}
