@@ -1,0 +1,120 @@
+package flow
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+// Line is a record as written: JSON names are those of flow.proto, enums in kebab
+// case, times in RFC 3339, durations in microseconds, sizes in bytes. Empty fields
+// are left out.
+type Line struct {
+	FlowID          string    `json:"flow_id"`
+	Reporter        string    `json:"reporter"`
+	Host            string    `json:"host,omitempty"`
+	Start           time.Time `json:"start"`
+	End             time.Time `json:"end"`
+	Source          Endpoint  `json:"source"`
+	Destination     Endpoint  `json:"destination"`
+	Outcome         string    `json:"outcome"`
+	Reason          string    `json:"reason,omitempty"`
+	PeerReason      string    `json:"peer_reason,omitempty"`
+	ClientPolicy    string    `json:"client_policy,omitempty"`
+	ServerPolicy    string    `json:"server_policy,omitempty"`
+	WouldVerdict    string    `json:"would_verdict,omitempty"`
+	WouldPolicy     string    `json:"would_policy,omitempty"`
+	Protection      string    `json:"protection"`
+	TLSVersion      string    `json:"tls_version,omitempty"`
+	CipherSuite     string    `json:"cipher_suite,omitempty"`
+	KeyExchange     string    `json:"key_exchange,omitempty"`
+	Resumed         bool      `json:"resumed,omitempty"`
+	Local           bool      `json:"local,omitempty"`
+	BytesSent       uint64    `json:"bytes_sent"`
+	BytesReceived   uint64    `json:"bytes_received"`
+	FirstByteMicros uint64    `json:"first_byte_micros,omitempty"`
+	Generation      uint64    `json:"generation,omitempty"`
+	Detail          string    `json:"detail,omitempty"`
+}
+
+// Endpoint is one end of a Line.
+type Endpoint struct {
+	SPIFFEID   string              `json:"spiffe_id,omitempty"`
+	Namespace  string              `json:"namespace,omitempty"`
+	Workload   string              `json:"workload,omitempty"`
+	Attributes map[string][]string `json:"attributes,omitempty"`
+	Address    string              `json:"address,omitempty"`
+	External   string              `json:"external,omitempty"`
+}
+
+// NewLine converts a record.
+func NewLine(r *symbolonv1.FlowRecord) *Line {
+	return &Line{
+		FlowID: r.GetFlowId(), Reporter: enumName(r.GetReporter().String(), "REPORTER_"), Host: r.GetHost(),
+		Start: asTime(r.GetStart()), End: asTime(r.GetEnd()),
+		Source: endpoint(r.GetSource()), Destination: endpoint(r.GetDestination()),
+		Outcome: enumName(r.GetOutcome().String(), "OUTCOME_"),
+		Reason:  ReasonName(r.GetReason()), PeerReason: ReasonName(r.GetPeerReason()),
+		ClientPolicy: r.GetClientPolicy(), ServerPolicy: r.GetServerPolicy(),
+		WouldVerdict: r.GetWouldVerdict(), WouldPolicy: r.GetWouldPolicy(),
+		Protection: ProtectionName(r.GetProtection()),
+		TLSVersion: r.GetTlsVersion(), CipherSuite: r.GetCipherSuite(), KeyExchange: r.GetKeyExchange(),
+		Resumed: r.GetResumed(), Local: r.GetLocal(),
+		BytesSent: r.GetBytesSent(), BytesReceived: r.GetBytesReceived(),
+		FirstByteMicros: r.GetFirstByteMicros(), Generation: r.GetGeneration(), Detail: r.GetDetail(),
+	}
+}
+
+// MarshalLine is a record as one line of JSON, with its newline.
+func MarshalLine(r *symbolonv1.FlowRecord) ([]byte, error) {
+	b, err := json.Marshal(NewLine(r))
+	if err != nil {
+		return nil, err
+	}
+	return append(b, '\n'), nil
+}
+
+// ReasonName is the reason's public name, "peer-unprotected"; "" for UNSPECIFIED.
+func ReasonName(r symbolonv1.Reason) string {
+	if r == symbolonv1.Reason_REASON_UNSPECIFIED {
+		return ""
+	}
+	return enumName(r.String(), "REASON_")
+}
+
+// ProtectionName is "encrypted", "authenticated" or "none".
+func ProtectionName(p symbolonv1.Protection) string {
+	if p == symbolonv1.Protection_PROTECTION_UNSPECIFIED {
+		return "none"
+	}
+	return enumName(p.String(), "PROTECTION_")
+}
+
+func enumName(s, prefix string) string {
+	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(s, prefix)), "_", "-")
+}
+
+func endpoint(e *symbolonv1.FlowEndpoint) Endpoint {
+	out := Endpoint{
+		SPIFFEID: e.GetSpiffeId(), Namespace: e.GetNamespace(), Workload: e.GetWorkload(),
+		Address: e.GetAddress(), External: e.GetExternal(),
+	}
+	for k, vs := range e.GetAttributes() {
+		if out.Attributes == nil {
+			out.Attributes = make(map[string][]string)
+		}
+		out.Attributes[k] = vs.GetValues()
+	}
+	return out
+}
+
+func asTime(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}

@@ -1,0 +1,174 @@
+package flow
+
+import (
+	"context"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+const (
+	// writerQueue is how many records wait for a slow writer before some are lost.
+	writerQueue = 4096
+	// reporterQueue is how many records wait for the controller.
+	reporterQueue = 16384
+	// reporterBatch is the most that one report carries.
+	reporterBatch = 1024
+	// reportEvery is how long a record waits for others to travel with.
+	reportEvery = time.Second
+)
+
+// Sink takes finished records. Record never blocks; the record is not changed
+// afterwards by either side.
+type Sink interface {
+	Record(*symbolonv1.FlowRecord)
+}
+
+// Tee gives each record to every sink.
+type Tee []Sink
+
+// Record implements Sink.
+func (t Tee) Record(r *symbolonv1.FlowRecord) {
+	for _, s := range t {
+		s.Record(r)
+	}
+}
+
+// Writer writes each record as a line of JSON.
+type Writer struct {
+	queue chan *symbolonv1.FlowRecord
+	done  chan struct{}
+	lost  atomic.Uint64
+	once  sync.Once
+}
+
+// NewWriter starts writing to w, which it does not close. onError hears of the
+// first failed write after each successful one.
+func NewWriter(w io.Writer, onError func(error)) *Writer {
+	x := &Writer{queue: make(chan *symbolonv1.FlowRecord, writerQueue), done: make(chan struct{})}
+	go func() {
+		defer close(x.done)
+		failed := false
+		for r := range x.queue {
+			line, err := MarshalLine(r)
+			if err == nil {
+				_, err = w.Write(line)
+			}
+			if err != nil {
+				x.lost.Add(1)
+				if !failed {
+					onError(err)
+				}
+			}
+			failed = err != nil
+		}
+	}()
+	return x
+}
+
+// Record implements Sink.
+func (w *Writer) Record(r *symbolonv1.FlowRecord) {
+	select {
+	case w.queue <- r:
+	default:
+		w.lost.Add(1)
+	}
+}
+
+// Lost counts the records that were not written.
+func (w *Writer) Lost() uint64 { return w.lost.Load() }
+
+// Close writes what is queued. Record must not be called any more.
+func (w *Writer) Close() {
+	w.once.Do(func() { close(w.queue) })
+	<-w.done
+}
+
+// Reporter sends records to the controller in batches. While the controller is
+// away it keeps the newest reporterQueue of them.
+type Reporter struct {
+	send func(context.Context, *symbolonv1.ReportFlowsRequest) error
+
+	mu    sync.Mutex
+	queue []*symbolonv1.FlowRecord
+	lost  uint64 // since the last report that arrived
+	total uint64
+}
+
+// NewReporter reports through send, which returns when the batch has arrived or
+// cannot. Run does the work.
+func NewReporter(send func(context.Context, *symbolonv1.ReportFlowsRequest) error) *Reporter {
+	return &Reporter{send: send}
+}
+
+// Record implements Sink.
+func (r *Reporter) Record(rec *symbolonv1.FlowRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.queue) >= reporterQueue {
+		n := copy(r.queue, r.queue[reporterBatch:]) // the oldest go, a batch at a time
+		clear(r.queue[n:])
+		r.queue = r.queue[:n]
+		r.lost += reporterBatch
+		r.total += reporterBatch
+	}
+	r.queue = append(r.queue, rec)
+}
+
+// Lost counts the records that never reached the controller.
+func (r *Reporter) Lost() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.total
+}
+
+// Run reports until ctx ends, and once more then, within grace.
+func (r *Reporter) Run(ctx context.Context, grace time.Duration) {
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+			defer cancel()
+			for r.flush(last) {
+			}
+			return
+		case <-tick.C:
+			for r.flush(ctx) {
+			}
+		}
+	}
+}
+
+// flush sends one batch; true: there may be more to send now.
+func (r *Reporter) flush(ctx context.Context) bool {
+	r.mu.Lock()
+	n := min(len(r.queue), reporterBatch)
+	batch := &symbolonv1.ReportFlowsRequest{Records: r.queue[:n:n], Lost: r.lost}
+	r.queue = append([]*symbolonv1.FlowRecord(nil), r.queue[n:]...)
+	r.lost = 0
+	r.mu.Unlock()
+	if n == 0 && batch.GetLost() == 0 {
+		return false
+	}
+	if err := r.send(ctx, batch); err == nil {
+		return n == reporterBatch
+	}
+	// Put it back in front; what no longer fits is lost.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lost += batch.GetLost()
+	keep := batch.GetRecords()
+	if over := len(keep) + len(r.queue) - reporterQueue; over > 0 {
+		over = min(over, len(keep))
+		keep = keep[over:]
+		r.lost += uint64(over)
+		r.total += uint64(over)
+	}
+	r.queue = append(append([]*symbolonv1.FlowRecord(nil), keep...), r.queue...)
+	return false
+}

@@ -1,0 +1,109 @@
+package mtls
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/symbolon/symbolon/identity"
+)
+
+const (
+	// sessionsPerCredential bounds the client's tickets: one a destination.
+	sessionsPerCredential = 256
+)
+
+// Endpoint is one workload's end of tunnels: its credential in crypto/tls's form.
+// A new credential means a new Endpoint, and with it new ticket keys and an empty
+// session cache, so that no resumed session carries an old SVID. Safe for
+// concurrent use; make it once per credential.
+type Endpoint struct {
+	credential     *identity.Credential
+	client, server *tls.Config
+}
+
+// Options are what tests and configuration may change.
+type Options struct {
+	// Now is the clock that certificates are judged by; nil: time.Now.
+	Now func() time.Time
+	// NoResumption makes every handshake a full one.
+	NoResumption bool
+	// Curves are the key exchanges, X25519MLKEM768 and X25519 by default.
+	Curves []tls.CurveID
+}
+
+// NewEndpoint prepares both directions.
+func NewEndpoint(c *identity.Credential, o Options) *Endpoint {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if len(o.Curves) == 0 {
+		o.Curves = []tls.CurveID{tls.X25519MLKEM768, tls.X25519}
+	}
+	e := &Endpoint{credential: c}
+	verify := func(client bool) func(tls.ConnectionState) error {
+		return func(s tls.ConnectionState) error {
+			if err := checkState(&s); err != nil {
+				return err
+			}
+			_, err := judge(s.PeerCertificates, c, o.Now(), client)
+			return err
+		}
+	}
+	base := &tls.Config{
+		Certificates:                []tls.Certificate{*c.SVID.TLS},
+		MinVersion:                  tls.VersionTLS13,
+		NextProtos:                  []string{ALPN},
+		CurvePreferences:            o.Curves,
+		Time:                        o.Now,
+		SessionTicketsDisabled:      o.NoResumption,
+		DynamicRecordSizingDisabled: true,
+		// crypto/tls would look for a host name in the certificate. VerifyConnection
+		// judges the chain instead, by the bundle of the peer's own trust domain; it
+		// runs on every handshake, resumed ones included.
+		InsecureSkipVerify: true,
+	}
+	e.client, e.server = base, base.Clone()
+	e.client.VerifyConnection = verify(true)
+	e.server.VerifyConnection = verify(false)
+	e.server.ClientAuth = tls.RequireAnyClientCert
+	if !o.NoResumption {
+		e.client.ClientSessionCache = tls.NewLRUClientSessionCache(sessionsPerCredential)
+	}
+	return e
+}
+
+// Credential is what the endpoint was made from.
+func (e *Endpoint) Credential() *identity.Credential { return e.credential }
+
+// checkState refuses a handshake that is not what symbolon/1 promises.
+func checkState(s *tls.ConnectionState) error {
+	switch {
+	case s.Version != tls.VersionTLS13:
+		return fmt.Errorf("%w: %s", ErrProtocol, tls.VersionName(s.Version))
+	case s.CipherSuite != tls.TLS_AES_256_GCM_SHA384:
+		return fmt.Errorf("%w: cipher suite %s", ErrProtocol, tls.CipherSuiteName(s.CipherSuite))
+	case s.NegotiatedProtocol != ALPN:
+		return fmt.Errorf("%w: ALPN %q", ErrProtocol, s.NegotiatedProtocol)
+	}
+	return nil
+}
+
+// judge verifies a peer's chain and names it. A client meets the certificate of a
+// host where a port has no workload behind it: that peer can refuse and nothing
+// else (Peer.Host).
+func judge(chain []*x509.Certificate, c *identity.Credential, now time.Time, client bool) (Peer, error) {
+	p, err := identity.Verify(chain, c.Bundles, now)
+	if err == nil {
+		return Peer{Principal: p, NotAfter: chain[0].NotAfter}, nil
+	}
+	if client && errors.Is(err, identity.ErrNotWorkload) {
+		id, verr := identity.VerifySVID(chain, c.Bundles, now)
+		if verr == nil && identity.IsHost(id) {
+			return Peer{Principal: identity.Principal{ID: id}, NotAfter: chain[0].NotAfter, Host: true}, nil
+		}
+	}
+	return Peer{}, err
+}

@@ -1,0 +1,49 @@
+package mtls
+
+import (
+	"bytes"
+	"encoding/hex"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+// The wire format of symbolon/1 is a promise: these bytes never change.
+func TestWireFormat(t *testing.T) {
+	id := FlowID{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+	var open, verdict bytes.Buffer
+	if err := writeMessage(&open, NewOpen(id, somewhere, encrypted, 7)); err != nil {
+		t.Fatal(err)
+	}
+	v := &symbolonv1.Verdict{Accept: true, Reason: symbolonv1.Reason_REASON_POLICY, Protection: encrypted, FlowId: id[:], Policy: "/prod/p", Log: true}
+	if err := writeMessage(&verdict, v); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ name, got, want string }{
+		{"open", hex.EncodeToString(open.Bytes()), "000000220801" + "12040a000009" + "18b82a" + "2002" + "2a10000102030405060708090a0b0c0d0e0f" + "3007"},
+		{"verdict", hex.EncodeToString(verdict.Bytes()), "00000023" + "0801" + "1001" + "1802" + "2210000102030405060708090a0b0c0d0e0f" + "2a072f70726f642f70" + "3001"},
+	} {
+		if tc.got != tc.want {
+			t.Errorf("%s:\n got %s\nwant %s", tc.name, tc.got, tc.want)
+		}
+	}
+}
+
+func TestUnknownFieldsAreIgnored(t *testing.T) {
+	var b bytes.Buffer
+	if err := writeMessage(&b, NewOpen(NewFlowID(), somewhere, encrypted, 7)); err != nil {
+		t.Fatal(err)
+	}
+	raw := protowire.AppendTag(b.Bytes(), 99, protowire.BytesType)
+	raw = protowire.AppendBytes(raw, []byte("of a later version"))
+	raw[3] = byte(len(raw) - lengthSize)
+	got := &symbolonv1.Open{}
+	if err := readMessage(bytes.NewReader(raw), got); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkOpen(got); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,125 @@
+package mtls
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+
+	"google.golang.org/protobuf/proto"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+const (
+	// ALPN names the protocol in the handshake.
+	ALPN = "symbolon/1"
+	// MessageVersion is Open.version.
+	MessageVersion = 1
+	// MaxMessage bounds Open and Verdict, in bytes without their length.
+	MaxMessage = 16 << 10
+
+	lengthSize = 4
+)
+
+// FlowID is the name of one connection in the records of both sides.
+type FlowID [16]byte
+
+// NewFlowID is random.
+func NewFlowID() (id FlowID) {
+	rand.Read(id[:]) // never fails: crypto/rand crashes the program instead
+	return id
+}
+
+func (id FlowID) String() string { return hex.EncodeToString(id[:]) }
+
+// writeMessage sends m behind its length in one write.
+func writeMessage(w io.Writer, m proto.Message) error {
+	b, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, lengthSize, 256), m)
+	if err != nil {
+		return err
+	}
+	n := len(b) - lengthSize
+	if n > MaxMessage {
+		return fmt.Errorf("%w: %d bytes", ErrOpenTooLarge, n)
+	}
+	binary.BigEndian.PutUint32(b, uint32(n))
+	_, err = w.Write(b)
+	return err
+}
+
+// readMessage reads one message, and not a byte behind it.
+func readMessage(r io.Reader, m proto.Message) error {
+	var head [lengthSize]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > MaxMessage {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrOpenTooLarge, n, MaxMessage)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	if err := proto.Unmarshal(b, m); err != nil {
+		return fmt.Errorf("%w: %w", ErrOpenMalformed, err)
+	}
+	return nil
+}
+
+// NewOpen is the Open for a connection to destination.
+func NewOpen(id FlowID, destination netip.AddrPort, protection symbolonv1.Protection, generation uint64) *symbolonv1.Open {
+	return &symbolonv1.Open{
+		Version:          MessageVersion,
+		DestinationIp:    destination.Addr().Unmap().AsSlice(),
+		DestinationPort:  uint32(destination.Port()),
+		Protection:       protection,
+		FlowId:           id[:],
+		PolicyGeneration: generation,
+	}
+}
+
+// checkOpen refuses what a well-meaning client never sends.
+// Errors: ErrVersion, ErrOpenMalformed.
+func checkOpen(o *symbolonv1.Open) error {
+	if o.GetVersion() != MessageVersion {
+		return fmt.Errorf("%w: %d, want %d", ErrVersion, o.GetVersion(), MessageVersion)
+	}
+	if _, ok := netip.AddrFromSlice(o.GetDestinationIp()); !ok {
+		return fmt.Errorf("%w: destination address of %d bytes", ErrOpenMalformed, len(o.GetDestinationIp()))
+	}
+	if p := o.GetDestinationPort(); p == 0 || p > 65535 {
+		return fmt.Errorf("%w: destination port %d", ErrOpenMalformed, p)
+	}
+	if len(o.GetFlowId()) != len(FlowID{}) {
+		return fmt.Errorf("%w: flow id of %d bytes", ErrOpenMalformed, len(o.GetFlowId()))
+	}
+	if !validProtection(o.GetProtection()) {
+		return fmt.Errorf("%w: protection %d", ErrOpenMalformed, o.GetProtection())
+	}
+	return nil
+}
+
+func validProtection(p symbolonv1.Protection) bool {
+	return p == symbolonv1.Protection_PROTECTION_AUTHENTICATED || p == symbolonv1.Protection_PROTECTION_ENCRYPTED
+}
+
+// messageReason is the reason for an Open that cannot be served.
+func messageReason(err error) symbolonv1.Reason {
+	switch {
+	case errors.Is(err, ErrOpenTooLarge):
+		return symbolonv1.Reason_REASON_OPEN_TOO_LARGE
+	case errors.Is(err, ErrOpenMalformed):
+		return symbolonv1.Reason_REASON_OPEN_MALFORMED
+	case errors.Is(err, ErrVersion):
+		return symbolonv1.Reason_REASON_VERSION
+	}
+	return NetworkReason(err)
+}

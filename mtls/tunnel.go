@@ -1,0 +1,293 @@
+package mtls
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
+)
+
+const (
+	// refusalLinger is how long a refused client has to read its verdict.
+	refusalLinger = 2 * time.Second
+	// refusalDrain bounds what a refused client may still send, bytes.
+	refusalDrain = 1 << 20
+)
+
+// Peer is who is at the other end, by its verified leaf.
+type Peer struct {
+	identity.Principal
+	// NotAfter is when the leaf stops being valid: the tunnel must not outlive it.
+	NotAfter time.Time
+	// Host: the peer is a host's proxy, speaking for a port that no workload listens
+	// on. Its only valid verdict is a refusal.
+	Host bool
+}
+
+// Info is what was negotiated, for the record.
+type Info struct {
+	Version, CipherSuite, KeyExchange string
+	Resumed                           bool
+}
+
+// Conn is a tunnel: authenticated, and open once the verdict has accepted.
+//
+// One goroutine may read, ReadVerdict included, and one write; before the verdict
+// only where Protection is already known. Anyone may end it with Close or Reset,
+// once or more.
+type Conn struct {
+	wire       *wire
+	tls        *tls.Conn
+	peer       Peer
+	info       Info
+	demanded   symbolonv1.Protection
+	protection symbolonv1.Protection
+}
+
+// Peer is the other end.
+func (c *Conn) Peer() *Peer { return &c.peer }
+
+// Info is what the handshake negotiated.
+func (c *Conn) Info() Info { return c.info }
+
+// Protection is what the verdict agreed on; UNSPECIFIED before.
+func (c *Conn) Protection() symbolonv1.Protection { return c.protection }
+
+// Raw is the TCP connection itself where the data phase is not encrypted, for the
+// kernel to splice; nil where it is.
+func (c *Conn) Raw() *net.TCPConn {
+	if c.protection == symbolonv1.Protection_PROTECTION_AUTHENTICATED {
+		return c.wire.TCPConn
+	}
+	return nil
+}
+
+// Read reads application bytes. io.EOF is the peer's close_notify (or FIN, where
+// the data phase is not encrypted); ErrTruncated an end without it.
+func (c *Conn) Read(p []byte) (int, error) {
+	if raw := c.Raw(); raw != nil {
+		return raw.Read(p)
+	}
+	return c.tls.Read(p)
+}
+
+// Write writes application bytes.
+func (c *Conn) Write(p []byte) (int, error) {
+	if raw := c.Raw(); raw != nil {
+		return raw.Write(p)
+	}
+	return c.tls.Write(p)
+}
+
+// CloseWrite ends this side's direction and leaves the other open.
+func (c *Conn) CloseWrite() error {
+	if raw := c.Raw(); raw != nil {
+		return raw.CloseWrite()
+	}
+	return c.tls.CloseWrite()
+}
+
+// SetReadDeadline and SetWriteDeadline are net.Conn's.
+func (c *Conn) SetReadDeadline(t time.Time) error  { return c.wire.SetReadDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.SetWriteDeadline(t) }
+
+// Close releases the connection. It is not a clean end of a direction.
+func (c *Conn) Close() error { return c.wire.TCPConn.Close() }
+
+// Reset ends both directions with a TCP RST, which the peer passes on.
+func (c *Conn) Reset() error {
+	c.wire.SetLinger(0)
+	return c.wire.TCPConn.Close()
+}
+
+// handshake runs TLS on tcp until ctx ends.
+func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, now time.Time) (*Conn, error) {
+	c := &Conn{wire: &wire{TCPConn: tcp}}
+	if client {
+		c.tls = tls.Client(c.wire, e.client)
+	} else {
+		c.tls = tls.Server(c.wire, e.server)
+	}
+	if err := c.tls.HandshakeContext(ctx); err != nil {
+		return nil, handshakeError(err, client)
+	}
+	s := c.tls.ConnectionState()
+	peer, err := judge(s.PeerCertificates, e.credential, now, client)
+	if err != nil {
+		return nil, handshakeError(err, client)
+	}
+	c.peer = peer
+	c.info = Info{
+		Version:     tls.VersionName(s.Version),
+		CipherSuite: tls.CipherSuiteName(s.CipherSuite),
+		KeyExchange: s.CurveID.String(),
+		Resumed:     s.DidResume,
+	}
+	return c, nil
+}
+
+// Dial makes the client's end on a TCP connection that is already open. authorize
+// sees the verified peer, and answers with the Open to send or the reason not to.
+// The tunnel is not open before ReadVerdict; but where Open demands encryption,
+// application bytes may be written at once (early data in the plain sense: the
+// server's proxy holds them back until it has decided).
+//
+// Dial owns tcp: on error it is closed. Errors are *DeniedError, or authorize's.
+func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error)) (_ *Conn, err error) {
+	defer func() {
+		if err != nil {
+			tcp.Close()
+		}
+	}()
+	c, err := handshake(ctx, tcp, true, e, e.client.Time())
+	if err != nil {
+		return nil, err
+	}
+	open, err := authorize(&c.peer)
+	if err != nil {
+		return nil, err
+	}
+	c.demanded = open.GetProtection()
+	stop := deadline(ctx, tcp.SetDeadline)
+	defer stop()
+	if err := writeMessage(c.tls, open); err != nil {
+		return nil, &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending open: %w", err)}
+	}
+	if c.demanded == symbolonv1.Protection_PROTECTION_ENCRYPTED {
+		c.begin(c.demanded) // nothing is stricter: the verdict cannot change it
+	}
+	return c, nil
+}
+
+// ReadVerdict waits for the server's half. On error the tunnel is closed.
+// Errors are *DeniedError: PEER_REFUSED with the peer's own reason, and others.
+func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err error) {
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	v := &symbolonv1.Verdict{}
+	stop := deadline(ctx, c.wire.TCPConn.SetReadDeadline)
+	defer stop()
+	if err := readMessage(c.tls, v); err != nil {
+		reason := messageReason(err)
+		var alert *net.OpError
+		switch {
+		case errors.As(err, &alert) && alert.Op == "remote error":
+			reason = symbolonv1.Reason_REASON_PEER_REFUSED
+		case errors.Is(err, io.EOF), errors.Is(err, ErrTruncated):
+			reason = symbolonv1.Reason_REASON_PROTOCOL
+		}
+		return nil, &DeniedError{Reason: reason, Err: fmt.Errorf("waiting for the verdict: %w", err)}
+	}
+	if !v.GetAccept() {
+		return v, &DeniedError{
+			Reason: symbolonv1.Reason_REASON_PEER_REFUSED, Peer: v.GetReason(), Policy: v.GetPolicy(),
+			Err: fmt.Errorf("the peer refused: %s", v.GetReason()),
+		}
+	}
+	if c.peer.Host {
+		return v, &DeniedError{
+			Reason: symbolonv1.Reason_REASON_NOT_A_WORKLOAD,
+			Err:    fmt.Errorf("%w: %s accepted a connection for no workload", ErrProtocol, c.peer.ID),
+		}
+	}
+	if !validProtection(v.GetProtection()) || v.GetProtection() < c.demanded {
+		return v, &DeniedError{
+			Reason: symbolonv1.Reason_REASON_PROTOCOL,
+			Err:    fmt.Errorf("%w: verdict offers %s, open demanded %s", ErrProtocol, v.GetProtection(), c.demanded),
+		}
+	}
+	if c.protection != v.GetProtection() {
+		c.begin(v.GetProtection())
+	}
+	return v, nil
+}
+
+// Accept makes the server's end and reads the client's Open. The caller decides,
+// then calls Grant or Refuse.
+//
+// Accept owns tcp: on error it is closed, an unreadable Open being refused with
+// its reason first. Errors are *DeniedError; Peer() is known on a returned Conn
+// even where the error is not nil.
+func Accept(ctx context.Context, tcp *net.TCPConn, e *Endpoint) (*Conn, *symbolonv1.Open, error) {
+	c, err := handshake(ctx, tcp, false, e, e.server.Time())
+	if err != nil {
+		tcp.Close()
+		return nil, nil, err
+	}
+	open := &symbolonv1.Open{}
+	stop := deadline(ctx, tcp.SetDeadline)
+	if err = readMessage(c.tls, open); err == nil {
+		err = checkOpen(open)
+	}
+	stop()
+	if err != nil {
+		reason := messageReason(err)
+		if reason == symbolonv1.Reason_REASON_TIMED_OUT {
+			reason = symbolonv1.Reason_REASON_HANDSHAKE_TIMEOUT
+		}
+		c.Refuse(&symbolonv1.Verdict{Reason: reason})
+		return c, nil, &DeniedError{Reason: reason, Err: fmt.Errorf("reading open: %w", err)}
+	}
+	c.demanded = open.GetProtection()
+	return c, open, nil
+}
+
+// Grant sends an accepting verdict and begins the data phase. v.Protection is
+// raised to what the client demanded. On error the tunnel is reset.
+func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
+	v.Accept = true
+	v.Protection = max(v.GetProtection(), c.demanded)
+	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
+	defer stop()
+	if err := writeMessage(c.tls, v); err != nil {
+		c.Reset()
+		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending verdict: %w", err)}
+	}
+	c.begin(v.GetProtection())
+	return nil
+}
+
+// Refuse sends a denying verdict, gives the client a moment to read it, and
+// closes. Early bytes of the client's are thrown away: closing over them would
+// reset the connection, and with it the verdict.
+func (c *Conn) Refuse(v *symbolonv1.Verdict) {
+	defer c.Close()
+	v.Accept = false
+	v.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
+	c.wire.SetDeadline(time.Now().Add(refusalLinger))
+	if writeMessage(c.tls, v) != nil || c.tls.CloseWrite() != nil || c.wire.TCPConn.CloseWrite() != nil {
+		return
+	}
+	// CloseWrite leaves a past write deadline behind; only reading is left to do.
+	_, _ = io.CopyN(io.Discard, c.wire.TCPConn, refusalDrain)
+}
+
+func (c *Conn) begin(p symbolonv1.Protection) {
+	c.protection = p
+	if p == symbolonv1.Protection_PROTECTION_ENCRYPTED {
+		c.wire.loosen()
+	}
+}
+
+// deadline makes I/O on a connection end with ctx, by its SetDeadline or one half
+// of it. The returned function lifts it.
+func deadline(ctx context.Context, set func(time.Time) error) (lift func()) {
+	if t, ok := ctx.Deadline(); ok {
+		_ = set(t)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = set(time.Unix(1, 0)) })
+	return func() {
+		if stop() {
+			_ = set(time.Time{})
+		}
+	}
+}

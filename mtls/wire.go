@@ -1,0 +1,61 @@
+package mtls
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+)
+
+// wire is what crypto/tls reads from and writes to. It adds two things to the
+// socket. An end of the stream becomes ErrTruncated: crypto/tls would report a FIN
+// at a record boundary as a clean end. And until loosen is called, a read never
+// goes beyond the TLS record under way, so that bytes which follow the Verdict in
+// the clear are still in the kernel when the relay takes over.
+type wire struct {
+	*net.TCPConn
+	loose  bool
+	header [recordHeader]byte
+	have   int // bytes of header seen
+	left   int // bytes of the record's body still to come
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	if w.loose {
+		n, err := w.TCPConn.Read(p)
+		return n, truncated(err)
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if w.have < recordHeader {
+		n, err := w.TCPConn.Read(p[:min(len(p), recordHeader-w.have)])
+		copy(w.header[w.have:], p[:n])
+		if w.have += n; w.have == recordHeader {
+			w.left = int(binary.BigEndian.Uint16(w.header[3:]))
+			w.skipEmpty()
+		}
+		return n, truncated(err)
+	}
+	n, err := w.TCPConn.Read(p[:min(len(p), w.left)])
+	w.left -= n
+	w.skipEmpty()
+	return n, truncated(err)
+}
+
+func (w *wire) skipEmpty() {
+	if w.left == 0 {
+		w.have = 0
+	}
+}
+
+// loosen lets reads take all there is: the stream stays in TLS.
+// It is called between reads, by the reader.
+func (w *wire) loosen() { w.loose = w.have == 0 }
+
+func truncated(err error) error {
+	if errors.Is(err, io.EOF) {
+		return ErrTruncated
+	}
+	return err
+}
