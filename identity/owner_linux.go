@@ -28,17 +28,27 @@ type processFacts struct {
 // root made the socket, its maker gave up being root since, and its uid is what
 // counts. A socket that somebody else made gives its maker's name to nobody.
 func (r *Resolver) owner(ctx context.Context, s Socket) (facts, error) {
-	if f, ok, err := r.again(ctx, s); ok || err != nil {
-		return f, err
+	if was, ok := r.sockets.Get(s.Inode); ok {
+		if f, err := r.again(ctx, s, was); !errors.Is(err, errGone) {
+			return f, err
+		}
+		r.sockets.Remove(s.Inode)
+	}
+	// Where all processes of the machine are candidates, finding the socket at the
+	// last owner's is enough: to look for other holders takes milliseconds.
+	if was, ok := r.groups.Get(groupKey{s.CgroupID, s.UID}); ok && r.cgroupDir(s) == "" {
+		if f, err := r.again(ctx, s, was); !errors.Is(err, errGone) {
+			return f, err
+		}
 	}
 	if isManager(s.CgroupPath) {
 		return r.activated(ctx, s)
 	}
-	list, whole, err := r.candidates(s)
+	list, err := r.candidates(s)
 	if err != nil {
 		return facts{}, err
 	}
-	first, others, err := r.search(ctx, s, list, whole)
+	first, others, err := r.search(ctx, s, list)
 	if errors.Is(err, errGone) && s.UID == 0 {
 		first, err = r.sole(ctx, s, others)
 	}
@@ -52,6 +62,7 @@ func (r *Resolver) owner(ctx context.Context, s Socket) (facts, error) {
 // holder is a process with a descriptor of the socket.
 type holder struct {
 	*process
+	key  processKey
 	fd   int
 	euid uint32
 	exe  FileID
@@ -63,9 +74,12 @@ func (r *Resolver) hold(pid int, inode uint64, guesses []int) (*holder, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &holder{process: p}
+	h := &holder{process: p, key: processKey{pid: pid}}
 	if h.fd, err = p.holds(inode, guesses); err == nil && h.fd < 0 {
 		err = errGone
+	}
+	if err == nil {
+		h.key.start, err = p.start()
 	}
 	if err == nil {
 		h.euid, err = p.euid()
@@ -80,68 +94,61 @@ func (r *Resolver) hold(pid int, inode uint64, guesses []int) (*holder, error) {
 	return h, nil
 }
 
-// again asks the process that was found to hold this very socket before.
-func (r *Resolver) again(ctx context.Context, s Socket) (facts, bool, error) {
-	was, ok := r.sockets.Get(s.Inode)
-	if !ok {
-		return facts{}, false, nil
-	}
-	h, err := r.hold(was.pid, s.Inode, was.fds[:1])
+// again asks the process that was found before; errGone if it is not the one.
+func (r *Resolver) again(ctx context.Context, s Socket, was hint) (facts, error) {
+	h, err := r.hold(was.pid, s.Inode, was.fds[:])
 	if err != nil {
-		r.sockets.Remove(s.Inode)
-		return facts{}, false, nil
+		return facts{}, errGone
 	}
 	defer h.close()
 	// Another uid than the socket's needs the whole reasoning.
-	if start, err := h.start(); err != nil || start != was.start || (h.euid != s.UID && !isManager(s.CgroupPath)) {
-		r.sockets.Remove(s.Inode)
-		return facts{}, false, nil
+	if h.key != was.processKey || (h.euid != s.UID && !isManager(s.CgroupPath)) {
+		return facts{}, errGone
 	}
-	f, err := r.settle(ctx, s, h)
-	return f, !errors.Is(err, errGone), ignoreGone(err)
+	return r.settle(ctx, s, h)
 }
 
-func ignoreGone(err error) error {
-	if errors.Is(err, errGone) {
-		return nil
+// cgroupDir is where the processes of the socket's cgroup are listed; "" if the
+// cgroup says nothing, or is gone.
+func (r *Resolver) cgroupDir(s Socket) string {
+	if r.cgroup == "" || s.CgroupPath == "" || s.CgroupPath == "/" {
+		return ""
 	}
-	return err
+	dir := filepath.Join(r.cgroup, s.CgroupPath)
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil || st.Ino != s.CgroupID {
+		return ""
+	}
+	return dir
 }
 
-// candidates lists the processes that may hold s: those of its cgroup, or all where
-// the cgroup says nothing. whole tells which.
-func (r *Resolver) candidates(s Socket) (list []int, whole bool, err error) {
-	if r.cgroup != "" && s.CgroupPath != "" && s.CgroupPath != "/" {
-		dir := filepath.Join(r.cgroup, s.CgroupPath)
-		var st unix.Stat_t
-		if err := unix.Stat(dir, &st); err == nil && st.Ino == s.CgroupID {
-			b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-			if err == nil {
-				return parsePIDs(strings.Fields(string(b))), false, nil
-			}
-			// A threaded cgroup has no list of processes (EOPNOTSUPP).
-			if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, os.ErrNotExist) {
-				return nil, false, fmt.Errorf("processes of cgroup %s: %w", s.CgroupPath, err)
-			}
+// candidates lists the processes that may hold s: those of its cgroup, or all.
+func (r *Resolver) candidates(s Socket) ([]int, error) {
+	if dir := r.cgroupDir(s); dir != "" {
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err == nil {
+			return parsePIDs(strings.Fields(string(b))), nil
+		}
+		// A threaded cgroup has no list of processes (EOPNOTSUPP).
+		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("processes of cgroup %s: %w", s.CgroupPath, err)
 		}
 	}
-	list, err = pids(r.proc)
+	list, err := pids(r.proc)
 	if err != nil {
-		return nil, false, fmt.Errorf("processes: %w", err)
+		return nil, fmt.Errorf("processes: %w", err)
 	}
-	return list, true, nil
+	return list, nil
 }
 
 // search goes through the processes with the socket's uid and returns the holder;
 // others are those with another uid. The last owner in the same cgroup goes first.
-// Where all processes of the machine are candidates, finding it there is enough:
-// looking for another holder would cost milliseconds per connection.
-func (r *Resolver) search(ctx context.Context, s Socket, list []int, whole bool) (first *holder, others []int, err error) {
+func (r *Resolver) search(ctx context.Context, s Socket, list []int) (first *holder, others []int, err error) {
 	last, hinted := r.groups.Get(groupKey{s.CgroupID, s.UID})
 	if i := slices.Index(list, last.pid); hinted && i >= 0 {
 		list = append([]int{last.pid}, slices.Delete(list, i, i+1)...)
 	}
-	for i, pid := range list {
+	for _, pid := range list {
 		if err := ctx.Err(); err != nil {
 			break
 		}
@@ -175,9 +182,6 @@ func (r *Resolver) search(ctx context.Context, s Socket, list []int, whole bool)
 		}
 		if first == nil {
 			first = h
-			if whole && hinted && i == 0 {
-				return first, nil, nil
-			}
 			continue
 		}
 		same := h.exe == first.exe
@@ -236,7 +240,7 @@ func (r *Resolver) sole(ctx context.Context, s Socket, list []int) (first *holde
 // activated finds the owner of a socket that a systemd manager made for a service
 // (systemd.socket(5)): whoever else has it. Nobody yet: the manager itself.
 func (r *Resolver) activated(ctx context.Context, s Socket) (facts, error) {
-	managers, _, err := r.candidates(s)
+	managers, err := r.candidates(s)
 	if err != nil {
 		return facts{}, err
 	}
@@ -271,12 +275,7 @@ func (r *Resolver) activated(ctx context.Context, s Socket) (facts, error) {
 // settle reads everything about the holder, then makes sure that it still is: the
 // same process, program, user and socket. errGone if it ended or changed.
 func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, error) {
-	start, err := h.start()
-	if err != nil {
-		return facts{}, err
-	}
-	k := processKey{h.pid, start}
-	pf, err := r.describe(k, h)
+	pf, err := r.describe(h)
 	if err != nil {
 		return facts{}, err
 	}
@@ -295,11 +294,9 @@ func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, erro
 	if err != nil {
 		return facts{}, err
 	}
+	// The descriptor of /proc/PID stays with the process, so there is no other with
+	// its number to fear; but it may have called execve, or closed the socket.
 	euid, err := h.process.euid()
-	if err != nil {
-		return facts{}, err
-	}
-	exe, err := h.process.exe()
 	if err != nil {
 		return facts{}, err
 	}
@@ -307,12 +304,17 @@ func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, erro
 	if err != nil {
 		return facts{}, err
 	}
-	if again, err := h.start(); err != nil || again != start || euid != h.euid || exe != h.exe || fd < 0 {
+	// Last, because the uid of a process that has ended reads as 0.
+	exe, err := h.process.exe()
+	if err != nil {
+		return facts{}, err
+	}
+	if euid != h.euid || exe != h.exe || fd < 0 {
 		return facts{}, errGone
 	}
 	// A manager holds a socket only until its service starts.
 	if !isManager(f.cgroup) {
-		r.remember(s, k, fd)
+		r.remember(s, h.key, fd)
 	}
 	return f, nil
 }
@@ -333,8 +335,8 @@ func (r *Resolver) remember(s Socket, k processKey, fd int) {
 
 // describe finds the name of what h runs, and refuses programs that run as
 // somebody's who did not start them.
-func (r *Resolver) describe(k processKey, h *holder) (processFacts, error) {
-	was, ok := r.processes.Get(k)
+func (r *Resolver) describe(h *holder) (processFacts, error) {
+	was, ok := r.processes.Get(h.key)
 	if ok && was.exe == h.exe && was.euid == h.euid {
 		return was, nil
 	}
@@ -361,7 +363,7 @@ func (r *Resolver) describe(k processKey, h *holder) (processFacts, error) {
 		path = was.path
 	}
 	now := processFacts{exe: h.exe, birth: birth, path: path, euid: h.euid}
-	r.processes.Add(k, now)
+	r.processes.Add(h.key, now)
 	return now, nil
 }
 

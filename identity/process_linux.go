@@ -66,7 +66,7 @@ func (p *process) read(name string) ([]byte, error) {
 
 // euid is the owner of the directory, and far cheaper than the status file. The
 // kernel reports the effective uid there even of processes that may not be dumped
-// (task_dump_owner in fs/proc/base.c).
+// (task_dump_owner in fs/proc/base.c), and 0 of one that has ended.
 func (p *process) euid() (uint32, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(p.dir, "", unix.AT_EMPTY_PATH, unix.STATX_UID, &st); err != nil {
