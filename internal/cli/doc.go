@@ -7,7 +7,7 @@
 // before its control characters were made visible (sanitize.go): hosts choose
 // their names and error texts, and an operator's terminal is not theirs.
 //
-// The package depends on the API alone, not on policydb: resources are shown as
-// the controller wrote them, so an older symbolon in front of a newer controller
-// loses no field.
+// The package depends on the API (and on flow, for the form of a record), not on
+// policydb: resources are shown as the controller wrote them, so an older symbolon in
+// front of a newer controller loses no field.
 package cli

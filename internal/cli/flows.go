@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/flow"
 )
 
 func (a *app) flowsCommand() *cobra.Command {
@@ -29,10 +31,10 @@ it is interrupted.
 The controller keeps a bounded number of records in memory; records that were lost are
 said to be.
 
--o json prints one record a line.`,
+-o json prints one record a line, in the form that proxies write to their files.`,
 		Example: `  symbolon flows --outcome deny
   symbolon flows --follow --namespace /acme/prod
-  symbolon flows --last 0 -o json | jq -r 'select(.outcome=="OUTCOME_DENY").reason'`,
+  symbolon flows --last 0 -o json | jq -r 'select(.outcome=="deny").reason'`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			o, err := parseOutcome(outcome)
@@ -87,7 +89,7 @@ func (a *app) watchFlows(ctx context.Context, req *symbolonv1.WatchFlowsRequest)
 		return err
 	}
 	defer func() { _ = stream.Close() }() // its error is Err's, below
-	print := a.flowPrinter(req.GetFollow())
+	printer := a.flowPrinter(req.GetFollow())
 	n := 0
 	for stream.Receive() {
 		msg := stream.Msg()
@@ -98,11 +100,11 @@ func (a *app) watchFlows(ctx context.Context, req *symbolonv1.WatchFlowsRequest)
 			continue
 		}
 		n++
-		if err := print.record(msg.GetRecord()); err != nil {
+		if err := printer.record(msg.GetRecord()); err != nil {
 			return err
 		}
 	}
-	if err := print.end(); err != nil {
+	if err := printer.end(); err != nil {
 		return err
 	}
 	// An interrupt is how --follow ends.
@@ -125,13 +127,23 @@ func (a *app) flowPrinter(live bool) flowPrinter {
 	nothing := func() error { return nil }
 	switch a.output {
 	case "json":
-		return flowPrinter{func(r *symbolonv1.FlowRecord) error { return a.jsonLine(r) }, nothing}
+		return flowPrinter{func(r *symbolonv1.FlowRecord) error {
+			doc, err := flowLine(r)
+			if err != nil {
+				return err
+			}
+			return a.write(append(doc, '\n'))
+		}, nothing}
 	case "yaml":
 		return flowPrinter{func(r *symbolonv1.FlowRecord) error {
+			doc, err := flowLine(r)
+			if err != nil {
+				return err
+			}
 			if err := a.write([]byte("---\n")); err != nil {
 				return err
 			}
-			return a.yaml(r)
+			return a.writeYAML(doc)
 		}, nothing}
 	case "name":
 		return flowPrinter{func(r *symbolonv1.FlowRecord) error {
@@ -161,6 +173,16 @@ func (a *app) flowPrinter(live bool) flowPrinter {
 			return t.flush()
 		},
 	}
+}
+
+// flowLine is the record as proxies write it to their own files: one form of a
+// record, wherever it is read.
+func flowLine(r *symbolonv1.FlowRecord) ([]byte, error) {
+	doc, err := json.Marshal(flow.NewLine(r))
+	if err != nil {
+		return nil, fmt.Errorf("format JSON: %w", err)
+	}
+	return escapeJSON(doc), nil
 }
 
 func (a *app) flowCells(r *symbolonv1.FlowRecord) []cell {

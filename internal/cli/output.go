@@ -39,26 +39,17 @@ func (a *app) json(m proto.Message) error {
 	return a.write(doc)
 }
 
-// jsonLine is json on one line, for streams.
-func (a *app) jsonLine(m proto.Message) error {
-	doc, err := protojson.Marshal(m)
-	if err != nil {
-		return fmt.Errorf("format JSON: %w", err)
-	}
-	var b bytes.Buffer
-	if err := json.Compact(&b, doc); err != nil {
-		return fmt.Errorf("format JSON: %w", err)
-	}
-	b.WriteByte('\n')
-	return a.write(escapeJSON(b.Bytes()))
-}
-
 // yaml writes what json writes, as YAML.
 func (a *app) yaml(m proto.Message) error {
 	doc, err := jsonDocument(m)
 	if err != nil {
 		return err
 	}
+	return a.writeYAML(doc)
+}
+
+// writeYAML writes a JSON document as YAML.
+func (a *app) writeYAML(doc []byte) error {
 	out, err := yaml.JSONToYAML(doc)
 	if err != nil {
 		return fmt.Errorf("format YAML: %w", err)
@@ -66,7 +57,7 @@ func (a *app) yaml(m proto.Message) error {
 	// The YAML library writes control characters raw. JSON is YAML too (1.2), and
 	// can escape them.
 	if sanitize(string(out), true) != string(out) {
-		out = doc
+		out = append(bytes.TrimSpace(doc), '\n')
 	}
 	return a.write(out)
 }

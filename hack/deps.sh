@@ -1,0 +1,59 @@
+#!/bin/bash
+# Installs the programs that `make demo` and `make test` use: real servers, real
+# balancers, real captures. Only what is missing, from the distribution (Debian,
+# Ubuntu), and none of it is started as a service.
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+
+# What is looked for: what provides it. A program counts however it came here.
+declare -A package=(
+	[iptables-restore]=iptables [ip6tables-restore]=iptables [ipset]=ipset [conntrack]=conntrack
+	[ip]=iproute2 [tcpdump]=tcpdump [tshark]=tshark [nginx]=nginx-light [haproxy]=haproxy
+	[psql]=postgresql [redis-server]=redis-server [sshd]=openssh-server [ssh]=openssh-client
+	[mariadbd]=mariadb-server [nc]=netcat-openbsd [curl]=curl [iperf3]=iperf3 [ps]=procps
+	[gcc]=gcc # the race detector is C
+)
+
+missing=()
+for program in "${!package[@]}"; do
+	command -v "$program" >/dev/null || missing+=("${package[$program]}")
+done
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
+
+[ ${#missing[@]} -eq 0 ] && exit 0
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+
+if ! command -v apt-get >/dev/null; then
+	echo "deps: please install (this is not Debian or Ubuntu, so the names may differ): ${missing[*]}" >&2
+	exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+	echo "deps: please run as root: apt-get install ${missing[*]}" >&2
+	exit 1
+fi
+
+# Debian starts what it installs unless policy-rc.d says no (invoke-rc.d(8)). The
+# machine's own answer, if it has one, is left alone.
+guard=/usr/sbin/policy-rc.d
+mark='# symbolon: no services while dependencies are installed'
+if [ ! -e "$guard" ] || grep -qxF "$mark" "$guard"; then
+	trap 'rm -f "$guard"' EXIT
+	trap 'exit 130' INT TERM
+	printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$guard"
+	chmod 755 "$guard"
+elif "$guard" nginx start >/dev/null 2>&1; then
+	echo "deps: $guard lets services start: nginx and the like may be running after this" >&2
+fi
+
+echo "deps: installing ${missing[*]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+apt=(apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
+log=$(mktemp)
+trap 'rm -f "$log"; if grep -qsxF "$mark" "$guard"; then rm -f "$guard"; fi' EXIT
+if ! { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends -y "${missing[@]}"; } >"$log" 2>&1; then
+	cat "$log" >&2
+	echo "deps: apt-get failed, see above" >&2
+	exit 1
+fi
+echo "deps: done" >&2
