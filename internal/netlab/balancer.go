@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -43,7 +42,7 @@ func (h *Host) Balancer(ctx context.Context, b Balancer) (*Daemon, error) {
 	// HAProxy refuses to start where the limit is below what it may need: two
 	// descriptors per connection and some of its own.
 	maxConn := min(maxBalancerConns, files.Max/2-100)
-	if err := os.WriteFile(config, []byte(b.config(maxConn)), 0o644); err != nil {
+	if err := writeConfig(config, b.config(maxConn)); err != nil {
 		return nil, fmt.Errorf("netlab: %w", err)
 	}
 	return h.Start(ctx, Service{

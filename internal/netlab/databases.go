@@ -117,10 +117,10 @@ func (h *Host) MariaDB(ctx context.Context, port uint16) (*Daemon, error) {
 		const sql = "CREATE DATABASE IF NOT EXISTS app;\n" +
 			"CREATE USER IF NOT EXISTS app@'%';\n" +
 			"GRANT ALL ON app.* TO app@'%';\n"
-		if err := os.WriteFile(setup, []byte(sql), 0o644); err != nil {
+		if err := writeConfig(setup, sql); err != nil {
 			return nil, fmt.Errorf("netlab: %w", err)
 		}
-		cmd := h.Command(ctx, "mariadb-install-db", "--no-defaults", "--datadir="+dir, "--skip-test-db", "--auth-root-authentication-method=normal")
+		cmd := h.Command(ctx, "mariadb-install-db", "--no-defaults", "--datadir="+dir, "--tmpdir="+dir, "--skip-test-db", "--auth-root-authentication-method=normal")
 		cmd.User, cmd.Dir = user, dir
 		if _, err := cmd.Output(); err != nil {
 			return nil, err
@@ -128,7 +128,8 @@ func (h *Host) MariaDB(ctx context.Context, port uint16) (*Daemon, error) {
 	}
 	return h.Start(ctx, Service{
 		Unit: unit,
-		Command: []string{"mariadbd", "--no-defaults", "--datadir=" + dir, "--port=" + strconv.Itoa(int(port)),
+		// A tmpdir of its own: at its start it deletes every other's temporary tables.
+		Command: []string{"mariadbd", "--no-defaults", "--datadir=" + dir, "--tmpdir=" + dir, "--port=" + strconv.Itoa(int(port)),
 			"--bind-address=*", "--socket=" + filepath.Join(dir, "sock"), "--pid-file=" + filepath.Join(dir, "pid"),
 			"--init-file=" + setup, "--skip-name-resolve", "--innodb-buffer-pool-size=16M",
 			"--innodb-flush-log-at-trx-commit=0", "--innodb-use-native-aio=0"},

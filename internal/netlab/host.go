@@ -39,6 +39,7 @@ var hostSysctls = [][2]string{
 	{"net.ipv6.conf.all.accept_dad", "0"},
 	{"net.ipv6.conf.default.accept_dad", "0"},
 	{"net.ipv6.conf.default.accept_ra", "0"},
+	{"net.ipv6.conf.default.addr_gen_mode", "0"}, // link-local addresses: awaitUp waits for them
 }
 
 // Host makes a host. The name is lower-case letters, digits and dashes, unique

@@ -78,23 +78,54 @@ func cable(a, b *Interface) error {
 	return nil
 }
 
-// awaitUp returns when the kernel has taken notice of the cable. Before that it
-// answers no neighbour solicitations, and IPv6 would lose its first second.
+// awaitUp returns when the interface is usable. The kernel takes notice of a cable
+// and of IPv6 addresses in the background; before that it answers no neighbour
+// solicitations, and does not even know its own address for local.
 func (i *Interface) awaitUp() error {
 	deadline := time.Now().Add(upTimeout)
 	for {
-		link, err := i.Host.links.LinkByName(i.Name)
-		if err != nil {
+		lacks, err := i.lacks()
+		if lacks == "" || err != nil {
 			return err
 		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("not up after %v: %v", upTimeout, link.Attrs().OperState)
+			return fmt.Errorf("not up after %v: %s", upTimeout, lacks)
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// lacks says what is still to come, "" if nothing is.
+func (i *Interface) lacks() (string, error) {
+	links := i.Host.links
+	link, err := links.LinkByName(i.Name)
+	if err != nil {
+		return "", err
+	}
+	if state := link.Attrs().OperState; state != netlink.OperUp {
+		return "carrier: " + state.String(), nil
+	}
+	addrs, err := links.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return "", err
+	}
+	linkLocal := false // given last: the interface takes part in IPv6
+	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			return "tentative address " + a.String(), nil
+		}
+		linkLocal = linkLocal || a.IP.IsLinkLocalUnicast()
+	}
+	if !linkLocal {
+		return "IPv6 link-local address", nil
+	}
+	for _, a := range i.Addrs {
+		routes, err := links.RouteGet(a.Addr().AsSlice())
+		if err != nil || len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL {
+			return fmt.Sprintf("local route to %s: %v", a.Addr(), err), nil
+		}
+	}
+	return "", nil
 }
 
 // configure gives the interface its addresses and sets it up.
@@ -176,7 +207,11 @@ func (i *Interface) AddAddress(addr string) {
 	if w.Err() != nil {
 		return
 	}
-	if err := i.configure([]string{addr}); err != nil {
+	err := i.configure([]string{addr})
+	if err == nil {
+		err = i.awaitUp()
+	}
+	if err != nil {
 		w.fail("interface %s of %s: %w", i.Name, i.Host.name, err)
 	}
 }

@@ -59,7 +59,7 @@ http {
     }
 }
 `, dir, n.Port, n.Directives, n.Body)
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+	if err := writeConfig(config, text); err != nil {
 		return nil, fmt.Errorf("netlab: %w", err)
 	}
 	return h.Start(ctx, Service{

@@ -130,6 +130,14 @@ func (w *World) mkdir(elem ...string) (string, error) {
 	return dir, nil
 }
 
+// writeConfig writes a file that every user can read, whatever the umask.
+func writeConfig(path, text string) error {
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o644)
+}
+
 // next returns a number that no other call of this world got.
 func (w *World) next() int {
 	w.mu.Lock()
