@@ -1,0 +1,43 @@
+// Package redirect is the kernel's side of the proxy: it brings the host's TCP
+// connections to the proxy's listeners, tells where each one wanted to go, and
+// who is at its other end.
+//
+// Rules loads iptables rules and ipsets (IPv4 and IPv6) that
+//
+//   - send connections which local processes make to the configured destinations
+//     to the outbound listener, on 127.0.0.1 and [::1] (Config.OutboundAddrs);
+//   - send connections which arrive for the configured ports to the inbound
+//     listener, on the wildcard address (Config.InboundAddr), because the kernel
+//     rewrites their destination to the address of the interface they came in by;
+//   - refuse, in the filter table, whatever should have been redirected and was
+//     not (the guard), and whatever is made straight to the two listeners.
+//
+// Only new connections are touched: those that exist when the rules come or go
+// are left alone. With the proxy dead a redirected connection is refused, since
+// nobody listens. With Config.FailClosed false the rules hold only while
+// Rules.Watch refreshes them: they lapse by themselves a few seconds after the
+// proxy has died.
+//
+// The proxy's own sockets are told from the applications' by their mark (Control,
+// Dialer). Destinations on the host itself, 127.0.0.0/8 and ::1 included, are
+// intercepted like any other if Config.Outbound covers them. Link-local addresses
+// are never redirected (the kernel cannot translate them to loopback); the host's
+// own link-local addresses are refused for protected ports instead, or they would
+// be a way around.
+//
+// An accepted connection is asked three questions:
+//
+//	tuple, err := conntrack.ClientTuple(conn)     // who called, whom did it call
+//	owner, err := diag.Owner(tuple.Src, tuple.Dst) // its socket: uid, inode, cgroup
+//	path, err := cgroups.Path(owner.CgroupID)      // the cgroup's path
+//
+// conn.RemoteAddr is no substitute for ClientTuple: where two connections from
+// one client port to different destinations meet in one listener, the kernel
+// rewrites the second one's port, and the rewritten port may be another
+// process's.
+//
+// What must hold of the machine: CAP_NET_ADMIN, the tools of the Debian packages
+// iptables and ipset, and IPv6 rules wherever the kernel speaks IPv6. Everything
+// acts on the calling thread's network namespace; Diag and Conntrack stay in the
+// one they were opened in.
+package redirect

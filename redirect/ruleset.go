@@ -1,0 +1,149 @@
+package redirect
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Names in the kernel: everything of ours begins with one of the two prefixes.
+const (
+	chainPrefix = "SYMBOLON_"
+	chainPre    = "SYMBOLON_PRE"  // nat PREROUTING: to the inbound listener
+	chainOut    = "SYMBOLON_OUT"  // nat OUTPUT: to the outbound listener
+	chainGIn    = "SYMBOLON_GIN"  // filter INPUT: the guard
+	chainGOut   = "SYMBOLON_GOUT" // filter OUTPUT: the guard
+
+	setPrefix = "symbolon_"
+	setIn     = "symbolon_in"    // bitmap:port, the protected local ports, both families
+	setOut4   = "symbolon_out4"  // hash:net, the destinations to intercept
+	setOut6   = "symbolon_out6"  //
+	setLive4  = "symbolon_live4" // hash:net, everything, while the proxy is alive (fail open only)
+	setLive6  = "symbolon_live6" //
+)
+
+func isOurs(chain string) bool { return strings.HasPrefix(chain, chainPrefix) }
+
+// chain is one of our chains: where it hangs, and its rules in the form that
+// follows "-A NAME".
+type chain struct {
+	name, hook string
+	rules      []string
+}
+
+// natChains are the redirections. Everything that must hold of them was measured;
+// each rule says what would go wrong without it.
+func (c Config) natChains(f family) []chain {
+	const syn = "-p tcp -m tcp --syn"
+	ports := fmt.Sprintf("-m multiport --dports %d,%d", c.OutboundPort, c.InboundPort)
+	live := c.whileAlive(f)
+	in := "-m set --match-set " + setIn + " dst"
+	toInbound := fmt.Sprintf("-j REDIRECT --to-ports %d", c.InboundPort)
+	return []chain{
+		{chainPre, "PREROUTING", []string{
+			// What was made on this host has been through OUTPUT.
+			"-i lo -j RETURN",
+			// --syn: a connection from before the rules reaches conntrack as new, and a
+			// translation in its midst would reset it.
+			syn + " -m addrtype --dst-type LOCAL " + in + live + " " + toInbound,
+		}},
+		{chainOut, "OUTPUT", []string{
+			fmt.Sprintf("-m mark --mark %#x -j RETURN", MarkApp),
+			// A tunnel that ends on this host never passes PREROUTING.
+			fmt.Sprintf("%s -m mark --mark %#x -m addrtype --dst-type LOCAL %s%s %s", syn, MarkTunnel, in, live, toInbound),
+			fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask)),
+			// Cannot be translated to loopback: the connection would hang.
+			"-d " + f.linkLocal + " -j RETURN",
+			// Made straight to a listener by the host's own address: redirected, it would
+			// look like a connection to be proxied, to ourselves. The guard refuses it.
+			syn + " " + ports + " -m addrtype --dst-type LOCAL -j RETURN",
+			syn + " -m set --match-set " + f.outSet + " dst" + live + fmt.Sprintf(" -j REDIRECT --to-ports %d", c.OutboundPort),
+		}},
+	}
+}
+
+// filterChains are the guard: what the redirections should have caught and did not
+// (another program's rule came first; the table was flushed; conntrack already
+// knew the tuple, as after a stray ACK that a sender can forge) is refused.
+func (c Config) filterChains(f family) []chain {
+	const (
+		syn    = "-p tcp -m tcp --syn"
+		reject = " -j REJECT --reject-with tcp-reset"
+	)
+	live := c.whileAlive(f)
+	in := " -m set --match-set " + setIn + " dst"
+	return []chain{
+		{chainGIn, "INPUT", []string{
+			fmt.Sprintf("%s -m multiport --dports %d,%d -m conntrack ! --ctstate DNAT", syn, c.OutboundPort, c.InboundPort) + reject,
+			"-i lo -j RETURN",
+			syn + in + live + reject,
+		}},
+		{chainGOut, "OUTPUT", []string{
+			fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask)),
+			// The host's own link-local address, which cannot be redirected, would be a
+			// local process's way around the protection of local ports.
+			"-d " + f.linkLocal + " -o lo " + syn + in + live + reject,
+			"-d " + f.linkLocal + " -j RETURN",
+			// This is what a redirected connection looks like by now.
+			fmt.Sprintf("-d %s -p tcp -m tcp --dport %d -j RETURN", f.loopback, c.OutboundPort),
+			syn + " -m set --match-set " + f.outSet + " dst" + live + reject,
+		}},
+	}
+}
+
+// whileAlive is the condition that ends by itself when the proxy has died, for
+// hosts that fail open.
+func (c Config) whileAlive(f family) string {
+	if c.FailClosed {
+		return ""
+	}
+	return " -m set --match-set " + f.liveSet + " dst"
+}
+
+// installScript brings a table from what is saved to exactly our chains and one
+// jump to each, first in its hook, in one transaction. ":CHAIN" with --noflush
+// empties that chain only.
+func installScript(table string, saved savedTable, want []chain) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n", table)
+	for _, c := range want {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", c.name)
+	}
+	for _, c := range want {
+		for _, rule := range c.rules {
+			fmt.Fprintf(&b, "-A %s %s\n", c.name, rule)
+		}
+	}
+	for _, c := range want {
+		for _, line := range saved.deleteJumps(c.name) {
+			b.WriteString(line + "\n")
+		}
+		fmt.Fprintf(&b, "-I %s 1 -j %s\n", c.hook, c.name)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+// removeScript takes out every jump to our chains and, with chains, the chains
+// themselves. Empty if there is nothing to do.
+func removeScript(table string, saved savedTable, chains bool) string {
+	var lines []string
+	for _, name := range saved.chains {
+		if isOurs(name) {
+			lines = append(lines, saved.deleteJumps(name)...)
+		}
+	}
+	if chains {
+		// All are emptied before any is deleted: one may lead to another.
+		for _, verb := range []string{"-F ", "-X "} {
+			for _, name := range saved.chains {
+				if isOurs(name) {
+					lines = append(lines, verb+name)
+				}
+			}
+		}
+	}
+	if len(lines) == 0 {
+		return ""
+	}
+	return "*" + table + "\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"
+}
