@@ -1,0 +1,199 @@
+package enrol
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
+	"github.com/symbolon/symbolon/identity"
+)
+
+const (
+	// handshakeTimeout bounds the TLS handshake, callTimeout a whole call.
+	handshakeTimeout = 10 * time.Second
+	callTimeout      = 30 * time.Second
+	// maxResponse bounds what a controller may answer, bytes.
+	maxResponse = 1 << 20
+)
+
+var (
+	// ErrPin: what answered is not the controller that made the token. The secret
+	// was not sent.
+	ErrPin = errors.New("the server's chain does not lead to the CA that the join token pins")
+	// ErrController: what answered is not the trust domain's controller.
+	ErrController = errors.New("the server is not the trust domain's controller")
+	// ErrTokenUnknown, ErrTokenUsed and ErrTokenExpired are the controller's words.
+	ErrTokenUnknown = errors.New("join token unknown")
+	ErrTokenUsed    = errors.New("join token already used")
+	ErrTokenExpired = errors.New("join token expired")
+	// ErrResponse: the controller's answer does not hold together.
+	ErrResponse = errors.New("the controller's answer is not usable")
+)
+
+// ReasonHeader is the metadata of a refused enrolment by which a program tells why.
+// Its values are the Reason* constants.
+const (
+	ReasonHeader  = "Symbolon-Reason"
+	ReasonUnknown = "token-unknown"
+	ReasonUsed    = "token-used"
+	ReasonExpired = "token-expired"
+)
+
+// Dialer makes the TCP connection; *net.Dialer is one.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Enrol trades a join token for a host SVID, at the controller at address
+// ("host:port"). attrs are what the host says of itself: os.* only; os.hostname,
+// or else the kernel's host name, becomes the name that operators see. A nil dialer
+// is the plain one.
+// Errors: ErrPin, ErrController (the token is still good), ErrTokenUnknown,
+// ErrTokenUsed, ErrTokenExpired, ErrResponse, *connect.Error.
+func Enrol(ctx context.Context, address string, token Token, attrs identity.Attributes, dialer Dialer) (*HostCredential, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("enrol: %w", err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, fmt.Errorf("enrol: %w", err)
+	}
+	hostname := attrs.Get("os.hostname")
+	if hostname == "" {
+		if hostname, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("enrol: %w", err)
+		}
+	}
+
+	transport := newTransport(pinnedTLS(token.Pin), dialer)
+	defer transport.CloseIdleConnections()
+	client := symbolonv1connect.NewEnrolmentServiceClient(
+		&http.Client{Transport: transport, CheckRedirect: noRedirect}, "https://"+address,
+		connect.WithGRPC(), connect.WithReadMaxBytes(maxResponse))
+	res, err := client.Enrol(ctx, connect.NewRequest(&symbolonv1.EnrolRequest{
+		TokenId:     token.ID,
+		TokenSecret: token.Secret[:],
+		Csr:         csr,
+		Hostname:    hostname,
+		Attributes:  attrs.Proto(),
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("enrol at %s: %w", address, refusal(err))
+	}
+	td, err := spiffeid.TrustDomainFromString(res.Msg.GetTrustDomain())
+	if err != nil {
+		return nil, fmt.Errorf("enrol at %s: %w: %w", address, ErrResponse, err)
+	}
+	c := &HostCredential{HostID: res.Msg.GetHostId(), Namespace: res.Msg.GetNamespace(), TrustDomain: td}
+	if err := c.install(res.Msg.GetSvid(), res.Msg.GetBundle(), key); err != nil {
+		return nil, fmt.Errorf("enrol at %s: %w", address, err)
+	}
+	pinned := func(root *x509.Certificate) bool { return sha256.Sum256(root.RawSubjectPublicKeyInfo) == token.Pin }
+	if !slices.ContainsFunc(c.Roots, pinned) {
+		return nil, fmt.Errorf("enrol at %s: %w: the bundle lacks the pinned root", address, ErrResponse)
+	}
+	return c, nil
+}
+
+// noRedirect keeps the secret from being sent on.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// newTransport makes connections of our own TLS; nothing is taken from the
+// environment's proxy settings, which could be an attacker's way to see traffic
+// patterns, and would not reach a controller inside anyway.
+func newTransport(config *tls.Config, dialer Dialer) *http.Transport {
+	if dialer == nil {
+		dialer = &net.Dialer{Timeout: handshakeTimeout}
+	}
+	t := &http.Transport{
+		DialContext:         dialer.DialContext,
+		TLSClientConfig:     config,
+		TLSHandshakeTimeout: handshakeTimeout,
+		ForceAttemptHTTP2:   true,
+		IdleConnTimeout:     90 * time.Second,
+		// Notice a controller that is gone without a word.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: 30 * time.Second},
+	}
+	return t
+}
+
+// pinnedTLS accepts only a controller whose presented chain ends in the pinned root.
+func pinnedTLS(pin [sha256.Size]byte) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// The pin replaces the system's roots, and the SPIFFE ID the name; both are
+		// checked in VerifyConnection, before a byte of the request is written.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			chain := state.PeerCertificates
+			for i, cert := range chain {
+				if i == 0 || sha256.Sum256(cert.RawSubjectPublicKeyInfo) != pin {
+					continue
+				}
+				// Anybody can append the root, which is public: the leaf must follow from it.
+				err := verifyController(chain[:i], []*x509.Certificate{cert})
+				if errors.Is(err, identity.ErrUntrusted) {
+					return fmt.Errorf("%w: %w", ErrPin, err)
+				}
+				return err
+			}
+			return ErrPin
+		},
+	}
+}
+
+// verifyController judges a server by the roots of its own trust domain.
+func verifyController(chain, roots []*x509.Certificate) error {
+	if len(chain) == 0 || len(chain[0].URIs) != 1 {
+		return fmt.Errorf("%w: it has no SPIFFE ID", ErrController)
+	}
+	id, err := spiffeid.FromURI(chain[0].URIs[0])
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrController, err)
+	}
+	bundle := x509bundle.FromX509Authorities(id.TrustDomain(), roots)
+	if _, err := identity.VerifySVID(chain, bundle, time.Now()); err != nil {
+		return fmt.Errorf("%w: %w", ErrController, err)
+	}
+	if id.Path() != "/"+identity.ReservedPath+"/controller" {
+		return fmt.Errorf("%w: it is %s", ErrController, id)
+	}
+	return nil
+}
+
+// refusal gives a refused token its sentinel.
+func refusal(err error) error {
+	var refused *connect.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	switch refused.Meta().Get(ReasonHeader) {
+	case ReasonUnknown:
+		return ErrTokenUnknown
+	case ReasonUsed:
+		return ErrTokenUsed
+	case ReasonExpired:
+		return ErrTokenExpired
+	}
+	return err
+}

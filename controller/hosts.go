@@ -1,0 +1,140 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/symbolon/symbolon/controller/store"
+	"github.com/symbolon/symbolon/policydb"
+)
+
+// hosts are the enrolled ones, and the join tokens that make them.
+type hosts struct {
+	store store.Store
+	// membership orders enrolment against the deletion of namespaces: a host is
+	// never in one that does not exist.
+	membership sync.Mutex
+}
+
+// get returns a host with the revision to condition a change on, or
+// store.ErrNotFound.
+func (h *hosts) get(ctx context.Context, id string) (*hostRecord, int64, error) {
+	kv, err := h.store.Get(ctx, hostPrefix+id)
+	if err != nil {
+		return nil, 0, err
+	}
+	r := &hostRecord{}
+	return r, kv.ModRevision, getJSON(kv, r)
+}
+
+// list returns all hosts by ID, and the revision to watch from.
+func (h *hosts) list(ctx context.Context) ([]*hostRecord, int64, error) {
+	kvs, rev, err := h.store.List(ctx, hostPrefix)
+	if err != nil {
+		return nil, 0, err
+	}
+	out := make([]*hostRecord, len(kvs))
+	for i, kv := range kvs {
+		out[i] = &hostRecord{}
+		if err := getJSON(kv, out[i]); err != nil {
+			return nil, 0, err
+		}
+	}
+	return out, rev, nil
+}
+
+// update changes a host that still exists; one that was removed stays removed.
+// Errors: store.ErrNotFound.
+func (h *hosts) update(ctx context.Context, id string, change func(*hostRecord)) error {
+	for {
+		r, rev, err := h.get(ctx, id)
+		if err != nil {
+			return err
+		}
+		change(r)
+		op, err := putJSON(hostPrefix+id, r)
+		if err != nil {
+			return err
+		}
+		_, ok, err := h.store.Txn(ctx, []store.Cond{{Key: hostPrefix + id, ModRevision: rev}}, []store.Op{op})
+		if err != nil || ok {
+			return err
+		}
+	}
+}
+
+// remove deletes a host. Errors: store.ErrNotFound.
+func (h *hosts) remove(ctx context.Context, id string) error {
+	_, rev, err := h.get(ctx, id)
+	for err == nil {
+		var ok bool
+		_, ok, err = h.store.Txn(ctx, []store.Cond{{Key: hostPrefix + id, ModRevision: rev}}, []store.Op{store.Delete(hostPrefix + id)})
+		if err != nil || ok {
+			return err
+		}
+		_, rev, err = h.get(ctx, id)
+	}
+	return err
+}
+
+var (
+	errTokenUnknown = errors.New("join token unknown")
+	errTokenUsed    = errors.New("join token already used")
+	errTokenExpired = errors.New("join token expired")
+)
+
+// spend makes the host that a token stands for, and marks the token used, in one
+// transaction: of any number of tries at once, one wins. fresh checks the token
+// against secret and clock, and fills in the host.
+func (h *hosts) spend(ctx context.Context, tokenID string, fresh func(*tokenRecord) (*hostRecord, error)) (*hostRecord, error) {
+	h.membership.Lock()
+	defer h.membership.Unlock()
+	for {
+		kv, err := h.store.Get(ctx, tokenPrefix+tokenID)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, errTokenUnknown
+		}
+		if err != nil {
+			return nil, err
+		}
+		token := &tokenRecord{}
+		if err := getJSON(kv, token); err != nil {
+			return nil, err
+		}
+		host, err := fresh(token)
+		if err != nil {
+			return nil, err
+		}
+		ns := resourceKey(policydb.Key{Kind: policydb.KindNamespace, Namespace: host.Namespace})
+		namespace, err := h.store.Get(ctx, ns)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("%w: its namespace %s was deleted", errTokenUnknown, host.Namespace)
+		}
+		if err != nil {
+			return nil, err
+		}
+		token.UsedBy = host.ID
+		spent, err := putJSON(kv.Key, token)
+		if err != nil {
+			return nil, err
+		}
+		made, err := putJSON(hostPrefix+host.ID, host)
+		if err != nil {
+			return nil, err
+		}
+		_, ok, err := h.store.Txn(ctx, []store.Cond{
+			{Key: kv.Key, ModRevision: kv.ModRevision},
+			{Key: hostPrefix + host.ID},
+			{Key: ns, ModRevision: namespace.ModRevision},
+		}, []store.Op{spent, made})
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			return host, nil
+		}
+		// Somebody changed one of the three: look again.
+	}
+}

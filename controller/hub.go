@@ -1,0 +1,268 @@
+package controller
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/policydb"
+)
+
+// publishDelay gathers generations that follow close on each other into one push.
+const publishDelay = 75 * time.Millisecond
+
+// distribution is one generation, ready to be sent to any host. What hosts of one
+// namespace see is put together and encoded once.
+type distribution struct {
+	snapshot           *policydb.Snapshot
+	profilesGeneration uint64
+	bundle             [][]byte
+
+	mu   sync.Mutex
+	sets map[string]*visibleSet // by the hosts' namespace
+}
+
+// visibleSet is what the hosts of one namespace get, but for their own attributes.
+type visibleSet struct {
+	// encoded is a Generation message without host_attributes.
+	encoded []byte
+	// profiles is a hash of the Profiles in it: SVIDs depend on them.
+	profiles [sha256.Size]byte
+}
+
+func (d *distribution) generation() uint64 { return d.snapshot.Generation() }
+
+func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if set := d.sets[namespace]; set != nil {
+		return set, nil
+	}
+	resources := d.snapshot.VisibleTo(namespace)
+	encoded, err := proto.Marshal(&symbolonv1.Generation{
+		Number: d.generation(), HostNamespace: namespace, Resources: resources, Bundle: d.bundle,
+	})
+	if err != nil {
+		return nil, err
+	}
+	set := &visibleSet{encoded: encoded}
+	h := sha256.New()
+	for _, r := range resources {
+		if r.GetProfile() == nil {
+			continue
+		}
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
+		if err != nil {
+			return nil, err
+		}
+		h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
+		h.Write(b)
+	}
+	set.profiles = [sha256.Size]byte(h.Sum(nil))
+	if d.sets == nil {
+		d.sets = make(map[string]*visibleSet)
+	}
+	d.sets[namespace] = set
+	return set, nil
+}
+
+// message is the Generation for one host. The shared part goes in as it was
+// encoded, as fields that this message does not know: protobuf writes them out
+// unchanged, and the receiver reads one whole message.
+func (v *visibleSet) message(host *hostRecord) *symbolonv1.SessionResponse {
+	g := &symbolonv1.Generation{HostAttributes: host.attributes().Proto()}
+	g.ProtoReflect().SetUnknown(v.encoded)
+	return &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Generation{Generation: g}}
+}
+
+// presence is what is known of a host while it is connected, and of the last time.
+type presence struct {
+	connected bool
+	lastSeen  time.Time
+	// acked is the generation in force on the host, refusal why it refused another.
+	acked     uint64
+	refusal   string
+	version   string
+	addresses []string
+}
+
+// attachment is one session's place in the hub.
+type attachment struct {
+	hostID string
+	// cut is closed to end the session, after reason was set.
+	cut    chan struct{}
+	reason error
+}
+
+// hub knows the generation that hosts should have, and the hosts that are there.
+type hub struct {
+	now func() time.Time
+
+	mu       sync.Mutex
+	current  *distribution
+	next     *distribution
+	timer    *time.Timer
+	changed  chan struct{} // closed and replaced when current changes
+	sessions map[string]*attachment
+	hosts    map[string]*presence
+	closed   error
+}
+
+func newHub(now func() time.Time, first *distribution) *hub {
+	return &hub{
+		now: now, current: first, changed: make(chan struct{}),
+		sessions: make(map[string]*attachment), hosts: make(map[string]*presence),
+	}
+}
+
+// publish makes d what hosts should have, a moment later; d replaces one that is
+// still waiting. The moment is not put off again: a stream of changes cannot hold
+// back all of them.
+func (h *hub) publish(d *distribution) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d.generation() < h.current.generation() || h.next != nil && d.generation() < h.next.generation() {
+		return // of two changes at once, the later got here first
+	}
+	h.next = d
+	if h.timer == nil && h.closed == nil {
+		h.timer = time.AfterFunc(publishDelay, h.flush)
+	}
+}
+
+func (h *hub) flush() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.timer = nil
+	if h.next == nil || h.closed != nil {
+		return
+	}
+	h.current, h.next = h.next, nil
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// wanted is what hosts should have now, and a channel that closes when that changes.
+func (h *hub) wanted() (*distribution, <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.current, h.changed
+}
+
+// attach enters a session; an older one of the same host is cut: the host has
+// given it up, even if we have not noticed yet.
+func (h *hub) attach(hostID string, hello *symbolonv1.Hello) (*attachment, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed != nil {
+		return nil, h.closed
+	}
+	if old := h.sessions[hostID]; old != nil {
+		h.end(old, errReplaced)
+	}
+	a := &attachment{hostID: hostID, cut: make(chan struct{})}
+	h.sessions[hostID] = a
+	h.hosts[hostID] = &presence{
+		connected: true, lastSeen: h.now(), acked: hello.GetGeneration(),
+		version: hello.GetVersion(), addresses: hello.GetAddresses(),
+	}
+	return a, nil
+}
+
+// detach leaves; what is known of the host stays.
+func (h *hub) detach(a *attachment) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sessions[a.hostID] != a {
+		return
+	}
+	delete(h.sessions, a.hostID)
+	if p := h.hosts[a.hostID]; p != nil {
+		p.connected, p.lastSeen = false, h.now()
+	}
+}
+
+// end is called with the lock held.
+func (h *hub) end(a *attachment, reason error) {
+	if h.sessions[a.hostID] == a {
+		delete(h.sessions, a.hostID)
+	}
+	if p := h.hosts[a.hostID]; p != nil {
+		p.connected, p.lastSeen = false, h.now()
+	}
+	a.reason = reason
+	close(a.cut)
+}
+
+// acknowledged notes what a host said of a generation.
+func (h *hub) acknowledged(hostID string, generation uint64, refusal string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.hosts[hostID]
+	if p == nil {
+		return
+	}
+	p.lastSeen, p.refusal = h.now(), refusal
+	if refusal == "" {
+		p.acked = generation
+	}
+}
+
+// remove cuts a host's session and forgets it.
+func (h *hub) remove(hostID string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if a := h.sessions[hostID]; a != nil {
+		h.end(a, errRemoved(hostID))
+	}
+	delete(h.hosts, hostID)
+}
+
+// seen are the IDs of the hosts that were here since the start.
+func (h *hub) seen() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.hosts))
+}
+
+// presence returns a copy; the zero value for a host that was not seen since start.
+func (h *hub) presence(hostID string) presence {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.hosts[hostID]
+	if p == nil {
+		return presence{}
+	}
+	out := *p
+	if out.connected {
+		// The connection is probed (server.go): it is not there without its host.
+		out.lastSeen = h.now()
+	}
+	return out
+}
+
+func (h *hub) connected() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.sessions)
+}
+
+// close cuts all sessions and admits no more.
+func (h *hub) close(reason error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = reason
+	if h.timer != nil {
+		h.timer.Stop()
+		h.timer = nil
+	}
+	for _, a := range h.sessions {
+		h.end(a, reason)
+	}
+}

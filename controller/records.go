@@ -1,0 +1,129 @@
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/controller/store"
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/policydb"
+)
+
+// What lies where in the store (package ca has the rest, under ca/):
+//
+//	state                          state, JSON
+//	resource/<kind><namespace>|<name>  Resource, protobuf
+//	token/<id>                     tokenRecord, JSON
+//	host/<id>                      hostRecord, JSON
+//	workload<path>@<host id>       workloadRecord, JSON: the last SVID issued
+const (
+	keyState       = "state"
+	resourcePrefix = "resource/"
+	tokenPrefix    = "token/"
+	hostPrefix     = "host/"
+	workloadPrefix = "workload/"
+)
+
+// hostIDLabel is the host.* attribute that every host has.
+const hostIDLabel = "id"
+
+// state is what changes with every generation.
+type state struct {
+	Generation uint64 `json:"generation"`
+	// ProfilesGeneration is the last one in which any Profile changed: an SVID
+	// issued before it may say what is no longer so.
+	ProfilesGeneration uint64 `json:"profiles_generation"`
+}
+
+// tokenRecord is a join token without its secret.
+type tokenRecord struct {
+	SecretSHA256 []byte            `json:"secret_sha256"`
+	Namespace    string            `json:"namespace"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Created      time.Time         `json:"created"`
+	Expires      time.Time         `json:"expires"`
+	// UsedBy is the host that it made; a token with one is spent.
+	UsedBy string `json:"used_by,omitempty"`
+}
+
+// hostRecord is an enrolled host.
+type hostRecord struct {
+	ID        string            `json:"id"`
+	Hostname  string            `json:"hostname"`
+	Namespace string            `json:"namespace"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	// Reported is what the host said of itself at enrolment: os.*, for people only.
+	Reported     identity.Attributes `json:"reported,omitempty"`
+	Enrolled     time.Time           `json:"enrolled"`
+	LastSeen     time.Time           `json:"last_seen"`
+	SVIDNotAfter time.Time           `json:"svid_not_after"`
+}
+
+// attributes are the host.* ones: the enrolment's labels, and the ID.
+func (h *hostRecord) attributes() identity.Attributes {
+	m := map[string][]string{"host." + hostIDLabel: {h.ID}}
+	for k, v := range h.Labels {
+		m["host."+k] = []string{v}
+	}
+	return identity.NewAttributes(m)
+}
+
+// workloadRecord is the last SVID issued to one workload on one host.
+type workloadRecord struct {
+	SPIFFEID  string              `json:"spiffe_id"`
+	Namespace string              `json:"namespace"`
+	Name      string              `json:"name"`
+	Claims    identity.Attributes `json:"claims,omitempty"`
+	HostID    string              `json:"host_id"`
+	Issued    time.Time           `json:"issued"`
+	NotAfter  time.Time           `json:"not_after"`
+}
+
+// path is the SPIFFE ID's.
+func (w *workloadRecord) path() string { return strings.TrimSuffix(w.Namespace, "/") + "/" + w.Name }
+
+// key uses that no SPIFFE ID has an @.
+func (w *workloadRecord) key() string {
+	return strings.TrimSuffix(workloadPrefix, "/") + w.path() + "@" + w.HostID
+}
+
+func resourceKey(k policydb.Key) string {
+	return resourcePrefix + k.Kind + k.Namespace + "|" + k.Name
+}
+
+func putJSON(key string, v any) (store.Op, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return store.Op{}, fmt.Errorf("%s: %w", key, err)
+	}
+	return store.Put(key, b), nil
+}
+
+func getJSON(kv store.KV, v any) error {
+	if err := json.Unmarshal(kv.Value, v); err != nil {
+		return fmt.Errorf("%w: %s: %w", store.ErrCorrupt, kv.Key, err)
+	}
+	return nil
+}
+
+// putResource is deterministic, so that an unchanged resource has unchanged bytes.
+func putResource(r *symbolonv1.Resource) (store.Op, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
+	if err != nil {
+		return store.Op{}, fmt.Errorf("%s: %w", policydb.RefOf(r), err)
+	}
+	return store.Put(resourceKey(policydb.KeyOf(r)), b), nil
+}
+
+func getResource(kv store.KV) (*symbolonv1.Resource, error) {
+	r := &symbolonv1.Resource{}
+	if err := proto.Unmarshal(kv.Value, r); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", store.ErrCorrupt, kv.Key, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,84 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/zap"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/controller/ca"
+	"github.com/symbolon/symbolon/controller/store"
+	"github.com/symbolon/symbolon/identity"
+)
+
+// proxyService implements symbolonv1connect.ProxyServiceHandler. hostGate has
+// admitted the caller.
+type proxyService struct{ *Server }
+
+// IssueSVID signs a workload's key under the name that the Profiles give it.
+func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbolonv1.IssueSVIDRequest]) (*connect.Response[symbolonv1.IssueSVIDResponse], error) {
+	host := hostOf(ctx)
+	pub, err := ca.PublicKey(req.Msg.GetCsr())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	reported := identity.AttributesFromProto(req.Msg.GetAttributes())
+	if err := checkAttributes(reported, assertable...); err != nil {
+		s.log.Warn("attributes refused", zap.String("host", host.ID), zap.Error(err))
+		return nil, err
+	}
+	a := s.policies.snapshot().Assign(host.Namespace, reported.Union(host.attributes()))
+	id, err := spiffeid.FromPath(s.cfg.trustDomain(), strings.TrimSuffix(a.Namespace, "/")+"/"+a.Workload)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("workload %q in %s: %w", a.Workload, a.Namespace, err))
+	}
+	issued, err := s.ca.IssueWorkload(pub, id, a.Claims)
+	switch {
+	case errors.Is(err, ca.ErrClaims):
+		return nil, connect.NewError(connect.CodeFailedPrecondition,
+			fmt.Errorf("%s: %w; let `claims` in the Profiles %v select fewer attributes", id, err, a.Profiles))
+	case errors.Is(err, ca.ErrID):
+		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
+	case err != nil:
+		return nil, s.internal("issue SVID", err)
+	}
+	err = s.inventory.record(workloadRecord{
+		SPIFFEID: id.String(), Namespace: a.Namespace, Name: a.Workload, Claims: a.Claims,
+		HostID: host.ID, Issued: s.opts.Now(), NotAfter: issued.Leaf.NotAfter,
+	})
+	if err != nil {
+		return nil, connect.NewError(connect.CodeResourceExhausted, err)
+	}
+	s.log.Debug("SVID issued", zap.Stringer("id", id), zap.String("host", host.ID), zap.Strings("profiles", a.Profiles))
+	return connect.NewResponse(&symbolonv1.IssueSVIDResponse{
+		Svid: issuedProto(issued), Namespace: a.Namespace, Workload: a.Workload, Profiles: a.Profiles,
+	}), nil
+}
+
+// RenewHost gives a host that still exists its next SVID.
+func (s proxyService) RenewHost(ctx context.Context, req *connect.Request[symbolonv1.RenewHostRequest]) (*connect.Response[symbolonv1.RenewHostResponse], error) {
+	host := hostOf(ctx)
+	pub, err := ca.PublicKey(req.Msg.GetCsr())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	issued, err := s.ca.IssueHost(pub, host.ID)
+	if err != nil {
+		return nil, s.internal("renew host", err)
+	}
+	err = s.hosts.update(ctx, host.ID, func(h *hostRecord) {
+		h.LastSeen, h.SVIDNotAfter = s.opts.Now(), issued.Leaf.NotAfter
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, errRemoved(host.ID)
+	}
+	if err != nil {
+		return nil, s.internal("renew host", err)
+	}
+	return connect.NewResponse(&symbolonv1.RenewHostResponse{Svid: issuedProto(issued), Bundle: s.bundle()}), nil
+}
