@@ -66,7 +66,6 @@ func (h *Host) capture(iface, filter string) (*Capture, error) {
 	if filter != "" {
 		args = append(args, fmt.Sprintf("(%s) or ether proto %#x", filter, etherLocal))
 	}
-	// tcpdump has no unit: it stays in our cgroup, apart from the host's services.
 	c.daemon, err = h.Start(context.Background(), Service{
 		Unit:    fmt.Sprintf("tcpdump-%d.service", n),
 		Command: args,

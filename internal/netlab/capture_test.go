@@ -2,6 +2,7 @@ package netlab_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -69,7 +70,7 @@ func TestCaptureSeesWhatPassed(t *testing.T) {
 			if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Fatalf("read %v, want EOF", err)
 			}
 			if _, err := c.Stop(); err != nil {

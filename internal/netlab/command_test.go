@@ -2,6 +2,7 @@ package netlab_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -157,7 +158,7 @@ func TestBuildingCallsKeepTheFirstFailure(t *testing.T) {
 	w.Link(a, b, []string{"10.0.0.1/24"}, []string{"10.0.0.2/24"})
 	b.DefaultRoute("10.0.0.1")
 	w.Switch("lan").Attach(a)
-	if w.Err() != first {
+	if !errors.Is(w.Err(), first) {
 		t.Errorf("Err became %v", w.Err())
 	}
 	if _, err := b.Run(t.Context(), "true"); err == nil {
