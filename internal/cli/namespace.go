@@ -143,7 +143,7 @@ func (a *app) namespaceCreate(ctx context.Context, ns namespaceYAML, labelArgs [
 	if err != nil {
 		return err
 	}
-	existing, err := a.resources(ctx, c, "Namespace", ns.Name)
+	existing, err := a.resources(ctx, c, "Namespace", "")
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,142 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/symbolon/symbolon/controller"
+	"github.com/symbolon/symbolon/internal/cli"
+)
+
+// operator is somebody at the command line of a real controller.
+type operator struct {
+	t   *testing.T
+	env map[string]string
+}
+
+func newOperator(t *testing.T) operator {
+	t.Helper()
+	cfg := controller.DefaultConfig()
+	cfg.TrustDomain, cfg.Listen, cfg.DataDir = "acme.example", "127.0.0.1:0", filepath.Join(t.TempDir(), "data")
+	server, err := controller.New(t.Context(), cfg, controller.Options{Version: "0.1.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return operator{t, map[string]string{
+		"HOME":                t.TempDir(),
+		"SYMBOLON_CONTROLLER": server.Addr().String(),
+		"SYMBOLON_TOKEN_FILE": filepath.Join(cfg.DataDir, "admin.token"),
+		"SYMBOLON_CA_FILE":    filepath.Join(cfg.DataDir, "ca.pem"),
+	}}
+}
+
+// runs runs a command line, and wants a certain exit code.
+func (o operator) runs(want int, stdin string, args ...string) (stdout, stderr string) {
+	o.t.Helper()
+	var out, talk bytes.Buffer
+	code := cli.Main(o.t.Context(), args, cli.Env{
+		Stdin: strings.NewReader(stdin), Stdout: &out, Stderr: &talk,
+		Getenv: func(k string) string { return o.env[k] },
+	})
+	if code != want {
+		o.t.Fatalf("symbolon %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), talk.String())
+	}
+	return out.String(), talk.String()
+}
+
+func contains(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			t.Errorf("no %q in:\n%s", p, text)
+		}
+	}
+}
+
+// The tour of the README, up to the hosts.
+func TestTourWithAController(t *testing.T) {
+	o := newOperator(t)
+	const files = "../../examples/quickstart/policy"
+	ok, negative := cli.ExitOK, cli.ExitNegative
+
+	out, _ := o.runs(ok, "", "status")
+	contains(t, out, "acme.example", "none enrolled")
+
+	out, _ = o.runs(negative, "", "policy", "diff", "-f", files)
+	contains(t, out, "+ created policy:/acme/prod/web-uses-db")
+	out, talk := o.runs(ok, "", "policy", "apply", "-f", files)
+	contains(t, out, "namespace:/acme/prod")
+	contains(t, talk, "generation", "4 of 4 tests passed")
+	o.runs(ok, "", "policy", "diff", "-f", files)
+
+	out, _ = o.runs(ok, "", "namespace", "list")
+	contains(t, out, "/acme/prod")
+	out, _ = o.runs(ok, "", "policy", "list", "--namespace", "/acme")
+	contains(t, out, "allow app=web → app=db on tcp/5432 same env with encrypt with log")
+
+	// What get prints is what apply takes, and changes nothing.
+	refs, _ := o.runs(ok, "", "policy", "list", "-n", "/acme", "-o", "name")
+	out, _ = o.runs(ok, "", append([]string{"policy", "get"}, strings.Fields(refs)...)...)
+	o.runs(ok, out, "policy", "diff", "-f", "-")
+
+	const report, web, db = "app=report,env=prod@/acme/prod", "app=web,env=prod@/acme/prod", "app=db,env=prod@/acme/prod"
+	out, _ = o.runs(ok, "", "explain", "--from", web, "--to", db, "--port", "5432")
+	contains(t, out, "✓ allowed, encrypted", "by /acme/prod/web-uses-db (policy)", "be logged")
+	out, _ = o.runs(negative, "", "explain", "--from", report, "--to", db, "--port", "5432")
+	contains(t, out, "✗ denied", "(default)")
+	out, _ = o.runs(negative, "", "explain", "--from", "app=web,env=dev@/acme", "--to", db, "--port", "5432")
+	contains(t, out, "by /acme/dev-never-reaches-prod (policy)")
+
+	out, talk = o.runs(ok, "", "host", "token", "-n", "/acme/prod", "--label", "role=db")
+	if parts := strings.Split(strings.TrimSpace(out), "."); len(parts) != 4 || parts[0] != "symbolon1" {
+		t.Errorf("token of %d parts", len(parts))
+	}
+	contains(t, talk, "for one host in /acme/prod")
+
+	o.runs(ok, "", "namespace", "create", "/acme/qa", "--default", "deny", "--label", "team=a,b")
+	out, _ = o.runs(ok, "", "policy", "get", "namespace:/acme/qa")
+	contains(t, out, "name: /acme/qa", "default: deny", "team")
+
+	o.runs(ok, "", "policy", "delete", "--yes", "/acme/prod/report-reads-web", "policytest:/acme/prod/quickstart")
+	o.runs(negative, "", "policy", "get", "/acme/prod/report-reads-web")
+	o.runs(ok, "", "flows")
+	o.runs(ok, "", "workload", "list")
+	o.runs(ok, "", "host", "list")
+}
+
+func TestRefusalsOfAController(t *testing.T) {
+	o := newOperator(t)
+	_, before := o.runs(cli.ExitOK, "kind: Namespace\nname: /acme\nmode: enforce\nattributes: {app: {}}\n", "policy", "apply", "-f", "-")
+
+	_, talk := o.runs(cli.ExitUsage, "kind: Policy\nnamespace: /acme\nname: x\nsubject: {app: web}\nverb: alow\nobject: any\n",
+		"policy", "apply", "-f", "-")
+	contains(t, talk, "stdin:5:7", "verb: alow\n", "^", "allow")
+
+	o.runs(cli.ExitConflict, "", "namespace", "create", "/acme")
+	o.runs(cli.ExitUsage, "", "namespace", "create", "/nobody/here")
+	o.runs(cli.ExitNegative, "", "policy", "delete", "--yes", "/acme/nothing")
+	o.runs(cli.ExitNegative, "", "host", "remove", "--yes", "nobody")
+
+	// None of it changed anything.
+	_, after := o.runs(cli.ExitOK, "kind: Namespace\nname: /acme\nmode: enforce\nattributes: {app: {}}\n", "policy", "apply", "-f", "-")
+	if before != after {
+		t.Errorf("%q became %q", before, after)
+	}
+
+	o.env["SYMBOLON_TOKEN_FILE"] = o.env["SYMBOLON_CA_FILE"]
+	o.runs(cli.ExitUsage, "", "status")
+	o.env["SYMBOLON_CONTROLLER"] = "127.0.0.1:1"
+	o.runs(cli.ExitUsage, "", "status")
+}
