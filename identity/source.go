@@ -27,12 +27,13 @@ type FileID struct {
 	Mtime, Ctime int64 // nanoseconds
 }
 
-// Update is one step of a workload's credential: a new one, or the reason why
-// there is none now. After an error the last good credential stays valid until
-// its NotAfter.
+// Update is a workload's state at its source. Credential is the last good one, also
+// beside an error: it stays valid until its NotAfter. It is nil as long as there
+// was none.
 type Update struct {
 	Credential *Credential
-	Err        error
+	// Err is why there is no newer one.
+	Err error
 }
 
 // Source gives workloads their SVIDs: the controller's CA, or SPIRE.

@@ -1,0 +1,333 @@
+package identity
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+var (
+	// ErrNoCredential: the workload has no SVID that is valid now.
+	ErrNoCredential = errors.New("no credential")
+	// ErrClosed: the Manager was closed.
+	ErrClosed = errors.New("identity manager is closed")
+)
+
+const (
+	// idleTimeout is how long a workload is kept that nobody asks for.
+	idleTimeout = 30 * time.Minute
+	// sweepInterval is how often idle ones are looked for.
+	sweepInterval = time.Minute
+	// maxManaged bounds the workloads of a host.
+	maxManaged = 4096
+)
+
+// Manager keeps the current credential of every workload that is in use. Safe for
+// concurrent use; Close it.
+type Manager struct {
+	source Source
+	limit  int
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu        sync.Mutex
+	closed    bool
+	workloads map[Key]*managed
+	listeners map[*listener]struct{}
+}
+
+// listener is a pointer's worth of identity for a function.
+type listener struct {
+	changed func(Key, *Credential)
+}
+
+// managed is one workload in use. The Manager's mutex guards what changes.
+type managed struct {
+	workload *Workload
+	cancel   context.CancelFunc
+	dropped  <-chan struct{} // closed when the Manager lets go of it
+	answered chan struct{}   // closed by the first update
+
+	credential *Credential
+	err        error
+	since      time.Time // of the last update
+	used       time.Time
+	pins       *int // survives a change of what is known of the workload
+}
+
+// NewManager starts a goroutine, which Close ends.
+func NewManager(source Source) *Manager {
+	ctx, cancel := context.WithCancel(context.Background())
+	m := &Manager{
+		source:    source,
+		limit:     maxManaged,
+		ctx:       ctx,
+		cancel:    cancel,
+		workloads: make(map[Key]*managed),
+		listeners: make(map[*listener]struct{}),
+	}
+	m.wg.Go(m.sweep)
+	return m
+}
+
+// Get returns the credential of w, which is valid now. The first time it starts to
+// watch w's source and waits for its answer, no longer than ctx. A later failure of
+// the source matters only when the last credential has expired. Errors:
+// ErrNoCredential with the source's reason, ErrClosed.
+func (m *Manager) Get(ctx context.Context, w *Workload) (*Credential, error) {
+	var e *managed
+	for answered := false; !answered; {
+		var err error
+		if e, err = m.use(w); err != nil {
+			return nil, err
+		}
+		select {
+		case <-e.answered:
+			answered = true
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: the source has not answered: %w", ErrNoCredential, ctx.Err())
+		case <-e.dropped: // by somebody else, or by Close: ask again
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := e.valid(time.Now()); err != nil {
+		return nil, err
+	}
+	return e.credential, nil
+}
+
+func (e *managed) valid(now time.Time) error {
+	switch {
+	case e.credential == nil && e.err == nil:
+		return ErrNoCredential
+	case e.credential == nil:
+		return fmt.Errorf("%w: %w", ErrNoCredential, e.err)
+	case !now.Before(e.credential.SVID.NotAfter()):
+		err := fmt.Errorf("%w: %s ended %s", ErrNoCredential, e.credential.SVID.ID,
+			e.credential.SVID.NotAfter().UTC().Format(time.RFC3339))
+		if e.err != nil {
+			err = fmt.Errorf("%w: %w", err, e.err)
+		}
+		return err
+	}
+	return nil
+}
+
+// use finds w, or begins with it.
+func (m *Manager) use(w *Workload) (*managed, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, ErrClosed
+	}
+	now := time.Now()
+	e := m.workloads[w.Key]
+	if e != nil && (e.workload == w || slices.Equal(e.workload.Attributes, w.Attributes)) {
+		e.used = now
+		return e, nil
+	}
+	pins := new(int)
+	if e != nil { // what is known of it changed: a user's groups, say
+		pins = e.pins
+		m.drop(w.Key)
+	}
+	if len(m.workloads) >= m.limit {
+		m.evict()
+	}
+	ctx, cancel := context.WithCancel(m.ctx)
+	e = &managed{workload: w, cancel: cancel, dropped: ctx.Done(), answered: make(chan struct{}), used: now, pins: pins}
+	m.workloads[w.Key] = e
+	m.wg.Go(func() { m.follow(ctx, e) })
+	return e, nil
+}
+
+// follow takes e's updates to itself and to the listeners.
+func (m *Manager) follow(ctx context.Context, e *managed) {
+	updates := m.source.Watch(ctx, e.workload)
+	expiry := time.NewTimer(0)
+	expiry.Stop()
+	defer expiry.Stop()
+	first := true
+	for {
+		select {
+		case u, ok := <-updates:
+			if !ok {
+				return
+			}
+			m.mu.Lock()
+			was := e.credential
+			if u.Credential != nil {
+				e.credential = u.Credential
+			}
+			e.err, e.since = u.Err, time.Now()
+			now := e.credential
+			m.mu.Unlock()
+			if first {
+				close(e.answered)
+				first = false
+			}
+			if now != was {
+				expiry.Reset(time.Until(now.SVID.NotAfter()))
+				m.tell(ctx, e.workload.Key, now)
+			}
+		case <-expiry.C:
+			m.tell(ctx, e.workload.Key, nil)
+		}
+	}
+}
+
+// tell calls the listeners, without the lock, so that they may call back. A
+// workload that was dropped meanwhile has nothing more to say.
+func (m *Manager) tell(ctx context.Context, k Key, c *Credential) {
+	m.mu.Lock()
+	all := make([]*listener, 0, len(m.listeners))
+	for l := range m.listeners {
+		all = append(all, l)
+	}
+	m.mu.Unlock()
+	for _, l := range all {
+		if ctx.Err() != nil {
+			return
+		}
+		l.changed(k, c)
+	}
+}
+
+// Subscribe calls changed for every new credential of a workload in use, and with
+// nil when one expired without another: the time to judge its live connections
+// again. Calls for one workload come one after the other, for several concurrently;
+// changed should return soon, and must not call Close. A call may still be under
+// way when cancel returns.
+func (m *Manager) Subscribe(changed func(Key, *Credential)) (cancel func()) {
+	l := &listener{changed}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.listeners[l] = struct{}{}
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.listeners, l)
+	}
+}
+
+// Pin keeps a workload in use until unpin is called, whether or not it is asked
+// for: a live connection's. Of an unknown one it does nothing.
+func (m *Manager) Pin(k Key) (unpin func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.workloads[k]
+	if e == nil {
+		return func() {}
+	}
+	pins := e.pins
+	*pins++
+	return sync.OnceFunc(func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		*pins--
+		if e := m.workloads[k]; e != nil && e.pins == pins {
+			e.used = time.Now()
+		}
+	})
+}
+
+// drop ends a workload; the caller holds the mutex.
+func (m *Manager) drop(k Key) {
+	m.workloads[k].cancel()
+	delete(m.workloads, k)
+}
+
+// evict makes room. It takes the longest unused workload of the user that has the
+// most, so that one who runs thousands of programs pushes out his own.
+func (m *Manager) evict() {
+	perUser := make(map[uint32]int)
+	for k := range m.workloads {
+		perUser[k.UID]++
+	}
+	var victim Key
+	var worst *managed
+	for k, e := range m.workloads {
+		if worst == nil || cmp.Or(
+			cmp.Compare(perUser[k.UID], perUser[victim.UID]),
+			cmp.Compare(min(*worst.pins, 1), min(*e.pins, 1)),
+			worst.used.Compare(e.used)) > 0 {
+			victim, worst = k, e
+		}
+	}
+	if worst != nil {
+		m.drop(victim)
+	}
+}
+
+// sweep drops what nobody has used.
+func (m *Manager) sweep() {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.ctx.Done():
+			return
+		case now := <-tick.C:
+			m.mu.Lock()
+			for k, e := range m.workloads {
+				if *e.pins == 0 && now.Sub(e.used) >= idleTimeout {
+					m.drop(k)
+				}
+			}
+			m.mu.Unlock()
+		}
+	}
+}
+
+// Status is what a Manager knows of one workload, for people.
+type Status struct {
+	Workload *Workload
+	// Credential is the last one, expired or not; nil if there was none.
+	Credential *Credential
+	// Err is why there is no newer one.
+	Err error
+	// Since is when the source last said something, Used when the credential was
+	// last asked for.
+	Since, Used time.Time
+	// Pins counts the live connections that keep the workload.
+	Pins int
+}
+
+// Snapshot lists the workloads in use, by SPIFFE ID and key.
+func (m *Manager) Snapshot() []Status {
+	m.mu.Lock()
+	out := make([]Status, 0, len(m.workloads))
+	for _, e := range m.workloads {
+		out = append(out, Status{e.workload, e.credential, e.err, e.since, e.used, *e.pins})
+	}
+	m.mu.Unlock()
+	slices.SortFunc(out, func(a, b Status) int {
+		ka, kb := a.Workload.Key, b.Workload.Key
+		return cmp.Or(cmp.Compare(a.id(), b.id()), cmp.Compare(ka.CgroupID, kb.CgroupID),
+			cmp.Compare(ka.UID, kb.UID), cmp.Compare(ka.Exe.Dev, kb.Exe.Dev), cmp.Compare(ka.Exe.Ino, kb.Exe.Ino),
+			cmp.Compare(ka.Exe.Ctime, kb.Exe.Ctime))
+	})
+	return out
+}
+
+func (s Status) id() string {
+	if s.Credential == nil {
+		return ""
+	}
+	return s.Credential.SVID.ID.String()
+}
+
+// Close ends all watching and waits for it, and for the listeners' calls.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.cancel()
+	m.wg.Wait()
+}
