@@ -22,7 +22,7 @@ func TestWireFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct{ name, got, want string }{
-		{"open", hex.EncodeToString(open.Bytes()), "000000220801" + "12040a000009" + "18b82a" + "2002" + "2a10000102030405060708090a0b0c0d0e0f" + "3007"},
+		{"open", hex.EncodeToString(open.Bytes()), "000000210801" + "12040a000009" + "18b82a" + "2002" + "2a10000102030405060708090a0b0c0d0e0f" + "3007"},
 		{"verdict", hex.EncodeToString(verdict.Bytes()), "00000023" + "0801" + "1001" + "1802" + "2210000102030405060708090a0b0c0d0e0f" + "2a072f70726f642f70" + "3001"},
 	} {
 		if tc.got != tc.want {

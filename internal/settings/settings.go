@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -50,10 +51,14 @@ func AddFlags[C any](fs *pflag.FlagSet, all []Setting[C]) {
 	}
 }
 
-// Given are the flags that were set, by name.
-func Given(fs *pflag.FlagSet) map[string]string {
+// Given are the flags that were set, by name, but for those that are no settings.
+func Given(fs *pflag.FlagSet, besides ...string) map[string]string {
 	given := make(map[string]string)
-	fs.Visit(func(f *pflag.Flag) { given[f.Name] = f.Value.String() })
+	fs.Visit(func(f *pflag.Flag) {
+		if !slices.Contains(besides, f.Name) {
+			given[f.Name] = f.Value.String()
+		}
+	})
 	return given
 }
 

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"go.uber.org/zap"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
+	"github.com/symbolon/symbolon/controller/enrol"
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/internal/keyring"
+	"github.com/symbolon/symbolon/proxy"
+	"github.com/symbolon/symbolon/redirect"
+)
+
+const (
+	// maxMessage bounds what the controller may send at once, bytes.
+	maxMessage = 64 << 20
+	retryFirst = time.Second
+	retryMax   = time.Minute
+)
+
+// host is this machine as the controller knows it: its credential, kept fresh, and
+// a client that always uses the newest.
+type host struct {
+	cfg  proxy.Config
+	log  *zap.Logger
+	cred atomic.Pointer[enrol.HostCredential]
+	api  atomic.Pointer[controllerAPI]
+	// changed hears of each new credential.
+	changed func(*enrol.HostCredential)
+}
+
+type controllerAPI struct {
+	symbolonv1connect.ProxyServiceClient
+	transport *http.Transport
+}
+
+// keyName names the kept credential; a machine may run several proxies, one a
+// network namespace, which differ by their sockets.
+func keyName(socket string) string { return "symbolon:host:" + socket }
+
+func forget(socket string) error { return keyring.Remove(keyName(socket)) }
+
+// join takes the credential that an earlier run left in the kernel, or enrols.
+func (h *host) join(ctx context.Context) error {
+	if kept, err := keyring.Load(keyName(h.cfg.Socket)); err == nil {
+		c, err := enrol.Unmarshal(kept)
+		if err == nil {
+			h.use(c)
+			h.log.Info("host identity taken over from an earlier run", zap.String("host_id", c.HostID), zap.Time("not_after", c.NotAfter()))
+			return nil
+		}
+		h.log.Warn("the kept host identity is of no use", zap.Error(err))
+	}
+	for pause := retryFirst; ; pause = min(2*pause, retryMax) {
+		c, err := h.enrol(ctx)
+		if err == nil {
+			h.use(c)
+			h.log.Info("host enrolled", zap.String("host_id", c.HostID), zap.String("namespace", c.Namespace), zap.Stringer("trust_domain", c.TrustDomain))
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !transient(err) {
+			return err
+		}
+		h.log.Warn("cannot enrol yet", zap.String("controller", h.cfg.Controller.Address), zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rand.N(pause)):
+		}
+	}
+}
+
+// transient: it may help to try again, with the same token.
+func transient(err error) bool {
+	var c *connect.Error
+	return errors.As(err, &c) && (c.Code() == connect.CodeUnavailable || c.Code() == connect.CodeDeadlineExceeded || c.Code() == connect.CodeResourceExhausted)
+}
+
+func (h *host) enrol(ctx context.Context) (*enrol.HostCredential, error) {
+	file := h.cfg.Controller.JoinTokenFile
+	if file == "" {
+		return nil, errors.New("this host is not enrolled: make a token with 'symbolon host token', put it in a file, and name that as controller.join_token_file")
+	}
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("this host is not enrolled, and there is no join token in %s: make one with 'symbolon host token'", file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	token, err := enrol.ParseToken(string(data))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	attrs, err := identity.HostAttributes()
+	if err != nil {
+		return nil, err
+	}
+	return enrol.Enrol(ctx, h.cfg.Controller.Address, token, attrs, redirect.Dialer(redirect.MarkControl, redirect.DefaultKeepAlive))
+}
+
+// use puts c in force and in the kernel's keeping.
+func (h *host) use(c *enrol.HostCredential) {
+	transport := c.Transport(redirect.Dialer(redirect.MarkControl, redirect.DefaultKeepAlive))
+	client := symbolonv1connect.NewProxyServiceClient(&http.Client{Transport: transport},
+		"https://"+h.cfg.Controller.Address, connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage))
+	h.cred.Store(c)
+	if old := h.api.Swap(&controllerAPI{client, transport}); old != nil {
+		old.transport.CloseIdleConnections()
+	}
+	if kept, err := c.Marshal(); err != nil {
+		h.log.Error("the host identity cannot be kept", zap.Error(err))
+	} else if err := keyring.Save(keyName(h.cfg.Socket), kept, time.Until(c.NotAfter())); err != nil {
+		h.log.Warn("the host identity is not kept across restarts: the next start needs a new join token", zap.Error(err))
+	}
+	if h.changed != nil {
+		h.changed(c)
+	}
+}
+
+// client is the newest.
+func (h *host) client() symbolonv1connect.ProxyServiceClient { return h.api.Load() }
+
+// endpoint is the host's credential in the form that tunnels take.
+func hostCredential(c *enrol.HostCredential) (*identity.Credential, error) {
+	svid, err := c.SVID()
+	if err != nil {
+		return nil, err
+	}
+	return &identity.Credential{SVID: svid, Bundles: x509bundle.NewSet(x509bundle.FromX509Authorities(c.TrustDomain, c.Roots))}, nil
+}
+
+// renew replaces the host's SVID in time, until ctx ends.
+func (h *host) renew(ctx context.Context) {
+	pause := retryFirst
+	for {
+		c := h.cred.Load()
+		wait := time.Until(c.RotateAt)
+		if wait < 0 {
+			wait = rand.N(pause)
+			pause = min(2*pause, retryMax)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		next, err := c.Renew(ctx, h.client())
+		if err != nil {
+			h.log.Warn("host SVID not renewed", zap.Time("not_after", c.NotAfter()), zap.Error(err))
+			continue
+		}
+		pause = retryFirst
+		h.use(next)
+	}
+}
+
+// newest is the ProxyService client of the newest host credential, for those who
+// keep one client.
+type newest struct{ h *host }
+
+func (n newest) IssueSVID(ctx context.Context, r *connect.Request[symbolonv1.IssueSVIDRequest]) (*connect.Response[symbolonv1.IssueSVIDResponse], error) {
+	return n.h.client().IssueSVID(ctx, r)
+}
+
+func (n newest) RenewHost(ctx context.Context, r *connect.Request[symbolonv1.RenewHostRequest]) (*connect.Response[symbolonv1.RenewHostResponse], error) {
+	return n.h.client().RenewHost(ctx, r)
+}
+
+func (n newest) Session(ctx context.Context) *connect.BidiStreamForClient[symbolonv1.SessionRequest, symbolonv1.SessionResponse] {
+	return n.h.client().Session(ctx)
+}
+
+func (n newest) ReportFlows(ctx context.Context, r *connect.Request[symbolonv1.ReportFlowsRequest]) (*connect.Response[symbolonv1.ReportFlowsResponse], error) {
+	return n.h.client().ReportFlows(ctx, r)
+}

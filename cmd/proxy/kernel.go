@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/symbolon/symbolon/redirect"
+)
+
+// kernel is what the proxy has open there.
+type kernel struct {
+	outbound, inbound []*net.TCPListener
+	diag              *redirect.Diag
+	conntrack         *redirect.Conntrack
+	cgroups           *redirect.Cgroups // nil without cgroup v2
+}
+
+func openKernel(cfg redirect.Config) (_ *kernel, err error) {
+	k := &kernel{}
+	defer func() {
+		if err != nil {
+			k.close()
+		}
+	}()
+	if k.diag, err = redirect.NewDiag(); err != nil {
+		return nil, err
+	}
+	if k.conntrack, err = redirect.NewConntrack(); err != nil {
+		return nil, err
+	}
+	if k.cgroups, err = redirect.OpenCgroups(); err != nil && !errors.Is(err, redirect.ErrNoCgroup) {
+		return nil, err
+	}
+	for _, a := range cfg.OutboundAddrs() {
+		l, err := listen(a.String())
+		if err != nil {
+			return nil, fmt.Errorf("outbound listener: %w", err)
+		}
+		k.outbound = append(k.outbound, l)
+	}
+	l, err := listen(cfg.InboundAddr().String())
+	if err != nil {
+		return nil, fmt.Errorf("inbound listener: %w", err)
+	}
+	k.inbound = append(k.inbound, l)
+	return k, nil
+}
+
+func listen(address string) (*net.TCPListener, error) {
+	l, err := redirect.ListenConfig(redirect.DefaultKeepAlive).Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
+}
+
+func (k *kernel) close() {
+	for _, l := range append(k.outbound, k.inbound...) {
+		_ = l.Close()
+	}
+	if k.diag != nil {
+		_ = k.diag.Close()
+	}
+	if k.conntrack != nil {
+		_ = k.conntrack.Close()
+	}
+	if k.cgroups != nil {
+		_ = k.cgroups.Close()
+	}
+}
+
+// raiseDescriptorLimit allows as many as root may have: a connection needs two, and
+// more while it is spliced.
+func raiseDescriptorLimit(log *zap.Logger) {
+	var max unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &max); err != nil {
+		log.Warn("descriptor limit unknown", zap.Error(err))
+		return
+	}
+	const want = 1 << 20
+	limit := unix.Rlimit{Cur: want, Max: want}
+	if max.Max > want {
+		limit = unix.Rlimit{Cur: max.Max, Max: max.Max}
+	}
+	if unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		return
+	}
+	limit = unix.Rlimit{Cur: max.Max, Max: max.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		log.Warn("descriptor limit not raised", zap.Error(err))
+	}
+}

@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
+	"github.com/symbolon/symbolon/controller/enrol"
+	"github.com/symbolon/symbolon/flow"
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/proxy"
+	"github.com/symbolon/symbolon/redirect"
+)
+
+const (
+	rulesEvery  = 10 * time.Second
+	reportGrace = 2 * time.Second
+	adminHeader = 5 * time.Second
+)
+
+// daemonParts are what run puts together. Each has an owner here, who closes it.
+type daemonParts struct {
+	cfg     proxy.Config
+	log     *zap.Logger
+	rules   *redirect.Rules
+	host    *host
+	source  *identity.ControllerSource
+	manager *identity.Manager
+	proxy   *proxy.Proxy
+	session *proxy.Session
+	reports *flow.Reporter
+}
+
+// run is the daemon: rules first, so that nothing passes unprotected while the rest
+// comes up; then the host's identity; then the listeners.
+func run(ctx context.Context, cfg proxy.Config) (err error) {
+	log, err := logger(cfg.LogLevel)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Sync() }()
+	raiseDescriptorLimit(log)
+
+	rulesConfig, err := cfg.Rules()
+	if err != nil {
+		return err
+	}
+	d := &daemonParts{cfg: cfg, log: log}
+	if d.rules, err = redirect.NewRules(rulesConfig); err != nil {
+		return err
+	}
+	if err := d.rules.Install(ctx); err != nil {
+		return err
+	}
+	d.host = &host{cfg: cfg, log: log}
+	if err := d.host.join(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	return d.serve(ctx, rulesConfig)
+}
+
+func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config) error {
+	kernel, err := openKernel(rulesConfig)
+	if err != nil {
+		return err
+	}
+	defer kernel.close()
+	resolver, err := identity.NewResolver()
+	if err != nil {
+		return err
+	}
+	records, closeRecords, err := d.sinks()
+	if err != nil {
+		return err
+	}
+	defer closeRecords()
+
+	d.source = identity.NewControllerSource(newest{d.host})
+	d.manager = identity.NewManager(d.source)
+	defer d.manager.Close()
+	timeouts := proxy.DefaultTimeouts
+	timeouts.Drain, timeouts.Quiet = d.cfg.DrainTimeout, d.cfg.QuietTimeout
+	admin, _ := netip.ParseAddrPort(d.cfg.Admin) // validated; zero if none
+	d.proxy = proxy.New(proxy.Options{
+		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound,
+		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups,
+		Workloads: resolver, Credentials: d.manager, Records: records, Log: d.log,
+		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{},
+	})
+	d.manager.Subscribe(d.proxy.CredentialChanged)
+	d.host.changed = d.hostChanged
+	d.hostChanged(d.host.cred.Load())
+	d.session = &proxy.Session{
+		Client: func() symbolonv1connect.ProxyServiceClient { return d.host.client() },
+		Hello: func() *symbolonv1.Hello {
+			return &symbolonv1.Hello{Version: version, Generation: d.proxy.Generation(), Addresses: d.proxy.Addresses()}
+		},
+		Apply: d.apply, Reissue: d.source.Reissue, Log: d.log,
+	}
+	closeAdmin, err := d.serveAdmin()
+	if err != nil {
+		return err
+	}
+	defer closeAdmin()
+	return d.work(ctx)
+}
+
+// work runs every part until ctx ends or the proxy fails, and waits for all.
+func (d *daemonParts) work(ctx context.Context) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var parts sync.WaitGroup
+	parts.Go(func() { d.session.Run(background) })
+	parts.Go(func() { d.host.renew(background) })
+	parts.Go(func() { d.reports.Run(background, reportGrace) })
+	parts.Go(func() { d.watchRules(background) })
+	parts.Go(func() { d.notifyReady(background) })
+
+	err := d.proxy.Run(ctx) // drains after ctx has ended
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	stop()
+	parts.Wait()
+	if d.cfg.Redirect.OnExit == "open" {
+		err = errors.Join(err, d.rules.Remove(context.WithoutCancel(ctx), nil))
+	} else {
+		d.log.Info("stopped; protected connections are refused until the proxy runs again ('symbolon-proxy cleanup' removes the rules)")
+	}
+	return err
+}
+
+// apply puts a generation from the controller in force.
+func (d *daemonParts) apply(g *symbolonv1.Generation) error {
+	var roots []*x509.Certificate
+	for _, der := range g.GetBundle() {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("bundle: %w", err)
+		}
+		roots = append(roots, c)
+	}
+	if err := d.proxy.SetPolicy(g.GetResources(), g.GetNumber()); err != nil {
+		return err
+	}
+	if len(roots) > 0 {
+		d.source.SetBundle(d.host.cred.Load().TrustDomain, roots)
+	}
+	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
+	return nil
+}
+
+func (d *daemonParts) hostChanged(c *enrol.HostCredential) {
+	d.source.SetBundle(c.TrustDomain, c.Roots)
+	cred, err := hostCredential(c)
+	if err != nil {
+		d.log.Error("host SVID", zap.Error(err))
+		return
+	}
+	d.proxy.SetHostCredential(cred)
+}
+
+func (d *daemonParts) watchRules(ctx context.Context) {
+	err := d.rules.Watch(ctx, rulesEvery, func(drift []string, err error) {
+		if err != nil {
+			d.log.Error("rules not verified or not repaired", zap.Strings("drift", drift), zap.Error(err))
+			return
+		}
+		d.log.Warn("rules had been changed by somebody else, and are repaired", zap.Strings("drift", drift))
+	})
+	if err != nil && ctx.Err() == nil {
+		d.log.Error("rules are not watched", zap.Error(err))
+	}
+}
+
+// notifyReady tells systemd when connections are served: rules and a policy.
+func (d *daemonParts) notifyReady(ctx context.Context) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for d.ready() != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	d.log.Info("ready")
+}
+
+func (d *daemonParts) ready() error {
+	if d.proxy.Generation() == 0 {
+		return errors.New("no policy has arrived from the controller yet")
+	}
+	return nil
+}
+
+// sinks are the flow file and the controller.
+func (d *daemonParts) sinks() (flow.Sink, func(), error) {
+	d.reports = flow.NewReporter(func(ctx context.Context, r *symbolonv1.ReportFlowsRequest) error {
+		_, err := d.host.client().ReportFlows(ctx, connect.NewRequest(r))
+		return err
+	})
+	var out io.Writer
+	closeFile := func() {}
+	switch d.cfg.Flows {
+	case "":
+		return d.reports, closeFile, nil
+	case "-":
+		out = os.Stdout
+	default:
+		f, err := os.OpenFile(d.cfg.Flows, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+		if err != nil {
+			return nil, nil, fmt.Errorf("flows: %w", err)
+		}
+		out, closeFile = f, func() { _ = f.Close() }
+	}
+	w := flow.NewWriter(out, func(err error) { d.log.Error("flow records are not written", zap.Error(err)) })
+	return flow.Tee{w, d.reports}, func() { w.Close(); closeFile() }, nil
+}
+
+// serveAdmin opens the metrics page and the debug socket.
+func (d *daemonParts) serveAdmin() (stop func(), err error) {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(d.proxy, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	handler := d.proxy.AdminHandler(reg, proxy.Debug{
+		Identities: func() any { return d.manager.Snapshot() },
+		Rules:      d.debugRules, Status: d.debugStatus, Ready: d.ready,
+	})
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: adminHeader, ErrorLog: zap.NewStdLog(d.log)}
+	listeners, err := d.adminListeners()
+	if err != nil {
+		return nil, err
+	}
+	var serving sync.WaitGroup
+	for _, l := range listeners {
+		serving.Go(func() { _ = server.Serve(l) }) // ErrServerClosed
+	}
+	return func() { _ = server.Close(); serving.Wait() }, nil
+}
+
+func (d *daemonParts) adminListeners() ([]net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(d.cfg.Socket), 0o755); err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if err := os.Remove(d.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of a run that was killed
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	unix, err := net.Listen("unix", d.cfg.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if err := os.Chmod(d.cfg.Socket, 0o600); err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if d.cfg.Admin == "" {
+		return []net.Listener{unix}, nil
+	}
+	page, err := net.Listen("tcp", d.cfg.Admin)
+	if err != nil {
+		_ = unix.Close()
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	return []net.Listener{unix, page}, nil
+}
+
+func (d *daemonParts) debugRules() any {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	drift, err := d.rules.Verify(ctx)
+	out := map[string]any{"drift": drift, "ipv6": d.rules.IPv6(), "on_exit": d.cfg.Redirect.OnExit}
+	if err != nil {
+		out["error"] = err.Error()
+	}
+	return out
+}
+
+func (d *daemonParts) debugStatus() any {
+	c := d.host.cred.Load()
+	return map[string]any{
+		"version": version, "host_id": c.HostID, "namespace": c.Namespace, "trust_domain": c.TrustDomain.Name(),
+		"host_svid_not_after": c.NotAfter(), "controller": d.cfg.Controller.Address,
+		"controller_connected": d.session.Connected(), "generation": d.proxy.Generation(), "flows_lost": d.reports.Lost(),
+	}
+}
+
+func logger(level string) (*zap.Logger, error) {
+	l, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return nil, err
+	}
+	c := zap.NewProductionConfig()
+	c.Level, c.Sampling = zap.NewAtomicLevelAt(l), nil
+	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	c.DisableStacktrace = true
+	return c.Build()
+}

@@ -1,0 +1,191 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/symbolon/symbolon/internal/settings"
+	"github.com/symbolon/symbolon/redirect"
+)
+
+// Config is proxy.yaml. Every key has a flag and an environment variable (Settings).
+type Config struct {
+	Controller ControllerConfig `yaml:"controller"`
+	Identity   IdentityConfig   `yaml:"identity"`
+	Redirect   RedirectConfig   `yaml:"redirect"`
+	// Admin is where metrics, health and debugging are served: a loopback address.
+	Admin string `yaml:"admin"`
+	// Socket is the same for local tools, on a Unix socket; its name also tells
+	// several proxies of one machine apart.
+	Socket string `yaml:"socket"`
+	// Flows is the file that records are appended to, "-" standard output, "" none.
+	Flows string `yaml:"flows"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `yaml:"log_level"`
+	// DrainTimeout is how long open connections have to end when the proxy stops.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// QuietTimeout is how long an unprotected client may wait for the server to
+	// speak first.
+	QuietTimeout time.Duration `yaml:"quiet_timeout"`
+}
+
+// ControllerConfig says where the controller is.
+type ControllerConfig struct {
+	Address string `yaml:"address"`
+	// JoinTokenFile holds a join token; needed for the first start only.
+	JoinTokenFile string `yaml:"join_token_file"`
+}
+
+// IdentityConfig says where SVIDs come from.
+type IdentityConfig struct {
+	Source string `yaml:"source"`
+}
+
+// RedirectConfig says which connections the proxy takes.
+type RedirectConfig struct {
+	Inbound             string           `yaml:"inbound"`
+	InboundPorts        redirect.PortSet `yaml:"inbound_ports"`
+	ExcludeInboundPorts redirect.PortSet `yaml:"exclude_inbound_ports"`
+	Outbound            []string         `yaml:"outbound"`
+	ExcludeOutbound     []string         `yaml:"exclude_outbound"`
+	OnExit              string           `yaml:"on_exit"`
+}
+
+// DefaultConfig is what holds where nothing is said.
+func DefaultConfig() Config {
+	r := redirect.DefaultConfig()
+	var outbound []string
+	for _, p := range r.Outbound {
+		outbound = append(outbound, p.String())
+	}
+	return Config{
+		Identity: IdentityConfig{Source: "controller"},
+		Redirect: RedirectConfig{
+			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
+			Outbound: outbound, OnExit: "closed",
+		},
+		Admin: "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
+		DrainTimeout: DefaultTimeouts.Drain, QuietTimeout: DefaultTimeouts.Quiet,
+	}
+}
+
+// Settings are all keys, in the order of the file.
+func Settings() []settings.Setting[Config] {
+	type c = Config
+	ports := func(key string, field func(*c) *redirect.PortSet) func(*c, string) error {
+		return func(x *c, v string) (err error) {
+			*field(x), err = redirect.ParsePorts(key, split(v)...)
+			return err
+		}
+	}
+	list := func(field func(*c) *[]string) func(*c, string) error {
+		return func(x *c, v string) error { *field(x) = split(v); return nil }
+	}
+	duration := func(field func(*c) *time.Duration) func(*c, string) error {
+		return func(x *c, v string) (err error) { *field(x), err = time.ParseDuration(v); return err }
+	}
+	text := settings.Text[c]
+	return []settings.Setting[c]{
+		{Key: "controller.address", Usage: "address:port of the controller", Set: text(func(x *c) *string { return &x.Controller.Address })},
+		{Key: "controller.join_token_file", Usage: "file with the join token, for the first start", Set: text(func(x *c) *string { return &x.Controller.JoinTokenFile })},
+		{Key: "identity.source", Usage: "where SVIDs come from: controller", Set: text(func(x *c) *string { return &x.Identity.Source })},
+		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
+		{Key: "redirect.inbound_ports", Usage: `protected local ports: "all", or such as 5432,8000-8100`, Set: ports("redirect.inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.InboundPorts })},
+		{Key: "redirect.exclude_inbound_ports", Usage: "local ports reached as without a proxy (default 22)", Set: ports("redirect.exclude_inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.ExcludeInboundPorts })},
+		{Key: "redirect.outbound", Usage: "destinations to intercept, CIDRs (default all)", Set: list(func(x *c) *[]string { return &x.Redirect.Outbound })},
+		{Key: "redirect.exclude_outbound", Usage: "destinations to leave alone, CIDRs", Set: list(func(x *c) *[]string { return &x.Redirect.ExcludeOutbound })},
+		{Key: "redirect.on_exit", Usage: "what protected traffic does without the proxy: closed or open (default closed)", Set: text(func(x *c) *string { return &x.Redirect.OnExit })},
+		{Key: "admin", Usage: "loopback address:port of metrics and health (default 127.0.0.1:15020)", Set: text(func(x *c) *string { return &x.Admin })},
+		{Key: "socket", Usage: "Unix socket of the debug commands (default /run/symbolon/proxy.sock)", Set: text(func(x *c) *string { return &x.Socket })},
+		{Key: "flows", Usage: `file for flow records, "-" standard output, "" none (default -)`, Set: text(func(x *c) *string { return &x.Flows })},
+		{Key: "log_level", Usage: "debug, info, warn or error (default info)", Set: text(func(x *c) *string { return &x.LogLevel })},
+		{Key: "drain_timeout", Usage: "how long open connections have to end at a stop (default 10s)", Set: duration(func(x *c) *time.Duration { return &x.DrainTimeout })},
+		{Key: "quiet_timeout", Usage: "how long an unprotected client may be silent (default 200ms)", Set: duration(func(x *c) *time.Duration { return &x.QuietTimeout })},
+	}
+}
+
+// LoadConfig puts the configuration together and validates it; see settings.Load.
+func LoadConfig(file string, env func(string) (string, bool), flags map[string]string) (Config, error) {
+	c := DefaultConfig()
+	if err := settings.Load(&c, Settings(), file, env, flags); err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+// Validate finds everything that is wrong. Errors: settings.ErrConfig.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: %s: %s", settings.ErrConfig, key, fmt.Sprintf(format, args...)))
+	}
+	if host, _, err := net.SplitHostPort(c.Controller.Address); err != nil || host == "" {
+		bad("controller.address", "%q is not address:port; such as 198.51.100.5:7443", c.Controller.Address)
+	}
+	switch c.Identity.Source {
+	case "controller":
+	case "spire", "workload-api":
+		bad("identity.source", "%s is not available in this version; use controller", c.Identity.Source)
+	default:
+		bad("identity.source", "%q is unknown; use controller", c.Identity.Source)
+	}
+	switch c.Redirect.Inbound {
+	case "redirect":
+	case "tproxy":
+		bad("redirect.inbound", "tproxy is not available in this version; use redirect")
+	default:
+		bad("redirect.inbound", "%q is unknown; use redirect", c.Redirect.Inbound)
+	}
+	if c.Redirect.OnExit != "closed" && c.Redirect.OnExit != "open" {
+		bad("redirect.on_exit", "%q is unknown; use closed (nothing passes without the proxy) or open", c.Redirect.OnExit)
+	}
+	if _, err := c.Rules(); err != nil {
+		errs = append(errs, fmt.Errorf("%w: %w", settings.ErrConfig, err))
+	}
+	if c.Admin != "" {
+		if a, err := netip.ParseAddrPort(c.Admin); err != nil || !a.Addr().IsLoopback() {
+			bad("admin", "%q is not a loopback address:port; such as 127.0.0.1:15020", c.Admin)
+		}
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		bad("log_level", "%q is unknown; use debug, info, warn or error", c.LogLevel)
+	}
+	if c.DrainTimeout < 0 {
+		bad("drain_timeout", "%v is negative", c.DrainTimeout)
+	}
+	if c.QuietTimeout < 0 || c.QuietTimeout > DefaultTimeouts.Handshake {
+		bad("quiet_timeout", "%v is out of range; use 0s to %v", c.QuietTimeout, DefaultTimeouts.Handshake)
+	}
+	return errors.Join(errs...)
+}
+
+// Rules is the part that goes into the kernel.
+func (c Config) Rules() (redirect.Config, error) {
+	r := redirect.DefaultConfig()
+	r.InboundPorts, r.ExcludeInbound = c.Redirect.InboundPorts, c.Redirect.ExcludeInboundPorts
+	r.FailClosed = c.Redirect.OnExit != "open"
+	var err error
+	if r.Outbound, err = redirect.ParsePrefixes("redirect.outbound", c.Redirect.Outbound...); err != nil {
+		return r, err
+	}
+	if r.ExcludeOutbound, err = redirect.ParsePrefixes("redirect.exclude_outbound", c.Redirect.ExcludeOutbound...); err != nil {
+		return r, err
+	}
+	return r, r.Validate()
+}
+
+func split(v string) []string {
+	var out []string
+	for s := range strings.SplitSeq(v, ",") {
+		if s = strings.TrimSpace(s); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}

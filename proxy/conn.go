@@ -1,0 +1,193 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/flow"
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/policydb"
+)
+
+// conn is one accepted connection and its record.
+type conn struct {
+	p        *Proxy
+	accepted *net.TCPConn
+	started  time.Time
+	rec      *symbolonv1.FlowRecord
+	flowID   mtls.FlowID
+	allowed  bool
+}
+
+func (p *Proxy) newConn(c *net.TCPConn, reporter symbolonv1.Reporter) *conn {
+	x := &conn{p: p, accepted: c, started: p.now(), flowID: mtls.NewFlowID()}
+	x.rec = &symbolonv1.FlowRecord{
+		Reporter: reporter, Host: p.host,
+		Source: &symbolonv1.FlowEndpoint{}, Destination: &symbolonv1.FlowEndpoint{},
+	}
+	return x
+}
+
+// deny is an error with a reason, for the record.
+func deny(reason symbolonv1.Reason, err error) error {
+	return &mtls.DeniedError{Reason: reason, Err: err}
+}
+
+// networkError gives what the kernel said its reason.
+func networkError(err error) error { return deny(mtls.NetworkReason(err), err) }
+
+func (x *conn) addresses(src, dst netip.AddrPort) {
+	x.rec.Source.Address, x.rec.Destination.Address = src.String(), dst.String()
+}
+
+// identified writes who is at one end. Labels only: they are what maps and people
+// go by, and the record stays small.
+func identified(e *symbolonv1.FlowEndpoint, p *identity.Principal) {
+	e.SpiffeId, e.Namespace, e.Workload = p.ID.String(), p.Namespace, p.Name
+	e.Attributes = p.Attributes.Filter(func(k string) bool { return !strings.Contains(k, ".") }).Proto()
+}
+
+// decided writes one side's decision, and turns a denial into an error.
+func (x *conn) decided(side policydb.Side, c *policydb.Compiled, d *policydb.Decision) error {
+	x.rec.Generation = c.Generation()
+	if side == policydb.Client {
+		x.rec.ClientPolicy = d.Policy
+	} else {
+		x.rec.ServerPolicy = d.Policy
+	}
+	if d.WouldAllow != nil {
+		x.rec.WouldVerdict, x.rec.WouldPolicy = "deny", d.WouldPolicy
+		if *d.WouldAllow {
+			x.rec.WouldVerdict = "allow"
+		}
+	}
+	if x.rec.Reason == symbolonv1.Reason_REASON_UNSPECIFIED || !d.Allow {
+		x.rec.Reason = d.Reason
+	}
+	if d.Allow {
+		return nil
+	}
+	who := "the client's side"
+	if side == policydb.Server {
+		who = "the server's side"
+	}
+	return deny(d.Reason, errors.New("denied by "+describe(d)+" on "+who))
+}
+
+func describe(d *policydb.Decision) string {
+	if d.Policy != "" {
+		return "policy " + d.Policy
+	}
+	return flow.ReasonName(d.Reason)
+}
+
+func (x *conn) tunnelled(t *mtls.Conn) {
+	i := t.Info()
+	x.rec.TlsVersion, x.rec.CipherSuite, x.rec.KeyExchange, x.rec.Resumed = i.Version, i.CipherSuite, i.KeyExchange, i.Resumed
+	x.rec.Protection = t.Protection()
+}
+
+// open registers the connection among the live ones and relays until it ends. local
+// are the workloads of this host that take part in it.
+func (x *conn) open(r *relay, l *live, decided *policydb.Compiled, local ...*party) error {
+	x.allowed = true
+	defer x.p.hold(local...)()
+	l.cut = r.abort
+	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
+	x.p.table.add(l, decided, x.p.now())
+	err := r.finish()
+	x.p.table.remove(l)
+	count(x.rec, r)
+	if why := l.cutReason(); why != symbolonv1.Reason_REASON_UNSPECIFIED {
+		return deny(why, errors.New("cut while open"))
+	}
+	return err
+}
+
+func count(rec *symbolonv1.FlowRecord, r *relay) {
+	rec.BytesSent, rec.BytesReceived = r.toFar.Load(), r.toNear.Load()
+	if r.serverIsNear {
+		rec.BytesSent, rec.BytesReceived = rec.BytesReceived, rec.BytesSent
+	}
+	rec.FirstByteMicros = r.firstByte.Load()
+}
+
+// snapshot is the record of a connection that is still open. Everything but the
+// counters is fixed by the time it is registered.
+func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
+	rec := &symbolonv1.FlowRecord{
+		FlowId: x.flowID.String(), Reporter: x.rec.GetReporter(), Host: x.rec.GetHost(),
+		Start: timestamppb.New(x.started), Source: x.rec.GetSource(), Destination: x.rec.GetDestination(),
+		Outcome: symbolonv1.Outcome_OUTCOME_ALLOW, ClientPolicy: x.rec.GetClientPolicy(), ServerPolicy: x.rec.GetServerPolicy(),
+		Protection: x.rec.GetProtection(), CipherSuite: x.rec.GetCipherSuite(), KeyExchange: x.rec.GetKeyExchange(),
+		TlsVersion: x.rec.GetTlsVersion(), Local: x.rec.GetLocal(), Generation: x.rec.GetGeneration(),
+	}
+	count(rec, r)
+	return rec
+}
+
+// end closes the accepted connection, and writes the record. err is what serving
+// returned.
+func (x *conn) end(err error) {
+	rec := x.rec
+	rec.FlowId = x.flowID.String()
+	rec.Start, rec.End = timestamppb.New(x.started), timestamppb.New(x.p.now())
+	if err == nil {
+		rec.Outcome = symbolonv1.Outcome_OUTCOME_ALLOW
+		_ = x.accepted.Close() // closed by the relay already, mostly
+	} else {
+		_ = reset(x.accepted)
+		x.failed(err)
+	}
+	x.p.count(rec)
+	x.p.records.Record(rec)
+}
+
+// failed writes how a connection that did not end well ended.
+func (x *conn) failed(err error) {
+	rec := x.rec
+	reason := mtls.ReasonOf(err)
+	rec.Detail = err.Error()
+	if x.allowed && (reason == symbolonv1.Reason_REASON_RESET || errors.Is(err, net.ErrClosed)) {
+		// One end reset it, which is its right: allowed all the same.
+		rec.Outcome = symbolonv1.Outcome_OUTCOME_ALLOW
+		rec.Detail = "reset"
+		return
+	}
+	var denied *mtls.DeniedError
+	if errors.As(err, &denied) && reason == symbolonv1.Reason_REASON_PEER_REFUSED {
+		rec.PeerReason = denied.Peer
+		rec.ServerPolicy = denied.Policy
+		if isNetwork(denied.Peer) {
+			reason = denied.Peer // the application's own answer, passed on
+		}
+	}
+	rec.Reason = reason
+	rec.Outcome = symbolonv1.Outcome_OUTCOME_DENY
+	if isNetwork(reason) {
+		rec.Outcome = symbolonv1.Outcome_OUTCOME_ERROR
+	}
+	if reason == symbolonv1.Reason_REASON_INTERNAL {
+		x.p.log.Error("connection failed", zap.String("flow_id", rec.GetFlowId()), zap.Error(err))
+	}
+}
+
+// isNetwork: neither side's decision, but what network, application or program did.
+func isNetwork(r symbolonv1.Reason) bool {
+	switch r {
+	case symbolonv1.Reason_REASON_REFUSED, symbolonv1.Reason_REASON_UNREACHABLE,
+		symbolonv1.Reason_REASON_TIMED_OUT, symbolonv1.Reason_REASON_RESET,
+		symbolonv1.Reason_REASON_TRUNCATED, symbolonv1.Reason_REASON_INTERNAL,
+		symbolonv1.Reason_REASON_SHUTTING_DOWN:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,195 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/policydb"
+	"github.com/symbolon/symbolon/redirect"
+)
+
+// inbound serves a connection that arrived for a local port.
+func (p *Proxy) inbound(ctx context.Context, c *net.TCPConn) {
+	x := p.newConn(c, symbolonv1.Reporter_REPORTER_SERVER)
+	x.end(x.serveInbound(ctx))
+}
+
+func (x *conn) serveInbound(ctx context.Context) error {
+	setup, cancel := context.WithTimeout(ctx, x.p.timeouts.Setup)
+	defer cancel()
+	tuple, err := x.tuple()
+	if err != nil {
+		return err
+	}
+	me, refusal := x.listener(setup, tuple)
+	if refusal != nil {
+		return x.refuseInbound(setup, refusal)
+	}
+	identified(x.rec.GetDestination(), me.principal())
+	c := x.p.policy.Load()
+	if c == nil {
+		return x.refuseInbound(setup, errNoPolicy)
+	}
+	start := time.Now()
+	quiet, deadline := start.Add(x.p.timeouts.Handshake), start.Add(x.p.timeouts.Handshake)
+	source, unprotected := x.source(c, me, tuple)
+	if unprotected {
+		quiet = start.Add(x.p.timeouts.Quiet)
+	}
+	kind, err := mtls.Peek(x.accepted, quiet, deadline)
+	if err != nil {
+		return networkError(err)
+	}
+	switch kind {
+	case mtls.Tunnel:
+		return x.acceptTunnel(setup, c, me, tuple)
+	case mtls.Closed:
+		return deny(symbolonv1.Reason_REASON_RESET, errors.New("closed by the client before its first byte"))
+	case mtls.Silent:
+		if !unprotected {
+			return deny(symbolonv1.Reason_REASON_SILENT_CLIENT, errors.New("the client sent nothing, and no External covers its address"))
+		}
+	}
+	if !unprotected {
+		return deny(symbolonv1.Reason_REASON_PEER_UNPROTECTED, errors.New("the client has no proxy, and no External covers its address"))
+	}
+	return x.acceptExternal(setup, c, me, source, tuple)
+}
+
+// listener finds the workload that listens on the original destination.
+func (x *conn) listener(ctx context.Context, tuple redirect.Tuple) (*party, error) {
+	owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src)
+	if errors.Is(err, redirect.ErrNoSocket) {
+		return nil, deny(symbolonv1.Reason_REASON_REFUSED, fmt.Errorf("nobody listens on %s", tuple.Dst))
+	}
+	if err != nil {
+		return nil, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
+	}
+	return x.p.identify(ctx, owner)
+}
+
+// refuseInbound refuses where there is no workload to speak for. A tunnel gets the
+// reason, under the host's own certificate; anything else a reset.
+func (x *conn) refuseInbound(ctx context.Context, why error) error {
+	host := x.p.hostEndpoint()
+	if host == nil {
+		return why
+	}
+	deadline := time.Now().Add(x.p.timeouts.Handshake)
+	if kind, err := mtls.Peek(x.accepted, deadline, deadline); err != nil || kind != mtls.Tunnel {
+		return why
+	}
+	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
+	defer cancel()
+	t, open, err := mtls.Accept(hs, x.accepted, host)
+	if t != nil {
+		identified(x.rec.GetSource(), &t.Peer().Principal)
+	}
+	if err != nil {
+		return err
+	}
+	copy(x.flowID[:], open.GetFlowId())
+	t.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(why), FlowId: x.flowID[:]})
+	return why
+}
+
+// acceptTunnel is the server's half of symbolon/1.
+func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple) error {
+	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
+	defer cancel()
+	expires := me.expires()
+	t, open, err := mtls.Accept(hs, x.accepted, me.current.Load())
+	if t != nil {
+		identified(x.rec.GetSource(), &t.Peer().Principal)
+		x.tunnelled(t)
+	}
+	if err != nil {
+		return err
+	}
+	copy(x.flowID[:], open.GetFlowId())
+	peer := policydb.Endpoint{Namespace: t.Peer().Namespace, Attributes: t.Peer().Attributes}
+	judge := func(c *policydb.Compiled, now time.Time) policydb.Decision {
+		return c.Decide(policydb.Server, &policydb.Query{From: peer, To: me.endpoint(), Protocol: tcp, Port: tuple.Dst.Port()}, now)
+	}
+	d := judge(c, x.p.now())
+	verdict := &symbolonv1.Verdict{Reason: d.Reason, Protection: d.Protection, FlowId: x.flowID[:], Log: d.Log}
+	if t.Peer().ID.TrustDomain() == me.principal().ID.TrustDomain() {
+		verdict.Policy = d.Policy // a stranger need not know how our policies are called
+	}
+	if err := x.decided(policydb.Server, c, &d); err != nil {
+		t.Refuse(verdict)
+		return err
+	}
+	app, err := x.dialApp(ctx, tuple.Dst)
+	if err != nil {
+		verdict.Reason, verdict.Policy = mtls.NetworkReason(err), ""
+		t.Refuse(verdict)
+		return networkError(err)
+	}
+	if err := t.Grant(ctx, verdict); err != nil {
+		_ = reset(app)
+		return err
+	}
+	x.tunnelled(t)
+	r := &relay{near: app, far: t, started: x.started, serverIsNear: true}
+	return x.open(r, &live{
+		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
+			d := judge(c, now)
+			return d.Allow && d.Protection <= t.Protection(), d.Until
+		},
+		expires: earlier(expires, t.Peer().NotAfter),
+		until:   d.Until,
+	}, c, me)
+}
+
+// source finds the External that covers a client without a proxy. Its ports are
+// those it serves on, and say nothing of where it calls from.
+func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*policydb.ExternalMatch, bool) {
+	return c.External(me.principal().Namespace, tuple.Src.Addr(), tcp, anyPort)
+}
+
+const anyPort = 0
+
+// acceptExternal serves a client without a proxy, by its address alone: it counts
+// for nothing but the External that policy gives it.
+func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
+	x.rec.Source.External = ext.Ref
+	x.rec.Source.Attributes = ext.Labels.Proto()
+	judge := func(c *policydb.Compiled, ext *policydb.ExternalMatch, now time.Time) policydb.Decision {
+		return c.Decide(policydb.Server, &policydb.Query{
+			From: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels}, To: me.endpoint(),
+			Protocol: tcp, Port: tuple.Dst.Port(),
+		}, now)
+	}
+	d := judge(c, ext, x.p.now())
+	if err := x.decided(policydb.Server, c, &d); err != nil {
+		return err
+	}
+	app, err := x.dialApp(ctx, tuple.Dst)
+	if err != nil {
+		return networkError(err)
+	}
+	r := &relay{near: app, far: plain{x.accepted}, started: x.started, serverIsNear: true}
+	return x.open(r, &live{
+		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
+			ext, ok := x.source(c, me, tuple)
+			if !ok {
+				return false, time.Time{}
+			}
+			d := judge(c, ext, now)
+			return d.Allow, d.Until
+		},
+		until: d.Until,
+	}, c, me)
+}
+
+// dialApp connects to the local application on its own address.
+func (x *conn) dialApp(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error) {
+	return x.p.dial(ctx, redirect.MarkApp, netip.Addr{}, dst)
+}

@@ -1,0 +1,133 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/policydb"
+	"github.com/symbolon/symbolon/redirect"
+)
+
+// serveLocal serves a connection between two workloads of this host: both are
+// identified here, both sides are decided here, and the bytes never leave the
+// kernel, so there is no TLS, whatever protection policy asks for.
+func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple) error {
+	x.rec.Reporter, x.rec.Local = symbolonv1.Reporter_REPORTER_LOCAL, true
+	owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src)
+	if errors.Is(err, redirect.ErrNoSocket) {
+		return deny(symbolonv1.Reason_REASON_REFUSED, fmt.Errorf("nobody listens on %s", tuple.Dst))
+	}
+	if err != nil {
+		return deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
+	}
+	server, err := x.p.identify(ctx, owner)
+	if err != nil {
+		return err
+	}
+	identified(x.rec.GetDestination(), server.principal())
+	until, err := x.decideLocal(c, me, server, tuple)
+	if err != nil {
+		return err
+	}
+	app, err := x.p.dial(ctx, redirect.MarkApp, tuple.Src.Addr(), tuple.Dst)
+	if err != nil {
+		return networkError(err)
+	}
+	r := &relay{near: x.accepted, far: plain{app}, started: x.started}
+	return x.open(r, &live{
+		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
+			q := localQuery(me, server, tuple)
+			client, srv := c.Decide(policydb.Client, q, now), c.Decide(policydb.Server, q, now)
+			// No certificate was shown: what counts is that both still have one.
+			valid := earlier(me.expires(), server.expires())
+			return client.Allow && srv.Allow && !past(valid, now), earlier(valid, earlier(client.Until, srv.Until))
+		},
+		until: earlier(until, earlier(me.expires(), server.expires())),
+	}, c, me, server)
+}
+
+// serveAdmin lets local programs reach the proxy's own metrics and health page,
+// which is on loopback and no workload's.
+func (x *conn) serveAdmin(ctx context.Context, tuple redirect.Tuple) error {
+	x.rec.Reporter, x.rec.Local = symbolonv1.Reporter_REPORTER_LOCAL, true
+	own, err := x.p.dial(ctx, redirect.MarkApp, netip.Addr{}, tuple.Dst)
+	if err != nil {
+		return networkError(err)
+	}
+	r := &relay{near: x.accepted, far: plain{own}, started: x.started}
+	err = r.finish()
+	count(x.rec, r)
+	return err
+}
+
+func (x *conn) decideLocal(c *policydb.Compiled, me, server *party, tuple redirect.Tuple) (time.Time, error) {
+	q, now := localQuery(me, server, tuple), x.p.now()
+	var until time.Time
+	for _, side := range []policydb.Side{policydb.Client, policydb.Server} {
+		d := c.Decide(side, q, now)
+		if err := x.decided(side, c, &d); err != nil {
+			return until, err
+		}
+		until = earlier(until, d.Until)
+	}
+	return until, nil
+}
+
+func localQuery(me, server *party, tuple redirect.Tuple) *policydb.Query {
+	return &policydb.Query{From: me.endpoint(), To: server.endpoint(), Protocol: tcp, Port: tuple.Dst.Port()}
+}
+
+// localRefresh is how long a list of the host's addresses is believed. A
+// destination that it lacks is served by a tunnel to ourselves: slower, not wrong.
+const localRefresh = time.Second
+
+// localAddresses knows which addresses are this host's.
+type localAddresses struct {
+	mu    sync.Mutex
+	read  time.Time
+	known map[netip.Addr]struct{}
+}
+
+func (l *localAddresses) has(a netip.Addr, now time.Time) bool {
+	a = a.Unmap()
+	if a.IsLoopback() {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.read) > localRefresh {
+		addrs, err := net.InterfaceAddrs()
+		if err == nil {
+			l.read, l.known = now, make(map[netip.Addr]struct{}, len(addrs))
+			for _, x := range addrs {
+				if p, err := netip.ParsePrefix(x.String()); err == nil {
+					l.known[p.Addr().Unmap().WithZone("")] = struct{}{}
+				}
+			}
+		}
+	}
+	_, ok := l.known[a]
+	return ok
+}
+
+// list is every address of the host but loopback and link-local, as text.
+func (l *localAddresses) list(now time.Time) []string {
+	l.has(netip.IPv4Unspecified(), now)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []string
+	for a := range l.known {
+		if a.IsGlobalUnicast() {
+			out = append(out, a.String())
+		}
+	}
+	return out
+}
+
+func (p *Proxy) isLocal(a netip.Addr) bool { return p.local.has(a, p.now()) }

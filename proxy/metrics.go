@@ -1,0 +1,60 @@
+package proxy
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/flow"
+)
+
+// metrics are the proxy's Prometheus series: base units, and no label that names a
+// workload, since those are many and somebody's secret.
+type metrics struct {
+	connections *prometheus.CounterVec
+	bytes       *prometheus.CounterVec
+	live        prometheus.GaugeFunc
+	generation  prometheus.GaugeFunc
+}
+
+func newMetrics(p *Proxy) *metrics {
+	return &metrics{
+		connections: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "symbolon_connections_total", Help: "Connections that have ended, by reporter, outcome and reason.",
+		}, []string{"reporter", "outcome", "reason", "protection"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "symbolon_bytes_total", Help: "Application bytes of ended connections, by reporter and direction.",
+		}, []string{"reporter", "direction"}),
+		live: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "symbolon_connections_live", Help: "Connections open now.",
+		}, func() float64 { return float64(p.table.size()) }),
+		generation: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "symbolon_policy_generation", Help: "Generation of the policy in force; 0: none.",
+		}, func() float64 { return float64(p.Generation()) }),
+	}
+}
+
+// Describe and Collect implement prometheus.Collector.
+func (p *Proxy) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range p.collectors() {
+		c.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (p *Proxy) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range p.collectors() {
+		c.Collect(ch)
+	}
+}
+
+func (p *Proxy) collectors() []prometheus.Collector {
+	m := p.metrics
+	return []prometheus.Collector{m.connections, m.bytes, m.live, m.generation}
+}
+
+func (p *Proxy) count(r *symbolonv1.FlowRecord) {
+	l := flow.NewLine(r)
+	p.metrics.connections.WithLabelValues(l.Reporter, l.Outcome, l.Reason, l.Protection).Inc()
+	p.metrics.bytes.WithLabelValues(l.Reporter, "sent").Add(float64(l.BytesSent))
+	p.metrics.bytes.WithLabelValues(l.Reporter, "received").Add(float64(l.BytesReceived))
+}

@@ -1,0 +1,130 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/policydb"
+	"github.com/symbolon/symbolon/redirect"
+)
+
+// partyIdle is how long a workload's endpoint is kept without a connection.
+const partyIdle = 30 * time.Minute
+
+// party is a workload of this host, as connections know it: its newest credential,
+// and the endpoint made from it.
+type party struct {
+	key      identity.Key
+	current  atomic.Pointer[mtls.Endpoint]
+	lastUsed atomic.Int64 // Unix seconds
+	open     atomic.Int64 // live connections
+}
+
+func (w *party) principal() *identity.Principal {
+	return &w.current.Load().Credential().SVID.Principal
+}
+
+func (w *party) endpoint() policydb.Endpoint {
+	p := w.principal()
+	return policydb.Endpoint{Namespace: p.Namespace, Attributes: p.Attributes}
+}
+
+// expires is when the certificate that a new connection presents ends.
+func (w *party) expires() time.Time { return w.current.Load().Credential().SVID.NotAfter() }
+
+// parties finds each workload's party. Safe for concurrent use.
+type parties struct {
+	options mtls.Options
+	mu      sync.Mutex
+	byKey   map[identity.Key]*party
+}
+
+// get returns the party of key, with cred as its credential.
+func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time) *party {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.byKey[key]
+	if w == nil {
+		if s.byKey == nil {
+			s.byKey = make(map[identity.Key]*party)
+		}
+		w = &party{key: key}
+		s.byKey[key] = w
+	}
+	if e := w.current.Load(); e == nil || e.Credential() != cred {
+		w.current.Store(mtls.NewEndpoint(cred, s.options))
+	}
+	w.lastUsed.Store(now.Unix())
+	return w
+}
+
+// update replaces a known party's credential; false: nobody uses it.
+func (s *parties) update(key identity.Key, cred *identity.Credential) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.byKey[key]
+	if w == nil {
+		return false
+	}
+	w.current.Store(mtls.NewEndpoint(cred, s.options))
+	return true
+}
+
+// prune forgets parties that have no connection and had none recently.
+func (s *parties) prune(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, w := range s.byKey {
+		if w.open.Load() == 0 && now.Unix()-w.lastUsed.Load() > int64(partyIdle/time.Second) {
+			delete(s.byKey, k)
+		}
+	}
+}
+
+// hold keeps the credentials of a live connection's local workloads fresh until
+// release: their claims may change while it lasts.
+func (p *Proxy) hold(parties ...*party) (release func()) {
+	unpin := make([]func(), 0, len(parties))
+	for _, w := range parties {
+		w.open.Add(1)
+		unpin = append(unpin, p.credentials.Pin(w.key))
+	}
+	return func() {
+		for i, w := range parties {
+			w.open.Add(-1)
+			w.lastUsed.Store(p.now().Unix())
+			unpin[i]()
+		}
+	}
+}
+
+// identify finds the workload behind a socket and its credential.
+// Errors carry UNKNOWN_WORKLOAD or NO_IDENTITY.
+func (p *Proxy) identify(ctx context.Context, owner redirect.SocketOwner) (*party, error) {
+	s := identity.Socket{
+		UID: owner.UID, Inode: owner.Inode, CgroupID: owner.CgroupID, Trusted: owner.Reliable(),
+	}
+	if p.cgroups != nil && owner.CgroupID != 0 {
+		path, err := p.cgroups.Path(owner.CgroupID)
+		if err != nil && !errors.Is(err, redirect.ErrCgroupGone) {
+			return nil, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
+		}
+		s.CgroupPath = path
+	}
+	w, err := p.workloads.Resolve(ctx, s)
+	if err != nil {
+		return nil, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
+	}
+	cred, err := p.credentials.Get(ctx, w)
+	if err != nil {
+		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))
+	}
+	return p.parties.get(w.Key, cred, p.now()), nil
+}

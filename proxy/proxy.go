@@ -1,0 +1,270 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/flow"
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/policydb"
+	"github.com/symbolon/symbolon/redirect"
+)
+
+// Resolver finds the workload behind a socket; identity.Resolver is the real one.
+type Resolver interface {
+	Resolve(ctx context.Context, s identity.Socket) (*identity.Workload, error)
+}
+
+// Credentials gives a workload's valid credential, waiting for a first one until
+// ctx ends; identity.Manager is the real one.
+type Credentials interface {
+	Get(ctx context.Context, w *identity.Workload) (*identity.Credential, error)
+	// Pin keeps a workload's credential fresh until unpin.
+	Pin(k identity.Key) (unpin func())
+}
+
+// Timeouts bound each phase before bytes flow.
+type Timeouts struct {
+	// Setup is everything from accept to the verdict.
+	Setup time.Duration
+	// Connect is one TCP connect, Handshake TLS and Open.
+	Connect, Handshake time.Duration
+	// Quiet is how long a client without a proxy may say nothing before it counts
+	// as one that waits for the server to speak first.
+	Quiet time.Duration
+	// Drain is how long open connections have to end when the proxy stops.
+	Drain time.Duration
+}
+
+// DefaultTimeouts are what the configuration starts from.
+var DefaultTimeouts = Timeouts{
+	Setup:     30 * time.Second,
+	Connect:   10 * time.Second,
+	Handshake: 10 * time.Second,
+	Quiet:     200 * time.Millisecond,
+	Drain:     10 * time.Second,
+}
+
+// Options are what a Proxy is made of. The caller closes what it opened, after Run
+// has returned.
+type Options struct {
+	// Host is this host's id, for records.
+	Host string
+	// Outbound and Inbound are the listeners that the kernel redirects to. Run
+	// closes them.
+	Outbound, Inbound []*net.TCPListener
+
+	Diag        *redirect.Diag
+	Conntrack   *redirect.Conntrack
+	Cgroups     *redirect.Cgroups // nil on a machine without cgroup v2
+	Workloads   Resolver
+	Credentials Credentials
+	Records     flow.Sink
+	Log         *zap.Logger
+
+	// Admin is the proxy's own page, which local programs may reach; zero: none.
+	Admin netip.AddrPort
+
+	Timeouts Timeouts
+	TLS      mtls.Options
+	// Now is the clock of decisions and certificates; nil: time.Now.
+	Now func() time.Time
+}
+
+// Proxy serves the connections of one host.
+type Proxy struct {
+	host              string
+	admin             netip.AddrPort
+	outboundListeners []*net.TCPListener
+	inboundListeners  []*net.TCPListener
+	diag              *redirect.Diag
+	conntrack         *redirect.Conntrack
+	cgroups           *redirect.Cgroups
+	workloads         Resolver
+	credentials       Credentials
+	records           flow.Sink
+	log               *zap.Logger
+	timeouts          Timeouts
+	now               func() time.Time
+
+	policy  atomic.Pointer[policydb.Compiled]
+	applied atomic.Pointer[applied]
+	hostEnd atomic.Pointer[mtls.Endpoint]
+	tls     mtls.Options
+	parties parties
+	table   table
+	local   localAddresses
+	metrics *metrics
+}
+
+// New prepares a proxy. It serves nothing before Run, and denies everything before
+// SetPolicy.
+func New(o Options) *Proxy {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Timeouts == (Timeouts{}) {
+		o.Timeouts = DefaultTimeouts
+	}
+	o.TLS.Now = o.Now
+	p := &Proxy{
+		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound,
+		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups,
+		workloads: o.Workloads, credentials: o.Credentials, records: o.Records, log: o.Log,
+		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
+		parties: parties{options: o.TLS},
+	}
+	p.metrics = newMetrics(p)
+	return p
+}
+
+// applied is the policy in force, as it came.
+type applied struct {
+	resources []*symbolonv1.Resource
+	at        time.Time
+}
+
+// SetPolicy compiles a generation and puts it in force, for new connections at once
+// and for live ones before it returns: those that it denies are cut. On error
+// everything stays as it was.
+func (p *Proxy) SetPolicy(resources []*symbolonv1.Resource, generation uint64) error {
+	c, err := policydb.Compile(resources, generation)
+	if err != nil {
+		return err
+	}
+	p.policy.Store(c)
+	p.applied.Store(&applied{resources, p.now()})
+	if n := p.table.setPolicy(c, p.now()); n > 0 {
+		p.log.Info("connections cut by a new policy", zap.Int("connections", n), zap.Uint64("generation", c.Generation()))
+	}
+	return nil
+}
+
+// Generation is that of the policy in force; 0: none.
+func (p *Proxy) Generation() uint64 {
+	if c := p.policy.Load(); c != nil {
+		return c.Generation()
+	}
+	return 0
+}
+
+// SetHostCredential is what refusals for ports without a workload are signed with.
+func (p *Proxy) SetHostCredential(c *identity.Credential) {
+	p.hostEnd.Store(mtls.NewEndpoint(c, p.tls))
+}
+
+func (p *Proxy) hostEndpoint() *mtls.Endpoint { return p.hostEnd.Load() }
+
+// CredentialChanged puts a workload's newer credential in use, and judges the live
+// connections again, since its claims may be others.
+func (p *Proxy) CredentialChanged(key identity.Key, c *identity.Credential) {
+	if c == nil || !p.parties.update(key, c) {
+		return
+	}
+	if policy := p.policy.Load(); policy != nil {
+		p.table.setPolicy(policy, p.now())
+	}
+}
+
+// Addresses are the host's own, as text.
+func (p *Proxy) Addresses() []string { return p.local.list(p.now()) }
+
+// Run serves until ctx ends; then it accepts no more, gives open connections
+// Timeouts.Drain to end, and cuts the rest. The error is that of a listener that
+// failed; nil after ctx has ended.
+func (p *Proxy) Run(ctx context.Context) error {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var accepting, conns sync.WaitGroup
+	failed := make(chan error, len(p.outboundListeners)+len(p.inboundListeners))
+	listen := func(ls []*net.TCPListener, serve func(context.Context, *net.TCPConn)) {
+		for _, l := range ls {
+			accepting.Go(func() {
+				if err := p.accept(l, func(c *net.TCPConn) {
+					conns.Go(func() { serve(serving, c) })
+				}); err != nil {
+					failed <- err
+				}
+			})
+		}
+	}
+	listen(p.outboundListeners, p.outbound)
+	listen(p.inboundListeners, p.inbound)
+	var sweeping sync.WaitGroup
+	sweeping.Go(func() { p.sweep(serving) })
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	for _, l := range append(p.outboundListeners, p.inboundListeners...) {
+		_ = l.Close()
+	}
+	accepting.Wait()
+	p.drain(&conns)
+	stop()
+	conns.Wait()
+	sweeping.Wait()
+	return err
+}
+
+func (p *Proxy) drain(conns *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() { conns.Wait(); close(done) }()
+	timer := time.NewTimer(p.timeouts.Drain)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		p.table.endAll(symbolonv1.Reason_REASON_SHUTTING_DOWN)
+	}
+}
+
+const (
+	acceptPauseMin = 5 * time.Millisecond
+	acceptPauseMax = time.Second
+)
+
+// accept hands on connections until l is closed. Running out of descriptors is
+// waited out, not spun on.
+func (p *Proxy) accept(l *net.TCPListener, serve func(*net.TCPConn)) error {
+	pause := acceptPauseMin
+	for {
+		c, err := l.AcceptTCP()
+		switch {
+		case err == nil:
+			pause = acceptPauseMin
+			serve(c)
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		default:
+			p.log.Warn("accept failed", zap.Stringer("listener", l.Addr()), zap.Error(err), zap.Duration("pause", pause))
+			time.Sleep(pause)
+			pause = min(2*pause, acceptPauseMax)
+		}
+	}
+}
+
+func (p *Proxy) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			p.table.sweep(p.now())
+			p.parties.prune(p.now())
+		}
+	}
+}

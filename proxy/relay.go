@@ -1,0 +1,161 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// relayBuffer is one direction's, bytes: two full TLS records.
+const relayBuffer = 32 << 10
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return &b }}
+
+// far is the side away from the accepted connection: a tunnel, or plain TCP.
+// Reset ends both directions with an RST; Close and Reset may be called more than
+// once and from any goroutine.
+type far interface {
+	io.Reader
+	io.Writer
+	CloseWrite() error
+	Close() error
+	Reset() error
+	// Raw is the socket to splice with, or nil.
+	Raw() *net.TCPConn
+}
+
+// plain is TCP without a tunnel, as far.
+type plain struct{ *net.TCPConn }
+
+func (p plain) Raw() *net.TCPConn { return p.TCPConn }
+func (p plain) Reset() error      { return reset(p.TCPConn) }
+
+// reset closes c with an RST instead of a FIN.
+func reset(c *net.TCPConn) error {
+	_ = c.SetLinger(0) // fails only on a closed socket
+	return c.Close()
+}
+
+// relay carries bytes between near, the local application, and far, until both
+// directions have ended. A clean end of one is passed on as such (half-close);
+// anything else resets both sides at once.
+type relay struct {
+	near *net.TCPConn
+	far  far
+	// started is when the connection was accepted.
+	started time.Time
+	// serverIsNear tells which side the first byte is measured from.
+	serverIsNear bool
+	// toFar and toNear count bytes by direction, firstByte the microseconds until
+	// the server's first byte.
+	toFar, toNear, firstByte atomic.Uint64
+
+	uplink chan error
+}
+
+// start begins the direction away from near. It may run before the far side has
+// given its verdict, where what is written cannot reach an application before.
+func (r *relay) start() {
+	r.uplink = make(chan error, 1)
+	go func() {
+		err := pump(r.far, r.far.Raw(), r.near, r.near, &r.toFar, r.firstIf(r.serverIsNear))
+		if err != nil {
+			r.abort()
+		}
+		r.uplink <- err
+	}()
+}
+
+// finish runs the other direction, waits for both, and closes everything. The
+// error is the first that cut a direction short; nil: both ended cleanly.
+func (r *relay) finish() error {
+	if r.uplink == nil {
+		r.start()
+	}
+	down := pump(plain{r.near}, r.near, r.far, r.far.Raw(), &r.toNear, r.firstIf(!r.serverIsNear))
+	if down != nil {
+		r.abort()
+	}
+	up := <-r.uplink
+	if up == nil && down == nil {
+		r.far.Close()
+		return r.near.Close()
+	}
+	if up != nil && !errors.Is(up, net.ErrClosed) {
+		return up
+	}
+	if down != nil {
+		return down
+	}
+	return up
+}
+
+// wait is finish for a connection that was refused after start.
+func (r *relay) wait() {
+	r.abort()
+	if r.uplink != nil {
+		<-r.uplink
+	}
+}
+
+// abort resets both sides, which ends both directions.
+func (r *relay) abort() {
+	_ = r.far.Reset()
+	_ = reset(r.near)
+}
+
+// firstIf is what a pump does at its first byte: note the time, if it is the
+// server's.
+func (r *relay) firstIf(server bool) func() {
+	if !server {
+		return nil
+	}
+	return func() { r.firstByte.Store(uint64(max(time.Since(r.started).Microseconds(), 1))) }
+}
+
+type writeCloser interface {
+	io.Writer
+	CloseWrite() error
+}
+
+// pump copies one direction and passes its clean end on. first is called at the
+// first byte. rawDst and rawSrc, where both are given, let the kernel splice.
+func pump(dst writeCloser, rawDst *net.TCPConn, src io.Reader, rawSrc *net.TCPConn, count *atomic.Uint64, first func()) error {
+	b := buffers.Get().(*[]byte)
+	buf := *b
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if first != nil {
+				first()
+				first = nil
+			}
+			if _, werr := dst.Write(buf[:n]); werr != nil {
+				buffers.Put(b)
+				return werr
+			}
+			count.Add(uint64(n))
+		}
+		if err == nil && rawDst != nil && rawSrc != nil {
+			break
+		}
+		if err == nil {
+			continue
+		}
+		buffers.Put(b)
+		if errors.Is(err, io.EOF) {
+			return dst.CloseWrite()
+		}
+		return err
+	}
+	buffers.Put(b)
+	n, err := io.Copy(rawDst, rawSrc) // splice(2)
+	count.Add(uint64(n))
+	if err != nil {
+		return err
+	}
+	return dst.CloseWrite()
+}

@@ -1,0 +1,107 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
+)
+
+const (
+	reconnectFirst = 500 * time.Millisecond
+	reconnectMax   = 60 * time.Second
+	// steady is how long a session must have lasted for the next failure to count
+	// as the first.
+	steady = time.Minute
+)
+
+// Session keeps one stream to the controller open: it says what the host has, takes
+// generations and acknowledges them.
+type Session struct {
+	// Client is asked for before every attempt, since the host's SVID rotates.
+	Client func() symbolonv1connect.ProxyServiceClient
+	// Hello is what the proxy says first.
+	Hello func() *symbolonv1.Hello
+	// Apply puts a generation in force, or leaves everything as it was.
+	Apply func(*symbolonv1.Generation) error
+	// Reissue asks for new SVIDs, since profiles have changed.
+	Reissue func()
+	Log     *zap.Logger
+
+	connected atomic.Bool
+}
+
+// Connected tells whether the controller is there now.
+func (s *Session) Connected() bool { return s.connected.Load() }
+
+// Run keeps trying, with full jitter, until ctx ends.
+func (s *Session) Run(ctx context.Context) {
+	attempt := 0
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := s.once(ctx)
+		wasConnected := s.connected.Swap(false)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > steady {
+			attempt = 0
+		}
+		pause := rand.N(min(reconnectMax, reconnectFirst<<min(attempt, 10)))
+		attempt++
+		if wasConnected || attempt == 1 {
+			s.Log.Warn("no session with the controller; the last policy stays in force", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (s *Session) once(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream := s.Client().Session(ctx)
+	defer func() {
+		_ = stream.CloseRequest()
+		_ = stream.CloseResponse()
+	}()
+	hello := &symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Hello{Hello: s.Hello()}}
+	if err := stream.Send(hello); err != nil {
+		if errors.Is(err, io.EOF) { // the reason is with the response
+			_, err = stream.Receive()
+		}
+		return fmt.Errorf("hello: %w", err)
+	}
+	for {
+		m, err := stream.Receive()
+		if err != nil {
+			return err
+		}
+		if !s.connected.Swap(true) {
+			s.Log.Info("session with the controller")
+		}
+		switch m := m.GetMessage().(type) {
+		case *symbolonv1.SessionResponse_Generation:
+			ack := &symbolonv1.Ack{Generation: m.Generation.GetNumber()}
+			if err := s.Apply(m.Generation); err != nil {
+				s.Log.Error("generation refused; the last good one stays in force", zap.Uint64("generation", m.Generation.GetNumber()), zap.Error(err))
+				ack.Error = err.Error()
+			}
+			if err := stream.Send(&symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Ack{Ack: ack}}); err != nil {
+				return fmt.Errorf("ack: %w", err)
+			}
+		case *symbolonv1.SessionResponse_Reissue:
+			s.Reissue()
+		}
+	}
+}
