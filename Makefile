@@ -5,8 +5,8 @@ SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 
 GO      ?= go
-BIN     := $(CURDIR)/bin
-TOOLS   := $(BIN)/tools
+BIN     := bin
+TOOLS   := $(CURDIR)/bin/tools
 # Builds must not need git, nor an owner of the tree that git trusts.
 export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
 
