@@ -1,0 +1,320 @@
+package identity
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
+)
+
+// managerOf starts a Manager on a controller.
+func managerOf(t *testing.T, c *testController) (*Manager, *ControllerSource) {
+	t.Helper()
+	s := NewControllerSource(c.client())
+	s.SetBundle(acme, []*x509.Certificate{c.root.cert})
+	m := NewManager(s)
+	t.Cleanup(m.Close)
+	return m, s
+}
+
+func mustGet(t *testing.T, m *Manager, w *Workload) *Credential {
+	t.Helper()
+	c, err := m.Get(t.Context(), w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// recorder is a subscriber.
+type recorder struct {
+	mu    sync.Mutex
+	calls []*Credential
+}
+
+func (r *recorder) changed(_ Key, c *Credential) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, c)
+}
+
+func (r *recorder) take() []*Credential {
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := r.calls
+	r.calls = nil
+	return out
+}
+
+func worker(n uint64) *Workload {
+	return &Workload{Key: Key{CgroupID: n, UID: 1000}, Attributes: Attributes{{"proc.uid", "1000"}}}
+}
+
+func TestManagerSharesACredential(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if _, err := m.Get(t.Context(), webWorkload); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := c.count(); n != 1 {
+			t.Errorf("%d requests for one workload", n)
+		}
+		// Another instance of the same facts is the same workload.
+		same := *webWorkload
+		same.Attributes = append(Attributes(nil), webWorkload.Attributes...)
+		mustGet(t, m, &same)
+		if n := c.count(); n != 1 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
+func TestManagerRotatesAndTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, s := managerOf(t, c)
+		var r recorder
+		cancel := m.Subscribe(r.changed)
+		first := mustGet(t, m, webWorkload)
+		if got := r.take(); len(got) != 1 || got[0] != first {
+			t.Fatalf("told %v", got)
+		}
+		s.Reissue()
+		got := r.take()
+		if len(got) != 1 || got[0] == first || mustGet(t, m, webWorkload) != got[0] {
+			t.Errorf("told %v", got)
+		}
+		cancel()
+		s.Reissue()
+		if got := r.take(); len(got) != 0 {
+			t.Errorf("told %v after cancelling", got)
+		}
+	})
+}
+
+func TestManagerNeverReturnsAnExpiredCredential(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		unpin := func() {}
+		defer func() { unpin() }()
+		var r recorder
+		defer m.Subscribe(r.changed)()
+		mustGet(t, m, webWorkload)
+		unpin = m.Pin(webWorkload.Key)
+		r.take()
+		c.set(func() { c.fail = connect.NewError(connect.CodeUnavailable, errors.New("away")) })
+		time.Sleep(23 * time.Hour)
+		mustGet(t, m, webWorkload) // the outage stops nothing
+		if got := r.take(); len(got) != 0 {
+			t.Errorf("told %v", got)
+		}
+		time.Sleep(time.Hour)
+		cred, err := m.Get(t.Context(), webWorkload)
+		if !errors.Is(err, ErrNoCredential) || connect.CodeOf(err) != connect.CodeUnavailable {
+			t.Errorf("%v, %v", cred, err)
+		}
+		if got := r.take(); len(got) != 1 || got[0] != nil {
+			t.Errorf("told %v, want the end", got)
+		}
+		c.set(func() { c.fail = nil })
+		time.Sleep(maxRetry)
+		mustGet(t, m, webWorkload)
+	})
+}
+
+func TestManagerWaitsNoLongerThanAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		c.hang = true
+		m, _ := managerOf(t, c)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		before := time.Now()
+		if _, err := m.Get(ctx, webWorkload); !errors.Is(err, ErrNoCredential) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+		if d := time.Since(before); d != 2*time.Second {
+			t.Errorf("waited %s", d)
+		}
+	})
+}
+
+func TestManagerRefusalIsKnownAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		c.fail = connect.NewError(connect.CodePermissionDenied, errors.New("no"))
+		m, _ := managerOf(t, c)
+		before := time.Now()
+		for range 2 {
+			if _, err := m.Get(t.Context(), webWorkload); !errors.Is(err, ErrNoCredential) || connect.CodeOf(err) != connect.CodePermissionDenied {
+				t.Errorf("%v", err)
+			}
+		}
+		if d := time.Since(before); d != 0 {
+			t.Errorf("after %s", d)
+		}
+	})
+}
+
+func TestManagerForgetsTheIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		idle, live, busy := worker(1), worker(2), worker(3)
+		for _, w := range []*Workload{idle, live, busy} {
+			mustGet(t, m, w)
+		}
+		unpin := m.Pin(live.Key)
+		for range 40 {
+			time.Sleep(time.Minute)
+			mustGet(t, m, busy)
+		}
+		keys := func() (out []uint64) {
+			for _, s := range m.Snapshot() {
+				out = append(out, s.Workload.Key.CgroupID)
+			}
+			return out
+		}
+		if got := keys(); len(got) != 2 || got[0] != 2 || got[1] != 3 {
+			t.Errorf("kept %v, want 2 (live connections) and 3 (asked for)", got)
+		}
+		unpin()
+		unpin() // counts once
+		time.Sleep(idleTimeout + sweepInterval)
+		if got := keys(); len(got) != 0 {
+			t.Errorf("kept %v", got)
+		}
+		n := c.count()
+		time.Sleep(24 * time.Hour)
+		if c.count() != n {
+			t.Error("a forgotten workload is still renewed")
+		}
+		m.Pin(idle.Key)() // unknown by now: nothing happens
+	})
+}
+
+func TestManagerNoticesOtherFacts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		mustGet(t, m, webWorkload)
+		defer m.Pin(webWorkload.Key)()
+		changed := &Workload{Key: webWorkload.Key, Attributes: webWorkload.Attributes.Union(Attributes{{"os.group", "ssl"}})}
+		mustGet(t, m, changed)
+		if n := c.count(); n != 2 {
+			t.Fatalf("%d requests, want a second one", n)
+		}
+		if got := AttributesFromProto(c.requests[1].Attributes).Get("os.group"); got != "ssl" {
+			t.Errorf("asked with os.group=%q", got)
+		}
+		if got := m.Snapshot(); len(got) != 1 || got[0].Pins != 1 {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+func TestManagerGetSurvivesReplacement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		s := NewControllerSource(c.client()) // no bundle yet: everybody waits
+		m := NewManager(s)
+		defer m.Close()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := m.Get(t.Context(), worker(1)); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		m.mu.Lock()
+		m.drop(worker(1).Key)
+		m.mu.Unlock()
+		s.SetBundle(acme, []*x509.Certificate{c.root.cert})
+		wg.Wait()
+	})
+}
+
+// One user's thousands of programs push out his own.
+func TestManagerIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		m.limit = 8
+		mustGet(t, m, webWorkload)
+		mustGet(t, m, worker(1))
+		defer m.Pin(worker(1).Key)()
+		for n := range uint64(20) {
+			time.Sleep(time.Second)
+			mustGet(t, m, worker(n+2))
+		}
+		got := m.Snapshot()
+		if len(got) != 8 {
+			t.Errorf("%d workloads, want 8", len(got))
+		}
+		kept := make(map[Key]bool)
+		for _, s := range got {
+			kept[s.Workload.Key] = true
+		}
+		if !kept[webWorkload.Key] {
+			t.Error("another user's workload was pushed out")
+		}
+		if !kept[worker(1).Key] {
+			t.Error("a workload with live connections was pushed out before idle ones")
+		}
+		if !kept[worker(21).Key] || kept[worker(2).Key] {
+			t.Error("not the oldest was pushed out")
+		}
+	})
+}
+
+func TestManagerSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		cred := mustGet(t, m, webWorkload)
+		c.set(func() { c.fail = connect.NewError(connect.CodeUnavailable, errors.New("away")) })
+		defer m.Pin(webWorkload.Key)()
+		time.Sleep(time.Hour)
+		mustGet(t, m, webWorkload)
+		got := m.Snapshot()
+		if len(got) != 1 || got[0].Credential != cred || connect.CodeOf(got[0].Err) != connect.CodeUnavailable ||
+			got[0].Workload != webWorkload || time.Since(got[0].Used) != 0 || time.Since(got[0].Since) > maxRetry+time.Second {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+func TestManagerClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		c.hang = true
+		m, _ := managerOf(t, c)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := m.Get(t.Context(), webWorkload); !errors.Is(err, ErrClosed) {
+				t.Errorf("waiting: %v", err)
+			}
+		})
+		synctest.Wait()
+		m.Close()
+		wg.Wait()
+		if _, err := m.Get(t.Context(), worker(1)); !errors.Is(err, ErrClosed) {
+			t.Errorf("afterwards: %v", err)
+		}
+		m.Close() // again: nothing
+	})
+}
