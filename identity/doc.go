@@ -2,8 +2,8 @@
 //
 // A workload is what policy speaks of. On a plain host it is a (cgroup,
 // executable, uid): a systemd unit's process or a login's. Resolver finds it from
-// the kernel's word on a socket; Source gives it an X.509-SVID; PrincipalOf reads
-// back, from a verified leaf certificate, who the other side is.
+// the kernel's word on a socket; Source gives it an X.509-SVID, which Manager keeps
+// fresh; Verify judges the certificates of the other side, and says who it is.
 //
 // Attributes are key=value pairs. Where a value comes from is part of its key,
 // and a source can only set its own:
@@ -11,7 +11,7 @@
 //	host.*       attested at enrolment
 //	cloud.*      a verified instance document
 //	os.*         the host's operating system and the workload's user
-//	proc.*       the process: exe, exe_sha256, uid, cgroup, unit
+//	proc.*       the process: exe, exe_sha256, uid, cgroup, unit, user_unit
 //	container.*  k8s.*  image.*
 //	spiffe.*     derived from the verified certificate: id, trust_domain
 //	anything else, without a dot-separated source: labels, given by Profiles
