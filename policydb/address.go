@@ -64,7 +64,7 @@ func family(a netip.Addr) int {
 
 // find returns the entry with the longest prefix around addr that is longer than
 // beyond and covers the port, and that length.
-func (t *addressTable) find(addr netip.Addr, protocol string, port uint16, beyond int) (*ExternalMatch, int) {
+func (t *addressTable) find(addr netip.Addr, protocol transport, port uint16, beyond int) (*ExternalMatch, int) {
 	for _, length := range t.lengths[family(addr)] {
 		if length <= beyond {
 			break
@@ -94,7 +94,7 @@ func (c *Compiled) find(tables map[string]*addressTable, namespace string, addr 
 	length := -1
 	for _, ns := range ch.path {
 		if t := tables[ns]; t != nil {
-			if m, n := t.find(addr, protocol, port, length); m != nil {
+			if m, n := t.find(addr, transportOf(protocol), port, length); m != nil {
 				best, length = m, n
 			}
 		}

@@ -45,45 +45,32 @@ func (b *bitset) word(i uint32) uint64 {
 	return b.words[b.rank[s]+uint32(bits.OnesCount64(below))]
 }
 
-// intersection walks the words from first to before end that a and b both have.
-type intersection struct {
-	a, b       *bitset
-	next, last uint32 // of the summary
-	end        uint32
-	pending    uint64 // bits of the summary's word next-1 not yet visited
+// span is a range of words, from first to before end, as summaries see it.
+type span struct {
+	first, end uint32
 }
 
-func intersect(a, b *bitset, first, end uint32) intersection {
-	x := intersection{a: a, b: b, next: first / wordBits, last: (end + wordBits - 1) / wordBits, end: end}
-	if x.next < x.last {
-		x.load()
-		x.pending &= ^uint64(0) << (first % wordBits)
+// mask is which bits of word s of a summary lie in the span.
+func (r span) mask(s uint32) uint64 {
+	m := ^uint64(0)
+	if s == r.first/wordBits {
+		m <<= r.first % wordBits
 	}
-	return x
+	if s == r.end/wordBits {
+		m &= 1<<(r.end%wordBits) - 1
+	}
+	return m
 }
 
-// load takes the next word of the summaries.
-func (x *intersection) load() {
-	x.pending = x.a.summary[x.next] & x.b.summary[x.next]
-	x.next++
-}
-
-// word returns the next word that is not zero, and its index; ok is false at the end.
-func (x *intersection) word() (i uint32, w uint64, ok bool) {
-	for {
-		for x.pending == 0 {
-			if x.next >= x.last {
-				return 0, 0, false
+// both calls f with each word in the span that has bits of a and of b, and its
+// index, in order.
+func both(a, b *bitset, r span, f func(i uint32, w uint64)) {
+	for s := r.first / wordBits; s*wordBits < r.end; s++ {
+		for m := a.summary[s] & b.summary[s] & r.mask(s); m != 0; m &= m - 1 {
+			i := s*wordBits + uint32(bits.TrailingZeros64(m))
+			if w := a.word(i) & b.word(i); w != 0 {
+				f(i, w)
 			}
-			x.load()
-		}
-		i = (x.next-1)*wordBits + uint32(bits.TrailingZeros64(x.pending))
-		if i >= x.end {
-			return 0, 0, false
-		}
-		x.pending &= x.pending - 1
-		if w = x.a.word(i) & x.b.word(i); w != 0 {
-			return i, w, true
 		}
 	}
 }

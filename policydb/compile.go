@@ -34,6 +34,8 @@ type Compiled struct {
 	says      map[string]string // of each namespace, for Explain
 	externals map[string]*addressTable
 	services  map[string]*addressTable
+	// observing: some policy is in observe mode, so that there are two verdicts.
+	observing bool
 	// timeless takes every window as open: PolicyTests must not depend on the hour.
 	timeless bool
 }
@@ -65,7 +67,7 @@ type chain struct {
 
 // level is one namespace's policies: words of bits, from first to before end.
 type level struct {
-	first, end uint32
+	span
 	// own: the namespace judged itself; else an ancestor, of which only what
 	// propagates holds.
 	own bool
@@ -219,11 +221,12 @@ func (c *Compiled) lay(byNamespace map[string][]policy) map[string]level {
 		if rest := len(c.policies) % wordBits; rest != 0 {
 			c.policies = append(c.policies, make([]policy, wordBits-rest)...)
 		}
-		levels[path] = level{first: uint32(first), end: uint32(len(c.policies) / wordBits)}
+		levels[path] = level{span: span{uint32(first), uint32(len(c.policies) / wordBits)}}
 	}
 	c.policies = slices.Clip(c.policies)
 	c.propagating = make([]uint64, len(c.policies)/wordBits)
 	for i := range c.policies {
+		c.observing = c.observing || c.policies[i].observe
 		if c.policies[i].propagate {
 			c.propagating[i/wordBits] |= 1 << (i % wordBits)
 		}

@@ -78,42 +78,52 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) Decision {
 	if ch == nil || own.External != "" {
 		return Decision{Reason: symbolonv1.Reason_REASON_NO_POLICY, Protection: symbolonv1.Protection_PROTECTION_ENCRYPTED}
 	}
-	var until time.Time
-	enforced, would := newVerdict(), newVerdict()
-	observing := false
+	var (
+		until    time.Time
+		observed bool
+		enforced = newVerdict()
+		would    = newVerdict()
+	)
 	if len(ch.levels) > 0 {
+		protocol := transportOf(q.Protocol)
 		subjects, objects := c.subjectBits(q.From.Attributes), c.objectBits(q.To.Attributes)
-		for _, l := range ch.levels {
-			for x := intersect(subjects, objects, l.first, l.end); ; {
-				i, w, ok := x.word()
-				if !ok {
-					break
-				}
-				if !l.own {
-					w &= c.propagating[i]
-				}
-				for ; w != 0; w &= w - 1 {
-					bit := int32(i)*wordBits + int32(bits.TrailingZeros64(w))
-					p := &c.policies[bit]
-					if p.conditions && !c.inForce(p, q, now, &until) {
-						continue
+		for i := range ch.levels {
+			l := &ch.levels[i]
+			// This is both (bits.go), written out: a call per word is a third of the time.
+			for s := l.first / wordBits; s*wordBits < l.end; s++ {
+				for m := subjects.summary[s] & objects.summary[s] & l.mask(s); m != 0; m &= m - 1 {
+					i := s*wordBits + uint32(bits.TrailingZeros64(m))
+					w := subjects.word(i) & objects.word(i)
+					if !l.own {
+						w &= c.propagating[i]
 					}
-					if p.observe {
-						observing = true
-					} else {
-						enforced.add(p, bit)
+					for ; w != 0; w &= w - 1 {
+						bit := int32(i)*wordBits + int32(bits.TrailingZeros64(w))
+						p := &c.policies[bit]
+						if p.conditions && !c.inForce(p, q, protocol, now, &until) {
+							continue
+						}
+						if p.observe {
+							observed = true
+						} else {
+							enforced.add(p, bit)
+						}
+						if c.observing {
+							would.add(p, bit)
+						}
 					}
-					would.add(p, bit)
 				}
 			}
 			enforced.endLevel()
-			would.endLevel()
+			if c.observing {
+				would.endLevel()
+			}
 		}
 	}
 	external := other.External != ""
 	d := c.conclude(&enforced, ch, external)
 	d.Until = until
-	if observing {
+	if observed {
 		if w := c.conclude(&would, ch, external); w.Allow != d.Allow {
 			d.WouldAllow, d.WouldPolicy = verdictOf(w.Allow), w.Policy
 		}
@@ -132,8 +142,8 @@ func verdictOf(allow bool) *bool {
 
 // inForce checks what selectors do not: ports, where, then time. A policy that
 // fails by the time alone still bounds how long the decision holds.
-func (c *Compiled) inForce(p *policy, q *Query, now time.Time, until *time.Time) bool {
-	if !p.ports.contains(q.Protocol, q.Port) {
+func (c *Compiled) inForce(p *policy, q *Query, protocol transport, now time.Time, until *time.Time) bool {
+	if !p.ports.contains(protocol, q.Port) {
 		return false
 	}
 	for _, key := range p.same {

@@ -87,7 +87,7 @@ func (c *Compiled) failed(p *policy, own bool, q *Query, now time.Time) string {
 	if f := failedSelector("object", p.source.GetObject(), q.To.Attributes); f != "" {
 		return f
 	}
-	if !p.ports.contains(q.Protocol, q.Port) {
+	if !p.ports.contains(transportOf(q.Protocol), q.Port) {
 		return fmt.Sprintf("ports: %s/%d is not in %s", q.Protocol, q.Port, formatPortList(p.source.GetPorts()))
 	}
 	if f := failedWhere(p, q); f != "" {

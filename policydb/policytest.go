@@ -2,6 +2,7 @@ package policydb
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -132,16 +133,13 @@ func (c *Compiled) portsToTry(q *Query, r *symbolonv1.PortRange) []uint16 {
 	if ch == nil {
 		return out
 	}
+	protocol := transportOf(r.GetProtocol())
 	subjects, objects := c.subjectBits(q.From.Attributes), c.objectBits(q.To.Attributes)
 	for _, l := range ch.levels {
-		x := intersect(subjects, objects, l.first, l.end)
-		for i, w, ok := x.word(); ok; i, w, ok = x.word() {
-			for b := uint32(0); b < wordBits; b++ {
-				if w&(1<<b) == 0 {
-					continue
-				}
-				for _, p := range c.policies[i*wordBits+b].ports {
-					if p.protocol != r.GetProtocol() {
+		both(subjects, objects, l.span, func(i uint32, w uint64) {
+			for ; w != 0; w &= w - 1 {
+				for _, p := range c.policies[i*wordBits+uint32(bits.TrailingZeros64(w))].ports {
+					if p.protocol != protocol {
 						continue
 					}
 					for _, edge := range []uint32{uint32(p.first), uint32(p.last) + 1} {
@@ -151,7 +149,7 @@ func (c *Compiled) portsToTry(q *Query, r *symbolonv1.PortRange) []uint16 {
 					}
 				}
 			}
-		}
+		})
 	}
 	slices.Sort(out)
 	return slices.Compact(out)

@@ -92,8 +92,27 @@ func checkPorts(r *symbolonv1.PortRange) error {
 type portSet []portRange
 
 type portRange struct {
-	protocol    string
+	protocol    transport
 	first, last uint16
+}
+
+// transport is a protocol that ports belong to, small and quick to compare.
+type transport uint8
+
+const (
+	noTransport transport = iota // one without ports that policy knows
+	tcp
+	udp
+)
+
+func transportOf(protocol string) transport {
+	switch protocol {
+	case "tcp":
+		return tcp
+	case "udp":
+		return udp
+	}
+	return noTransport
 }
 
 func compilePorts(rs []*symbolonv1.PortRange) (portSet, error) {
@@ -102,12 +121,12 @@ func compilePorts(rs []*symbolonv1.PortRange) (portSet, error) {
 		if err := checkPorts(r); err != nil {
 			return nil, err
 		}
-		out = append(out, portRange{r.GetProtocol(), uint16(r.GetFirst()), uint16(r.GetLast())})
+		out = append(out, portRange{transportOf(r.GetProtocol()), uint16(r.GetFirst()), uint16(r.GetLast())})
 	}
 	return out, nil
 }
 
-func (s portSet) contains(protocol string, port uint16) bool {
+func (s portSet) contains(protocol transport, port uint16) bool {
 	if len(s) == 0 {
 		return true
 	}
