@@ -1,0 +1,181 @@
+package integration
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/symbolon/symbolon/flow"
+)
+
+// The main job: who talks to whom, by which policy, encrypted how.
+func TestCrossHost(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.Server)
+
+	t.Run("denied by default", func(t *testing.T) {
+		w.expect("echo", w.try(w.Client, "echo", "10.2.0.2:7001", "hello"), "reset")
+		l := w.recorded(w.client, "the client's record", to(portEcho, "deny"))
+		if l.Reason != "default" || l.Source.SPIFFEID != "spiffe://acme.example/acme/prod/client" || l.Destination.SPIFFEID != "spiffe://acme.example/acme/prod/echo" {
+			t.Errorf("record: %+v", l)
+		}
+	})
+	w.apply(allow("client-echo", "client", "echo", ""))
+	w.families(t, func(t *testing.T, addr string) {
+		w.expect("echo with half-close", w.try(w.Client, "echo", addr+":7001", "hello"), "hello")
+		for _, p := range []struct {
+			name string
+			line *flow.Line
+		}{
+			{"client", w.recorded(w.client, "client", func(l *flow.Line) bool { return l.Destination.Address == addr+":7001" && l.Outcome == "allow" })},
+			{"server", w.recorded(w.server, "server", func(l *flow.Line) bool { return l.Destination.Address == addr+":7001" && l.Outcome == "allow" })},
+		} {
+			l := p.line
+			if l.Reporter != p.name || l.Source.Workload != "client" || l.Destination.Workload != "echo" ||
+				l.Protection != "encrypted" || l.TLSVersion != "TLS 1.3" || l.CipherSuite != "TLS_AES_256_GCM_SHA384" || l.KeyExchange != "X25519MLKEM768" ||
+				l.ClientPolicy+l.ServerPolicy == "" || l.BytesSent != 5 || l.BytesReceived != 5 {
+				t.Errorf("%s's record: %+v", p.name, l)
+			}
+		}
+		w.expect("the server speaks first", w.try(w.Client, "greet", addr+":7002"), "220 welcome,thanks")
+	})
+
+	t.Run("policy counts on both sides", func(t *testing.T) {
+		// The server's namespace denies; the client's own side would allow.
+		w.apply(`
+kind: Policy
+namespace: /acme/prod
+name: a-nobody-to-greeter
+subject: any
+verb: deny
+object: {app: echo}
+ports: [tcp/7002]
+`)
+		w.expect("denied port", w.try(w.Client, "greet", "10.2.0.2:7002"), "reset")
+		l := w.recorded(w.client, "denial", to(portGreet, "deny"))
+		if l.Reason != "policy" || l.ClientPolicy != "/acme/prod/a-nobody-to-greeter" {
+			t.Errorf("record: %+v", l)
+		}
+		w.expect("other port", w.try(w.Client, "echo", "10.2.0.2:7001", "hello"), "hello")
+	})
+
+	t.Run("a stranger is nobody", func(t *testing.T) {
+		// The same program, but in another unit: no profile gives it labels.
+		w.expect("stranger", w.tryAs(w.Client, "stranger.service", "echo", "10.2.0.2:7001", "hello"), "reset")
+		l := w.recorded(w.client, "denial", func(l *flow.Line) bool { return l.Source.Workload == "unprofiled.stranger.service" })
+		if l.Outcome != "deny" || l.Reason != "default" {
+			t.Errorf("record: %+v", l)
+		}
+	})
+}
+
+func TestSameHost(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.Client)
+	w.expect("denied by default", w.try(w.Client, "echo", "10.1.0.2:7001", "hello"), "reset")
+	w.apply(allow("client-echo", "client", "echo", ""))
+	for _, addr := range []string{"10.1.0.2", "127.0.0.1", "[::1]", "[fd00:1::2]"} {
+		w.expect(addr, w.try(w.Client, "echo", addr+":7001", "hello"), "hello")
+		l := w.recorded(w.client, addr, func(l *flow.Line) bool { return l.Destination.Address == addr+":7001" && l.Outcome == "allow" })
+		if !l.Local || l.Reporter != "local" || l.Protection != "none" || l.Source.Workload != "client" || l.Destination.Workload != "echo" {
+			t.Errorf("%s: record: %+v", addr, l)
+		}
+	}
+	w.expect("nobody listens", w.try(w.Client, "echo", "127.0.0.1:7999", "hello"), "reset")
+	if l := w.recorded(w.client, "refused", to(portDead, "error")); l.Reason != "refused" {
+		t.Errorf("record: %+v", l)
+	}
+}
+
+// TCP's meanings, through two proxies, in both protections and families.
+func TestTCPMeaning(t *testing.T) {
+	w := newWorld(t)
+	echo := w.echo(w.Server)
+	for _, protection := range []string{"encrypted", "authenticated"} {
+		t.Run(protection, func(t *testing.T) {
+			w.apply(strings.Replace(basePolicy, "protection: encrypted", "protection: "+protection, 1) + allow("client-echo", "client", "echo", ""))
+			w.families(t, func(t *testing.T, addr string) {
+				w.expect("half-close by the client", w.try(w.Client, "echo", addr+":7001", "hello"), "hello")
+				if l := w.recorded(w.client, "record", func(l *flow.Line) bool {
+					return l.Destination.Address == addr+":7001" && l.Outcome == "allow" && l.Protection == protection
+				}); l.Protection != protection {
+					t.Errorf("protection: %+v", l)
+				}
+				w.expect("RST by the server", w.try(w.Client, "line", addr+":7003"), "reset")
+				w.expect("half-close by the server, FIN by the client", w.try(w.Client, "watch", addr+":7004", "close"), "half")
+				w.waitLog(echo, `watch: "still writing\n" eof`)
+				w.expect("half-close by the server, RST by the client", w.try(w.Client, "watch", addr+":7004", "reset"), "half")
+				w.waitLog(echo, `watch: "still writing\n" reset`)
+				w.expect("refused", w.try(w.Client, "echo", addr+":7999", "hello"), "reset")
+				if l := w.recorded(w.client, "refused", func(l *flow.Line) bool { return l.Destination.Address == addr+":7999" }); l.Reason != "refused" || l.Outcome != "error" {
+					t.Errorf("record of a refused connection: %+v", l)
+				}
+				w.expect("a megabyte", w.try(w.Client, "many", addr+":7005", "1", "1000000"), "1 ok")
+			})
+		})
+	}
+	t.Run("unreachable", func(t *testing.T) {
+		w.Router.Route("10.77.0.0/24", "10.9.0.2") // a host that does not forward, nor answer
+		w.expect("no such host", w.try(w.Client, "echo", "10.9.0.77:80", "hello"), "reset")
+		l := w.recorded(w.client, "record", func(l *flow.Line) bool { return l.Destination.Address == "10.9.0.77:80" })
+		if l.Outcome != "error" || (l.Reason != "unreachable" && l.Reason != "timed-out") {
+			t.Errorf("record: %+v", l)
+		}
+	})
+}
+
+func (w *world) waitLog(d interface{ Log() string }, text string) {
+	w.t.Helper()
+	for range 500 {
+		if strings.Contains(d.Log(), text) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.t.Errorf("the server never said %q:\n%s", text, d.Log())
+}
+
+func TestThousandConnections(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.Server)
+	w.apply(allow("client-echo", "client", "echo", ""))
+	w.expect("1,000 at once", w.try(w.Client, "many", "10.2.0.2:7005", "1000", "4000"), "1000 ok")
+	w.recorded(w.server, "all recorded", func(*flow.Line) bool {
+		lines, err := w.server.Flows()
+		n := 0
+		for _, l := range lines {
+			if l.Outcome == "allow" && l.Protection == "encrypted" {
+				n++
+			}
+		}
+		return err == nil && n == 1000
+	})
+}
+
+// A policy that goes takes its live connections with it, and only those.
+func TestLiveConnectionsAreCut(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.Server)
+	w.apply(allow("client-echo", "client", "echo", ""))
+	said := make(chan string, 1)
+	go func() { said <- w.try(w.Client, "hold", "10.2.0.2:7002") }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		var live []flow.Line
+		if err := w.client.Debug(ctx, "connections", &live); err != nil {
+			t.Fatal(err)
+		}
+		if len(live) == 1 && live[0].BytesReceived > 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	w.apply(strings.Replace(allow("client-echo", "client", "echo", ""), "verb: allow", "verb: deny", 1))
+	w.expect("the held connection", <-said, "open\nreset")
+	l := w.recorded(w.client, "cut", to(portGreet, "deny"))
+	if l.Reason != "policy-changed" {
+		t.Errorf("record: %+v", l)
+	}
+}
