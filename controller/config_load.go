@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -98,8 +97,12 @@ func LoadConfig(file string, env func(string) (string, bool), flags map[string]s
 
 // parseConfig is strict: an unknown or repeated key is an error that shows its line.
 func parseConfig(data []byte, c *Config) error {
+	var anything any
+	if err := yaml.Unmarshal(data, &anything); err == nil && anything == nil {
+		return nil // nothing but comments; decoded, it would set everything to zero
+	}
 	err := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict()).Decode(c)
-	if err == nil || errors.Is(err, io.EOF) { // EOF: an empty file
+	if err == nil {
 		return nil
 	}
 	return errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))

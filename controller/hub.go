@@ -149,9 +149,13 @@ func (h *hub) flush() {
 }
 
 // wanted is what hosts should have now, and a channel that closes when that changes.
-func (h *hub) wanted() (*distribution, <-chan struct{}) {
+// A session that starts need not wait for what waits for others.
+func (h *hub) wanted(starting bool) (*distribution, <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if starting && h.next != nil {
+		return h.next, h.changed
+	}
 	return h.current, h.changed
 }
 

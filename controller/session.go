@@ -136,9 +136,9 @@ func (e *session) run(ctx context.Context, a *attachment, has uint64) error {
 	ack := time.NewTimer(ackTimeout)
 	defer ack.Stop()
 	for {
-		want, changed := e.hub.wanted()
+		want, changed := e.hub.wanted(e.sent == nil)
 		if !e.outstanding {
-			if want != e.sent {
+			if e.sent == nil || want.generation() > e.sent.generation() {
 				if err := e.send(ctx, want, has); err != nil {
 					return err
 				}
