@@ -98,6 +98,15 @@ func TestEnrolRefusesTokens(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, test.want)
 		}
 	}
+	w.apply("kind: Namespace\nname: /brief\nmode: enforce\n")
+	homeless := w.token("/brief", nil)
+	_, err := w.admin().Delete(t.Context(), connect.NewRequest(&symbolonv1.DeleteRequest{Keys: []*symbolonv1.ResourceKey{{Kind: "Namespace", Namespace: "/brief"}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := enrol.Enrol(t.Context(), w.address(), homeless, nil, nil); !errors.Is(err, enrol.ErrTokenUnknown) {
+		t.Errorf("into a namespace that was deleted: %v", err)
+	}
 	// A wrong secret must not have used it up.
 	if _, err := enrol.Enrol(t.Context(), w.address(), good, nil, nil); err != nil {
 		t.Errorf("the right secret after a wrong one: %v", err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -137,7 +138,10 @@ func (s *Server) newHTTP() *http.Server {
 	mux.Handle(symbolonv1connect.NewEnrolmentServiceHandler(enrolmentService{s},
 		connect.WithReadMaxBytes(maxEnrolMessage), connect.WithRequestGate(s.enrolGate)))
 	mux.Handle(symbolonv1connect.NewProxyServiceHandler(proxyService{s},
-		connect.WithReadMaxBytes(maxProxyMessage), connect.WithRequestGate(s.hostGate)))
+		connect.WithReadMaxBytes(maxProxyMessage), connect.WithRequestGate(s.hostGate),
+		// A generation is encoded once for many hosts; compressing it for each would cost
+		// far more than that saves.
+		connect.WithCompressMinBytes(math.MaxInt)))
 	mux.Handle(symbolonv1connect.NewAdminServiceHandler(adminService{s},
 		connect.WithReadMaxBytes(maxAdminMessage), connect.WithRequestGate(s.adminGate)))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
