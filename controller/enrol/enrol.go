@@ -181,11 +181,15 @@ func verifyController(chain, roots []*x509.Certificate) error {
 	return nil
 }
 
-// refusal gives a refused token its sentinel.
+// refusal gives a refused token its sentinel. A server that is not the controller
+// is not one that is unavailable, which a caller might try again.
 func refusal(err error) error {
 	var refused *connect.Error
 	if !errors.As(err, &refused) {
 		return err
+	}
+	if errors.Is(err, ErrPin) || errors.Is(err, ErrController) {
+		return refused.Unwrap()
 	}
 	switch refused.Meta().Get(ReasonHeader) {
 	case ReasonUnknown:

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"go.uber.org/goleak"
 
 	"github.com/symbolon/symbolon/controller/enrol"
@@ -179,6 +180,9 @@ func TestSecretIsNotSentToAnImpostor(t *testing.T) {
 			_, err := enrol.Enrol(t.Context(), i.Addr().String(), token, nil, nil)
 			if !errors.Is(err, test.want) {
 				t.Errorf("err = %v, want %v", err, test.want)
+			}
+			if code := connect.CodeOf(err); code != connect.CodeUnknown {
+				t.Errorf("code %v: callers would try again", code)
 			}
 			i.stop()
 			if i.got.Len() != 0 {
