@@ -72,9 +72,12 @@ func (s *Session) once(ctx context.Context) error {
 	defer cancel()
 	stream := s.Client().Session(ctx)
 	defer func() {
+		cancel()
 		_ = stream.CloseRequest()
 		_ = stream.CloseResponse()
 	}()
+	// net/http's HTTP/2 client sees the end of ctx only after the request's body.
+	defer context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })()
 	hello := &symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Hello{Hello: s.Hello()}}
 	if err := stream.Send(hello); err != nil {
 		if errors.Is(err, io.EOF) { // the reason is with the response

@@ -30,12 +30,12 @@ type SocketOwner struct {
 	State    uint8  // net/tcp_states.h
 }
 
-// Reliable says whether UID can be believed: a socket that its process has closed
-// may be all that is left, and the kernel reports such remains as root's. CgroupID
-// stays true.
-func (o SocketOwner) Reliable() bool {
-	return o.Inode != 0 && o.State != StateFinWait2 && o.State != StateTimeWait
-}
+// Reliable says whether UID can be believed: of a socket that its process has
+// closed only a remnant may be left (TIME_WAIT, or FIN_WAIT2 as a timewait
+// mini-socket), which the kernel reports as root's. Remnants have no inode; a
+// socket in FIN_WAIT2 that has one is merely half-closed, and still its process's.
+// CgroupID stays true.
+func (o SocketOwner) Reliable() bool { return o.Inode != 0 && o.State != StateTimeWait }
 
 // Diag asks the kernel (SOCK_DIAG) whose a socket is: exactly the one with the
 // given addresses, in a few microseconds, however many there are. It works in the

@@ -449,3 +449,34 @@ func BenchmarkOwner(b *testing.B) {
 		}
 	}
 }
+
+// A client that has sent all it has to say and shut its direction down still owns its
+// socket: half-close is not exit.
+func TestOwnerOfAHalfClosedSocket(t *testing.T) {
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := NewDiag()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	src, dst := ends(t, c)
+	eventually(t, "FIN_WAIT2", func() bool {
+		owner, err := d.Owner(src, dst)
+		if err != nil || !owner.Reliable() || owner.Inode != inode(t, c) {
+			t.Fatalf("owner = %+v, %v; want a reliable one", owner, err)
+		}
+		return owner.State == StateFinWait2
+	})
+}
