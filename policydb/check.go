@@ -2,7 +2,6 @@ package policydb
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -45,13 +44,13 @@ func checkResource(r *symbolonv1.Resource, z zones) []problem {
 		return c.problems
 	}
 	if kind == KindNamespace {
-		c.add(checkNamespacePath(r.GetNamespace()), "name")
+		c.add(checkNamespacePath(r.GetNamespace()), "name", theValue{})
 		if r.GetName() != "" {
 			c.failf([]any{"name"}, "", "a Namespace has a path and no name beside it")
 		}
 	} else {
-		c.add(checkNamespacePath(r.GetNamespace()), "namespace")
-		c.add(checkName(r.GetName()), "name")
+		c.add(checkNamespacePath(r.GetNamespace()), "namespace", theValue{})
+		c.add(checkName(r.GetName()), "name", theValue{})
 	}
 	switch k := r.GetKind().(type) {
 	case *symbolonv1.Resource_NamespaceKind:
@@ -134,7 +133,7 @@ func (c *checker) namespace(path string, ns *symbolonv1.Namespace) {
 	case symbolonv1.Default_DEFAULT_DENY, symbolonv1.Default_DEFAULT_ALLOW:
 	case symbolonv1.Default_DEFAULT_INHERIT:
 		if path == "/" {
-			c.failf([]any{"default"}, `write "default: deny"`, "the root has nothing to inherit its default from")
+			c.failf([]any{"default", theValue{}}, `write "default: deny"`, "the root has nothing to inherit its default from")
 		}
 	default:
 		if path == "/" {
@@ -178,7 +177,7 @@ func (c *checker) profile(p *symbolonv1.Profile) {
 		c.failf(nil, "give it a workload, labels or claims", "the profile gives nothing")
 	}
 	if p.GetWorkload() != "" {
-		c.add(checkWorkloadName(p.GetWorkload()), "workload")
+		c.add(checkWorkloadName(p.GetWorkload()), "workload", theValue{})
 	}
 	c.labels("labels", p.GetLabels())
 	for _, claim := range p.GetClaims() {
@@ -192,7 +191,7 @@ func (c *checker) claim(claim string) {
 	if prefix, ok := strings.CutSuffix(claim, ".*"); ok {
 		key = prefix + ".x"
 	}
-	path := []any{"claims"}
+	path := []any{"claims", claim}
 	switch {
 	case isLabel(key):
 		c.failf(path, "leave it out: labels are always claims", "claim %s has no source", printable(claim))
@@ -200,105 +199,6 @@ func (c *checker) claim(claim string) {
 		c.failf(path, "leave it out: it is read from the certificate itself", "claim %s cannot be asserted", printable(claim))
 	default:
 		c.add(checkAttributeKey(key), path...)
-	}
-}
-
-func (c *checker) policy(p *symbolonv1.Policy) {
-	c.selector("subject", p.GetSubject())
-	c.selector("object", p.GetObject())
-	switch p.GetVerb() {
-	case symbolonv1.Verb_VERB_ALLOW:
-	case symbolonv1.Verb_VERB_DENY, symbolonv1.Verb_VERB_ENCRYPT, symbolonv1.Verb_VERB_LOG:
-		if p.GetWithEncrypt() || p.GetWithLog() {
-			c.failf([]any{"with"}, "obligations are what an allow carries; to oblige without allowing write verb: encrypt or verb: log",
-				"with needs verb: allow")
-		}
-	default:
-		c.failf([]any{"verb"}, "", "the Policy has no verb")
-	}
-	if p.GetFallback() && (p.GetVerb() == symbolonv1.Verb_VERB_ENCRYPT || p.GetVerb() == symbolonv1.Verb_VERB_LOG) {
-		c.failf([]any{"fallback"}, "leave it out", "only allow and deny can be a fallback: obligations always hold")
-	}
-	switch p.GetMode() {
-	case symbolonv1.Mode_MODE_UNSPECIFIED, symbolonv1.Mode_MODE_ENFORCE, symbolonv1.Mode_MODE_OBSERVE:
-	default:
-		c.failf([]any{"mode"}, "write enforce or observe", "a Policy cannot have this mode")
-	}
-	for _, w := range []struct {
-		name string
-		keys []string
-	}{{"same", p.GetWhereSame()}, {"different", p.GetWhereDifferent()}} {
-		for _, key := range w.keys {
-			c.add(checkAttributeKey(key), "where", w.name)
-		}
-	}
-	c.ports([]any{"ports"}, p.GetPorts())
-	if w := p.GetWhen(); w != nil {
-		c.window(w)
-	}
-	if e := p.GetExpires(); e != nil && !e.IsValid() {
-		c.failf([]any{"expires"}, "", "expires is not a time")
-	}
-}
-
-func (c *checker) window(w *symbolonv1.Window) {
-	if err := checkWindow(w); err != nil {
-		c.failf([]any{"when"}, "", "%s", err)
-	} else if w.GetDays() == 0 && w.GetStartMinute() == 0 && w.GetEndMinute() == 0 {
-		c.failf([]any{"when"}, "add days or hours, or leave when out", "when is always")
-	}
-	if _, err := c.zones.load(w.GetTimezone()); err != nil {
-		c.failf([]any{"when", "timezone"}, "write a name of the IANA list, such as Europe/Oslo, or UTC", "%s", err)
-	}
-}
-
-func (c *checker) selector(name string, s *symbolonv1.Selector) {
-	switch {
-	case s == nil || !s.GetAny() && len(s.GetTerms()) == 0:
-		c.failf([]any{name}, "for everybody write the word any", "%s is empty", name)
-	case s.GetAny() && len(s.GetTerms()) > 0:
-		c.failf([]any{name}, "", "%s is any and a selector at once", name)
-	}
-	for i, t := range s.GetTerms() {
-		if len(t.GetClauses()) == 0 {
-			c.failf([]any{name, i}, "for everybody write the word any", "an alternative of %s is empty", name)
-		}
-		c.term([]any{name, i}, t)
-	}
-}
-
-func (c *checker) term(path []any, t *symbolonv1.Term) {
-	seen := make(map[string]bool, len(t.GetClauses()))
-	for _, cl := range t.GetClauses() {
-		at := append(append([]any(nil), path...), cl.GetKey())
-		if seen[cl.GetKey()] {
-			c.failf(at, "", "two conditions on %s", printable(cl.GetKey()))
-		}
-		seen[cl.GetKey()] = true
-		c.add(checkAttributeKey(cl.GetKey()), at...)
-		var values []string
-		switch op := cl.GetOperator().(type) {
-		case *symbolonv1.Clause_In:
-			values = op.In.GetValues()
-		case *symbolonv1.Clause_Not:
-			values = op.Not.GetValues()
-		case *symbolonv1.Clause_Prefix:
-			if op.Prefix == "" {
-				c.failf(at, "write {exists: true}", "the prefix is empty")
-			}
-			values = []string{op.Prefix}
-		case *symbolonv1.Clause_Exists:
-			continue
-		default:
-			c.failf(at, "a newer version may have written it", "%s: the condition has no operator", ErrUnreadable)
-			continue
-		}
-		if len(values) == 0 {
-			c.failf(at, "", "the condition has no values")
-		}
-		for _, v := range values {
-			c.add(checkValue(v), at...)
-		}
 	}
 }
 
@@ -328,57 +228,6 @@ func (c *checker) ports(path []any, rs []*symbolonv1.PortRange) {
 			c.failf(path, "", "%s", err)
 		}
 	}
-}
-
-func (c *checker) addresses(a *symbolonv1.Addresses) {
-	if len(a.GetCidrs()) == 0 && len(a.GetFqdns()) == 0 {
-		c.failf([]any{"addresses"}, "write {cidrs: [203.0.113.0/24]}", "there are no addresses")
-	}
-	for _, s := range a.GetCidrs() {
-		_, m := parsePrefix(s)
-		c.add(m, "addresses", "cidrs", s)
-	}
-	for _, s := range a.GetFqdns() {
-		c.add(checkFQDN(s), "addresses", "fqdns", s)
-	}
-	c.ports([]any{"addresses", "ports"}, a.GetPorts())
-}
-
-// parsePrefix takes networks only: with a length, and no bits beyond it.
-func parsePrefix(s string) (netip.Prefix, *mistake) {
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
-			return p, wrong(fmt.Sprintf("write %s/%d", s, a.BitLen()), "%s has no prefix length", printable(s))
-		}
-		return p, wrong("write 203.0.113.0/24 or 2001:db8::/32", "%s is not a network", printable(s))
-	}
-	if p.Addr().Is4In6() {
-		return p, wrong("write it as IPv4", "%s is an IPv4 network in IPv6 clothes", printable(s))
-	}
-	if p != p.Masked() {
-		return p, wrong("did you mean "+p.Masked().String()+"?", "%s has bits set beyond its prefix length", printable(s))
-	}
-	return p, nil
-}
-
-// checkFQDN: a DNS name (RFC 1123), or "*." and one.
-func checkFQDN(s string) *mistake {
-	name := strings.TrimPrefix(s, "*.")
-	if len(name) == 0 || len(name) > 253 {
-		return wrong("", "%s is not a DNS name", printable(s))
-	}
-	for _, label := range strings.Split(name, ".") {
-		ok := len(label) > 0 && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-'
-		for i := 0; i < len(label); i++ {
-			b := label[i]
-			ok = ok && (b >= 'a' && b <= 'z' || b >= '0' && b <= '9' || b == '-')
-		}
-		if !ok {
-			return wrong("lower case, without a dot at the end; *. may stand in front", "%s is not a DNS name", printable(s))
-		}
-	}
-	return nil
 }
 
 func (c *checker) policyTest(t *symbolonv1.PolicyTest) {

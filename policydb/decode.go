@@ -123,10 +123,12 @@ func (d *decoder) resource(body ast.Node) *symbolonv1.Resource {
 		required = append([]string{"namespace"}, required...)
 	}
 	keys := append(common, sc.keys...)
-	e := d.known(all, kind, keys, hints)
+	e := d.known(all, "key", kind, keys, hints)
 	for _, key := range required {
 		// A key that was misspelt is one mistake, not two.
-		given := func(x entry) bool { return x.key == key || !contains(keys, x.key) && nearest(x.key, keys) == key }
+		given := func(x entry) bool {
+			return x.key == key || !slices.Contains(keys, x.key) && nearest(x.key, keys) == key
+		}
 		if !slices.ContainsFunc(all, given) {
 			d.report(all[i].token, missingHint(kind, key), "the %s has no %s", kind, key)
 		}
@@ -201,7 +203,7 @@ func (d *decoder) attributeRule(a entry) *symbolonv1.AttributeRule {
 		d.report(a.token, "write {} for any value, or {values: [a, b]}", "the rule of attribute %s is %s, want a map", a.key, describe(a.value))
 		return rule
 	}
-	if x, ok := d.known(all, "rule of an attribute", []string{"values"}, nil)["values"]; ok {
+	if x, ok := d.known(all, "key", "an attribute's rule", []string{"values"}, nil)["values"]; ok {
 		rule.Values = canonical(d.stringList(x, "value"))
 	}
 	return rule
@@ -291,7 +293,7 @@ func (d *decoder) addresses(e map[string]entry) *symbolonv1.Addresses {
 		d.report(start(x.value), "write {cidrs: [203.0.113.0/24]}", "addresses is %s, want a map", describe(x.value))
 		return out
 	}
-	a := d.known(all, "set of addresses", []string{"cidrs", "fqdns", "ports"}, nil)
+	a := d.known(all, "key", "addresses", []string{"cidrs", "fqdns", "ports"}, nil)
 	if x, ok := a["cidrs"]; ok {
 		out.Cidrs = canonical(d.stringList(x, "cidr"))
 	}

@@ -144,7 +144,7 @@ func (d *decoder) clause(e entry) *symbolonv1.Clause {
 			"the condition on %s has %d operators, want one", e.key, len(all))
 		return nil
 	}
-	op := d.known(all, "condition", operators, operatorHints)
+	op := d.known(all, "operator", "a condition", operators, operatorHints)
 	for name, x := range op {
 		switch name {
 		case "not":
@@ -173,7 +173,7 @@ func (d *decoder) where(e entry) (same, different []string) {
 		d.report(start(e.value), "write {same: [env]}", "where is %s, want a map", describeEmpty(e.value))
 		return nil, nil
 	}
-	w := d.known(all, "comparison", []string{"same", "different"}, nil)
+	w := d.known(all, "comparison", "where", []string{"same", "different"}, nil)
 	if x, ok := w["same"]; ok {
 		same = canonical(d.stringList(x, "key"))
 	}
@@ -191,7 +191,7 @@ func (d *decoder) when(e entry) *symbolonv1.Window {
 			"when is %s, want a map", describeEmpty(e.value))
 		return w
 	}
-	k := d.known(all, "time window", []string{"days", "hours", "timezone"}, nil)
+	k := d.known(all, "key", "when", []string{"days", "hours", "timezone"}, nil)
 	if x, ok := k["days"]; ok {
 		if s, ok := d.str(x.value, "days"); ok {
 			days, message, hint := parseDays(s)
@@ -236,7 +236,7 @@ func (d *decoder) policyTest(r *symbolonv1.Resource, e map[string]entry) {
 }
 
 func (d *decoder) test(n ast.Node, all []entry) *symbolonv1.PolicyTest_Test {
-	e := d.known(all, "test", []string{"name", "from", "to", "port", "expect", "by", "encrypted"}, map[string]string{
+	e := d.known(all, "key", "a test", []string{"name", "from", "to", "port", "expect", "by", "encrypted"}, map[string]string{
 		"subject": `the word is "from"`, "object": `the word is "to"`, "ports": `the word is "port", and its value one range or any`,
 	})
 	for _, key := range []string{"name", "from", "to", "port", "expect"} {

@@ -135,8 +135,8 @@ func failedSelector(name string, s *symbolonv1.Selector, attrs identity.Attribut
 				continue
 			}
 			out := name + ": " + failedClause(cl, attrs)
-			if n := len(s.GetTerms()) - 1; n > 0 {
-				out += fmt.Sprintf(" (nor does one of %d other alternatives match)", n)
+			if n := len(s.GetTerms()); n > 1 {
+				out += fmt.Sprintf(" (the first of %d alternatives; none matches)", n)
 			}
 			return out
 		}

@@ -1,7 +1,6 @@
 package policydb
 
 import (
-	"crypto/sha256"
 	"sync"
 	"sync/atomic"
 
@@ -78,7 +77,7 @@ func (c *Compiled) identifyByHash(attrs identity.Attributes) *known {
 		_, used := c.keys[key]
 		return used
 	})
-	var hash any = [sha256.Size]byte(seen.Hash())
+	var hash any = seen.Hash()
 	cache := c.known.hashes.Load()
 	if cache != nil {
 		if v, ok := cache.entries.Load(hash); ok {

@@ -27,13 +27,24 @@ func locate(body ast.Node, path []any) *token.Token {
 				return at
 			}
 			node, at = next, t
+		case theValue:
+			if node != nil {
+				at = start(node)
+			}
 		}
 	}
 	return at
 }
 
-// child is a key of a mapping, or an element of a list by its text.
+// theValue is the step from a key to what is written behind it.
+type theValue struct{}
+
+// child is a key of a mapping, an element of a list by its text, or a lone value
+// itself.
 func child(node ast.Node, name string) (ast.Node, *token.Token) {
+	if scalar, ok := node.(ast.ScalarNode); ok && scalar.GetToken().Value == name {
+		return node, node.GetToken()
+	}
 	if seq, ok := node.(*ast.SequenceNode); ok {
 		for _, v := range seq.Values {
 			if t := v.GetToken(); t.Value == name {

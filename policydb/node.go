@@ -3,6 +3,7 @@ package policydb
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,14 +47,6 @@ func (d *decoder) reportAt(line, column int, hint, format string, args ...any) {
 		Message: fmt.Sprintf(format, args...), Hint: hint,
 		Excerpt: excerpt(text, line, column),
 	})
-}
-
-func (d *decoder) mistake(t *token.Token, m *mistake) bool {
-	if m == nil {
-		return false
-	}
-	d.report(t, m.hint, "%s", m.message)
-	return true
 }
 
 // entry is one key of a mapping.
@@ -122,34 +115,25 @@ func describe(n ast.Node) string {
 	return printable(n.GetToken().Value)
 }
 
-// known picks the entries that are in want; the others are errors. hints holds
-// words for keys that people write by mistake.
-func (d *decoder) known(all []entry, of string, want []string, hints map[string]string) map[string]entry {
+// known picks the entries that are in want; the others are errors, each an unknown
+// "what" in a larger thing. hints holds words for keys that people write by mistake.
+func (d *decoder) known(all []entry, what, in string, want []string, hints map[string]string) map[string]entry {
 	out := make(map[string]entry, len(all))
 	for _, e := range all {
 		switch {
-		case contains(want, e.key):
+		case slices.Contains(want, e.key):
 			if e.value == nil {
 				d.report(e.token, "", "%s has no value", e.key)
 				continue
 			}
 			out[e.key] = e
 		case hints[e.key] != "":
-			d.report(e.token, hints[e.key], "unknown key %s of a %s", printable(e.key), of)
+			d.report(e.token, hints[e.key], "unknown %s %s in %s", what, printable(e.key), in)
 		default:
-			d.report(e.token, didYouMean(e.key, want), "unknown key %s of a %s", printable(e.key), of)
+			d.report(e.token, didYouMean(e.key, want), "unknown %s %s in %s", what, printable(e.key), in)
 		}
 	}
 	return out
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 var (

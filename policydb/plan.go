@@ -1,12 +1,12 @@
 package policydb
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
-	"github.com/hashicorp/go-memdb"
 	"google.golang.org/protobuf/proto"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -92,7 +92,13 @@ func (db *DB) Plan(upserts []Document, deletes []Key, strict bool) (*Plan, error
 	return p.Plan, nil
 }
 
-func (p *planner) ok() bool { return len(p.errs.Errors) == 0 }
+// ok tells whether nothing is wrong so far. If something is, it puts it in order.
+func (p *planner) ok() bool {
+	slices.SortStableFunc(p.errs.Errors, func(a, b *ValidationError) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return len(p.errs.Errors) == 0
+}
 
 // fail reports a problem of a resource, with its place if it is part of the change.
 func (p *planner) fail(r *symbolonv1.Resource, x problem) {
@@ -120,7 +126,7 @@ func (p *planner) checkAlone(upserts []Document) {
 			if first.File != "" {
 				m += fmt.Sprintf(": first at %s:%d", first.File, first.Line)
 			}
-			p.errs.add(doc.at(problem{[]any{"name"}, mistake{m, ""}}))
+			p.errs.add(doc.at(problem{[]any{"name", theValue{}}, mistake{m, ""}}))
 			continue
 		}
 		p.documents[key] = doc
@@ -132,7 +138,7 @@ func (p *planner) checkAlone(upserts []Document) {
 func checkAvailable(r *symbolonv1.Resource) []problem {
 	c := &checker{}
 	if r.GetNamespaceKind().GetMode() == symbolonv1.Mode_MODE_LEARN {
-		c.failf([]any{"mode"}, "use enforce; policies can be tried out with mode: observe", "learn is not available in this version")
+		c.failf([]any{"mode", theValue{}}, "use enforce; policies can be tried out with mode: observe", "learn is not available in this version")
 	}
 	for _, a := range []*symbolonv1.Addresses{r.GetExternal().GetAddresses(), r.GetService().GetAddresses()} {
 		if len(a.GetFqdns()) > 0 {
@@ -182,7 +188,7 @@ func (p *planner) apply(deletes []Key) {
 		}
 		seen[key] = true
 		p.Changes = append(p.Changes, Change{Type: symbolonv1.ChangeType_CHANGE_TYPE_DELETED, Previous: old})
-		if err := w.Delete(table, old); err != nil && err != memdb.ErrNotFound {
+		if err := w.Delete(table, old); err != nil {
 			p.errs.add(&ValidationError{Resource: key.String(), SyntaxError: SyntaxError{Message: err.Error()}})
 		}
 	}
@@ -215,12 +221,12 @@ func (p *planner) checkTree() {
 		case r == nil:
 		case KindOf(r) == KindNamespace:
 			if parent := parentPath(r.GetNamespace()); parent != "" && !exists(parent) {
-				p.fail(r, problem{[]any{"name"}, mistake{
+				p.fail(r, problem{[]any{"name", theValue{}}, mistake{
 					fmt.Sprintf("Namespace %s stands in %s, which does not exist", r.GetNamespace(), parent), didYouMean(parent, names),
 				}})
 			}
 		case !exists(r.GetNamespace()):
-			p.fail(r, problem{[]any{"namespace"}, mistake{
+			p.fail(r, problem{[]any{"namespace", theValue{}}, mistake{
 				fmt.Sprintf("namespace %s does not exist", r.GetNamespace()), didYouMean(r.GetNamespace(), names),
 			}})
 		}

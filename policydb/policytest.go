@@ -42,7 +42,7 @@ func (p *planner) runTests(now time.Time) {
 				Test: RefOf(r) + ": " + t.GetName(), Passed: failure == "", Message: failure,
 			})
 			if failure != "" {
-				p.fail(r, problem{[]any{"tests", i, "name"}, mistake{fmt.Sprintf("test %s failed: %s", printable(t.GetName()), failure), ""}})
+				p.fail(r, problem{[]any{"tests", i, "name", theValue{}}, mistake{fmt.Sprintf("test %s failed: %s", printable(t.GetName()), failure), ""}})
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -26,6 +27,10 @@ const (
 	// maxBlockColumn bounds nesting by indentation: each level takes a column.
 	maxBlockColumn = 4 * maxNesting
 )
+
+// keyTwice is the parser's message on a repeated key; the place in it counts from
+// the document's start, not the file's.
+var keyTwice = regexp.MustCompile(`^mapping key (".*") already defined at \[\d+:\d+\]$`)
 
 // Document is one resource and where it stood.
 type Document struct {
@@ -207,7 +212,11 @@ func (d *decoder) parse() (body ast.Node) {
 	if err != nil {
 		var ye yaml.Error
 		if errors.As(err, &ye) && ye.GetToken() != nil {
-			d.report(ye.GetToken(), "", "%s", ye.GetMessage())
+			message, hint := ye.GetMessage(), ""
+			if m := keyTwice.FindStringSubmatch(message); m != nil {
+				message, hint = "key "+m[1]+" is there twice", "a key can come once in a map"
+			}
+			d.report(ye.GetToken(), hint, "%s", message)
 		} else {
 			d.reportAt(d.line, 1, "", "%s", err.Error())
 		}

@@ -1,0 +1,60 @@
+package policydb
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+func (c *checker) addresses(a *symbolonv1.Addresses) {
+	if len(a.GetCidrs()) == 0 && len(a.GetFqdns()) == 0 {
+		c.failf([]any{"addresses"}, "write {cidrs: [203.0.113.0/24]}", "there are no addresses")
+	}
+	for _, s := range a.GetCidrs() {
+		_, m := parsePrefix(s)
+		c.add(m, "addresses", "cidrs", s)
+	}
+	for _, s := range a.GetFqdns() {
+		c.add(checkFQDN(s), "addresses", "fqdns", s)
+	}
+	c.ports([]any{"addresses", "ports"}, a.GetPorts())
+}
+
+// parsePrefix takes networks only: with a length, and no bits beyond it.
+func parsePrefix(s string) (netip.Prefix, *mistake) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+			return p, wrong(fmt.Sprintf("write %s/%d", s, a.BitLen()), "%s has no prefix length", printable(s))
+		}
+		return p, wrong("write 203.0.113.0/24 or 2001:db8::/32", "%s is not a network", printable(s))
+	}
+	if p.Addr().Is4In6() {
+		return p, wrong("write it as IPv4", "%s is an IPv4 network in IPv6 clothes", printable(s))
+	}
+	if p != p.Masked() {
+		return p, wrong("did you mean "+p.Masked().String()+"?", "%s has bits set beyond its prefix length", printable(s))
+	}
+	return p, nil
+}
+
+// checkFQDN: a DNS name (RFC 1123), or "*." and one.
+func checkFQDN(s string) *mistake {
+	name := strings.TrimPrefix(s, "*.")
+	if len(name) == 0 || len(name) > 253 {
+		return wrong("", "%s is not a DNS name", printable(s))
+	}
+	for _, label := range strings.Split(name, ".") {
+		ok := len(label) > 0 && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-'
+		for i := 0; i < len(label); i++ {
+			b := label[i]
+			ok = ok && (b >= 'a' && b <= 'z' || b >= '0' && b <= '9' || b == '-')
+		}
+		if !ok {
+			return wrong("lower case, without a dot at the end; *. may stand in front", "%s is not a DNS name", printable(s))
+		}
+	}
+	return nil
+}
