@@ -51,12 +51,12 @@ func (s adminService) Explain(_ context.Context, req *connect.Request[symbolonv1
 		}
 	}
 	if text := m.GetFrom().GetAddress(); text != "" {
-		if q.From, err = explainAddress(compiled, text, q.To.Namespace, protocol, q.Port); err != nil {
+		if q.From, err = explainSource(compiled, text, q.To.Namespace); err != nil {
 			return nil, prefixed("from", err)
 		}
 	}
 	if text := m.GetTo().GetAddress(); text != "" {
-		if q.To, err = explainAddress(compiled, text, q.From.Namespace, protocol, q.Port); err != nil {
+		if q.To, err = explainDestination(compiled, text, q.From.Namespace, protocol, q.Port); err != nil {
 			return nil, prefixed("to", err)
 		}
 	}
@@ -102,23 +102,45 @@ func (s *Server) explainWorkload(in *symbolonv1.ExplainEndpoint) (policydb.Endpo
 	return policydb.Endpoint{Namespace: in.GetNamespace(), Attributes: identity.AttributesFromProto(in.GetAttributes())}, nil
 }
 
-// explainAddress is the External that an address is part of, as seen from the
-// namespace of the other end.
-func explainAddress(c *policydb.Compiled, text, namespace, protocol string, port uint16) (policydb.Endpoint, error) {
-	addr, err := netip.ParseAddr(text)
+// explainSource is the External that a client without a proxy belongs to, as seen
+// from the namespace of the server.
+func explainSource(c *policydb.Compiled, text, namespace string) (policydb.Endpoint, error) {
+	addr, err := parseAddress(text)
 	if err != nil {
-		return policydb.Endpoint{}, invalidf("address %q: want an IP address without a port", text)
+		return policydb.Endpoint{}, err
 	}
-	addr = addr.Unmap()
-	if m, ok := c.External(namespace, addr, protocol, port); ok {
+	if m, ok := c.Source(namespace, addr); ok {
 		return policydb.Endpoint{External: m.Ref, Attributes: m.Labels}, nil
 	}
-	if ref, ok := c.Service(namespace, addr, protocol, port); ok {
+	return policydb.Endpoint{}, connect.NewError(connect.CodeNotFound,
+		fmt.Errorf("no External that %s sees has %s: a client there must come through a proxy, or is refused", namespace, addr))
+}
+
+// explainDestination is the External that an address is part of, as seen from the
+// namespace of the client.
+func explainDestination(c *policydb.Compiled, text, namespace, protocol string, port uint16) (policydb.Endpoint, error) {
+	addr, err := parseAddress(text)
+	if err != nil {
+		return policydb.Endpoint{}, err
+	}
+	m, service := c.Destination(namespace, addr, protocol, port)
+	switch {
+	case m != nil:
+		return policydb.Endpoint{External: m.Ref, Attributes: m.Labels}, nil
+	case service != "":
 		return policydb.Endpoint{}, connect.NewError(connect.CodeFailedPrecondition,
-			fmt.Errorf("%s belongs to Service %s: protected workloads are behind it, and which of them answers decides; ask for one of those", addr, ref))
+			fmt.Errorf("%s belongs to Service %s: protected workloads are behind it, and which of them answers decides; ask for one of those", addr, service))
 	}
 	return policydb.Endpoint{}, connect.NewError(connect.CodeNotFound,
 		fmt.Errorf("no External that %s sees has %s, %s/%d: what is there must answer as a protected workload, or is refused", namespace, addr, protocol, port))
+}
+
+func parseAddress(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return addr, invalidf("address %q: want an IP address without a port", text)
+	}
+	return addr.Unmap(), nil
 }
 
 func explainSide(e policydb.Explanation) *symbolonv1.ExplainSide {

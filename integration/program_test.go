@@ -53,7 +53,7 @@ func program(args []string) int {
 func outcome(err error) string {
 	var timeout interface{ Timeout() bool }
 	switch {
-	case errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ENOTCONN): // shutdown(2) says the latter after a reset
 		return "reset"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refused"

@@ -67,7 +67,7 @@ func newWorld(t *testing.T, tools ...string) *world {
 // newBareWorld has a controller and no proxies yet.
 func newBareWorld(t *testing.T, tools ...string) *world {
 	t.Helper()
-	n := netlab.Test(t, append(tools, "iptables", "ipset", "tcpdump")...)
+	n := netlab.Test(t, append(tools, "iptables", "ip6tables", "ipset", "tcpdump")...)
 	w := &world{t: t, net: n, TwoHosts: n.TwoHosts()}
 	ctl := n.Host("ctl")
 	n.Link(w.Router, ctl, []string{"10.9.0.1/24", "fd00:9::1/64"}, []string{"10.9.0.2/24", "fd00:9::2/64"})

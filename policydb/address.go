@@ -63,8 +63,8 @@ func family(a netip.Addr) int {
 }
 
 // find returns the entry with the longest prefix around addr that is longer than
-// beyond and covers the port, and that length.
-func (t *addressTable) find(addr netip.Addr, protocol transport, port uint16, beyond int) (*ExternalMatch, int) {
+// beyond and that fits accepts, and that length.
+func (t *addressTable) find(addr netip.Addr, accepts func(portSet) bool, beyond int) (*ExternalMatch, int) {
 	for _, length := range t.lengths[family(addr)] {
 		if length <= beyond {
 			break
@@ -74,7 +74,7 @@ func (t *addressTable) find(addr netip.Addr, protocol transport, port uint16, be
 			return nil, beyond
 		}
 		for _, e := range t.prefixes[p] {
-			if e.ports.contains(protocol, port) {
+			if accepts(e.ports) {
 				return e.match, length
 			}
 		}
@@ -82,38 +82,48 @@ func (t *addressTable) find(addr netip.Addr, protocol transport, port uint16, be
 	return nil, beyond
 }
 
-// find looks along a namespace's chain. The longest prefix wins; among equals the
-// namespace nearest to the root, then the first by name.
-func (c *Compiled) find(tables map[string]*addressTable, namespace string, addr netip.Addr, protocol string, port uint16) *ExternalMatch {
-	ch := c.chains[namespace]
+// find looks along a namespace's chain. The longest prefix wins, and its length is
+// returned with it; among equals the namespace nearest to the root, then the first
+// by name.
+func (c *Compiled) find(tables map[string]*addressTable, namespace string, addr netip.Addr, accepts func(portSet) bool) (best *ExternalMatch, length int) {
+	ch, length := c.chains[namespace], -1
 	if ch == nil || !addr.IsValid() || len(tables) == 0 {
-		return nil
+		return nil, length
 	}
 	addr = addr.Unmap().WithZone("")
-	var best *ExternalMatch
-	length := -1
 	for _, ns := range ch.path {
 		if t := tables[ns]; t != nil {
-			if m, n := t.find(addr, transportOf(protocol), port, length); m != nil {
+			if m, n := t.find(addr, accepts, length); m != nil {
 				best, length = m, n
 			}
 		}
 	}
-	return best
+	return best, length
 }
 
-// External finds what an address without a proxy is to a namespace: the External on
-// its chain with the longest prefix around addr that covers the port.
-func (c *Compiled) External(namespace string, addr netip.Addr, protocol string, port uint16) (*ExternalMatch, bool) {
-	m := c.find(c.externals, namespace, addr, protocol, port)
-	return m, m != nil
+func on(protocol string, port uint16) func(portSet) bool {
+	t := transportOf(protocol)
+	return func(s portSet) bool { return s.contains(t, port) }
 }
 
-// Service finds the Service in the same way: addresses that lead to proxies.
-func (c *Compiled) Service(namespace string, addr netip.Addr, protocol string, port uint16) (ref string, ok bool) {
-	m := c.find(c.services, namespace, addr, protocol, port)
-	if m == nil {
-		return "", false
+// Destination says what an address is that a workload of the namespace connects to.
+// A Service leads to proxies, whoever owns the address; an External has none. Where
+// both stand on the namespace's chain the longer prefix counts, and among equals the
+// Service, since nobody may be talked out of a tunnel. Nil and "" is neither: a
+// destination that must answer as a tunnel.
+func (c *Compiled) Destination(namespace string, addr netip.Addr, protocol string, port uint16) (external *ExternalMatch, service string) {
+	e, el := c.find(c.externals, namespace, addr, on(protocol, port))
+	s, sl := c.find(c.services, namespace, addr, on(protocol, port))
+	if s != nil && sl >= el {
+		return nil, s.Ref
 	}
-	return m.Ref, true
+	return e, ""
+}
+
+// Source finds the External that a client without a proxy belongs to, by its
+// address alone: an External's ports are those that it serves on, and say nothing
+// of what it calls.
+func (c *Compiled) Source(namespace string, addr netip.Addr) (*ExternalMatch, bool) {
+	m, _ := c.find(c.externals, namespace, addr, func(portSet) bool { return true })
+	return m, m != nil
 }

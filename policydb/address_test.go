@@ -3,6 +3,8 @@ package policydb
 import (
 	"net/netip"
 	"testing"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 )
 
 func TestAnAddressIsTheExternalWithTheLongestPrefix(t *testing.T) {
@@ -70,30 +72,71 @@ addresses: {cidrs: [198.51.100.7/32], ports: [tcp/443]}
 		{"/", "203.0.113.9", "tcp", 631, "/internet"},
 		{"/elsewhere", "8.8.8.8", "tcp", 443, ""},
 	} {
-		m, ok := w.compiled.External(c.ns, netip.MustParseAddr(c.addr), c.protocol, c.port)
+		m, _ := w.compiled.Destination(c.ns, netip.MustParseAddr(c.addr), c.protocol, c.port)
 		got := ""
-		if ok {
+		if m != nil {
 			got = m.Ref
 		}
 		if got != c.want {
 			t.Errorf("%s, %s %s/%d: %q, want %q", c.ns, c.addr, c.protocol, c.port, got, c.want)
 		}
 	}
-	m, _ := w.compiled.External("/acme", netip.MustParseAddr("203.0.113.5"), "tcp", 443)
-	if m.Labels.String() != "ext=office" {
-		t.Errorf("labels %s", m.Labels)
+	m, _ := w.compiled.Destination("/acme", netip.MustParseAddr("203.0.113.5"), "tcp", 443)
+	if m == nil || m.Labels.String() != "ext=office" {
+		t.Errorf("office: %+v", m)
 	}
-	if _, ok := w.compiled.External("/acme", netip.Addr{}, "tcp", 443); ok {
+	if m, _ := w.compiled.Destination("/acme", netip.Addr{}, "tcp", 443); m != nil {
 		t.Error("no address at all is an External")
 	}
-	if ref, ok := w.compiled.Service("/acme/prod", netip.MustParseAddr("198.51.100.7"), "tcp", 443); !ok || ref != "/acme/lb" {
-		t.Errorf("service %q", ref)
-	}
-	if ref, ok := w.compiled.Service("/acme/prod", netip.MustParseAddr("198.51.100.7"), "tcp", 80); ok {
-		t.Errorf("service %q on another port", ref)
+	for _, c := range []struct {
+		name, addr, service string
+		port                uint16
+	}{
+		{"the Service wins over a wider External", "198.51.100.7", "/acme/lb", 443},
+		{"and has its ports only", "198.51.100.7", "", 80},
+	} {
+		if _, ref := w.compiled.Destination("/acme/prod", netip.MustParseAddr(c.addr), "tcp", c.port); ref != c.service {
+			t.Errorf("%s: service %q, want %q", c.name, ref, c.service)
+		}
 	}
 	addr := netip.MustParseAddr("203.0.113.9")
-	if n := testing.AllocsPerRun(100, func() { w.compiled.External("/acme/prod", addr, "tcp", 443) }); n != 0 {
-		t.Errorf("External allocates %v times", n)
+	if n := testing.AllocsPerRun(100, func() { w.compiled.Destination("/acme/prod", addr, "tcp", 443) }); n != 0 {
+		t.Errorf("Destination allocates %v times", n)
+	}
+	// Whoever calls does so from any port: the printer's 631 is where it listens.
+	if m, ok := w.compiled.Source("/acme/prod", addr); !ok || m.Ref != "/acme/prod/printer" {
+		t.Errorf("source: %+v", m)
+	}
+}
+
+// A balancer's address is a Service to who dials it, and an External when its health
+// checks call: at the same length the tunnel wins, so that nobody falls back on
+// plain text.
+func TestServiceWinsOverExternalOfTheSameLength(t *testing.T) {
+	for _, order := range []string{"a", "z"} {
+		docs, err := Parse("t.yaml", []byte("kind: Namespace\nname: /\nmode: enforce\ndefault: deny\n---\n"+
+			"kind: Service\nnamespace: /\nname: lb\naddresses: {cidrs: [10.0.0.1/32], ports: [tcp/80]}\n---\n"+
+			"kind: External\nnamespace: /\nname: "+order+"\naddresses: {cidrs: [10.0.0.1/32]}\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []*symbolonv1.Resource
+		for _, d := range docs {
+			all = append(all, d.Resource)
+		}
+		c, err := Compile(all, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := netip.MustParseAddr("10.0.0.1")
+		if ext, ref := c.Destination("/", addr, "tcp", 80); ext != nil || ref != "/lb" {
+			t.Errorf("port 80: %+v, %q; want the Service", ext, ref)
+		}
+		if ext, _ := c.Destination("/", addr, "tcp", 81); ext == nil {
+			t.Error("port 81: want the External")
+		}
+		if _, ok := c.Source("/", addr); !ok {
+			t.Error("as a client it is no External")
+		}
 	}
 }

@@ -148,13 +148,10 @@ func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party
 	}, c, me)
 }
 
-// source finds the External that covers a client without a proxy. Its ports are
-// those it serves on, and say nothing of where it calls from.
+// source finds the External that covers a client without a proxy.
 func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*policydb.ExternalMatch, bool) {
-	return c.External(me.principal().Namespace, tuple.Src.Addr(), tcp, anyPort)
+	return c.Source(me.principal().Namespace, tuple.Src.Addr())
 }
-
-const anyPort = 0
 
 // acceptExternal serves a client without a proxy, by its address alone: it counts
 // for nothing but the External that policy gives it.

@@ -48,12 +48,11 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	if x.p.isLocal(tuple.Dst.Addr()) {
 		return x.serveLocal(setup, c, me, tuple)
 	}
-	if ext, ok := c.External(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port()); ok {
+	ext, service := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
+	if ext != nil {
 		return x.serveExternal(setup, c, me, ext, tuple)
 	}
-	if ref, ok := c.Service(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port()); ok {
-		x.rec.Destination.External = ref
-	}
+	x.rec.Destination.External = service
 	return x.serveTunnel(setup, c, me, tuple)
 }
 
@@ -91,8 +90,8 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 	r := &relay{near: x.accepted, far: plain{remote}, started: x.started}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
-			ext, ok := c.External(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
-			if !ok {
+			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
+			if ext == nil {
 				return false, time.Time{}
 			}
 			d := x.judgeExternal(c, me, ext, tuple)

@@ -60,7 +60,7 @@ While it is dead, protected connections are refused (redirect.on_exit: closed);
 		Args:          cobra.NoArgs,
 		SilenceErrors: true, SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := proxy.LoadConfig(file, os.LookupEnv, settings.Given(cmd.LocalFlags(), "config"))
+			cfg, err := proxy.LoadConfig(file, os.LookupEnv, settings.Given(cmd.Flags(), "config"))
 			if err != nil {
 				return err
 			}

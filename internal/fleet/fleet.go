@@ -237,6 +237,12 @@ func (p *Proxy) Socket() string { return filepath.Join(p.dir, "p.sock") }
 // FlowFile has the proxy's records.
 func (p *Proxy) FlowFile() string { return filepath.Join(p.dir, "flows.jsonl") }
 
+// JoinToken is the token that the host enrolled with; it is spent.
+func (p *Proxy) JoinToken() (string, error) {
+	b, err := os.ReadFile(filepath.Join(p.dir, "join.token"))
+	return strings.TrimSpace(string(b)), err
+}
+
 // Daemon is the running proxy.
 func (p *Proxy) Daemon() *netlab.Daemon { return p.daemon }
 
