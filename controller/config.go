@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/symbolon/symbolon/internal/settings"
 )
 
 // ErrConfig: the configuration cannot be used; the text names the key and the remedy.
-var ErrConfig = errors.New("configuration")
+var ErrConfig = settings.ErrConfig
 
 // Config is controller.yaml. Every key has a flag and an environment variable
 // (Settings).

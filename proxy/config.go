@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/symbolon/symbolon/internal/settings"
@@ -78,15 +77,9 @@ func Settings() []settings.Setting[Config] {
 	type c = Config
 	ports := func(key string, field func(*c) *redirect.PortSet) func(*c, string) error {
 		return func(x *c, v string) (err error) {
-			*field(x), err = redirect.ParsePorts(key, split(v)...)
+			*field(x), err = redirect.ParsePorts(key, settings.Split(v)...)
 			return err
 		}
-	}
-	list := func(field func(*c) *[]string) func(*c, string) error {
-		return func(x *c, v string) error { *field(x) = split(v); return nil }
-	}
-	duration := func(field func(*c) *time.Duration) func(*c, string) error {
-		return func(x *c, v string) (err error) { *field(x), err = time.ParseDuration(v); return err }
 	}
 	text := settings.Text[c]
 	return []settings.Setting[c]{
@@ -96,15 +89,15 @@ func Settings() []settings.Setting[Config] {
 		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
 		{Key: "redirect.inbound_ports", Usage: `protected local ports: "all", or such as 5432,8000-8100`, Set: ports("redirect.inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.InboundPorts })},
 		{Key: "redirect.exclude_inbound_ports", Usage: "local ports reached as without a proxy (default 22)", Set: ports("redirect.exclude_inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.ExcludeInboundPorts })},
-		{Key: "redirect.outbound", Usage: "destinations to intercept, CIDRs (default all)", Set: list(func(x *c) *[]string { return &x.Redirect.Outbound })},
-		{Key: "redirect.exclude_outbound", Usage: "destinations to leave alone, CIDRs", Set: list(func(x *c) *[]string { return &x.Redirect.ExcludeOutbound })},
+		{Key: "redirect.outbound", Usage: "destinations to intercept, CIDRs (default all)", Set: settings.List(func(x *c) *[]string { return &x.Redirect.Outbound })},
+		{Key: "redirect.exclude_outbound", Usage: "destinations to leave alone, CIDRs", Set: settings.List(func(x *c) *[]string { return &x.Redirect.ExcludeOutbound })},
 		{Key: "redirect.on_exit", Usage: "what protected traffic does without the proxy: closed or open (default closed)", Set: text(func(x *c) *string { return &x.Redirect.OnExit })},
 		{Key: "admin", Usage: "loopback address:port of metrics and health (default 127.0.0.1:15020)", Set: text(func(x *c) *string { return &x.Admin })},
 		{Key: "socket", Usage: "Unix socket of the debug commands (default /run/symbolon/proxy.sock)", Set: text(func(x *c) *string { return &x.Socket })},
 		{Key: "flows", Usage: `file for flow records, "-" standard output, "" none (default -)`, Set: text(func(x *c) *string { return &x.Flows })},
 		{Key: "log_level", Usage: "debug, info, warn or error (default info)", Set: text(func(x *c) *string { return &x.LogLevel })},
-		{Key: "drain_timeout", Usage: "how long open connections have to end at a stop (default 10s)", Set: duration(func(x *c) *time.Duration { return &x.DrainTimeout })},
-		{Key: "quiet_timeout", Usage: "how long an unprotected client may be silent (default 200ms)", Set: duration(func(x *c) *time.Duration { return &x.QuietTimeout })},
+		{Key: "drain_timeout", Usage: "how long open connections have to end at a stop (default 10s)", Set: settings.Duration(func(x *c) *time.Duration { return &x.DrainTimeout })},
+		{Key: "quiet_timeout", Usage: "how long an unprotected client may be silent (default 200ms)", Set: settings.Duration(func(x *c) *time.Duration { return &x.QuietTimeout })},
 	}
 }
 
@@ -178,14 +171,4 @@ func (c Config) Rules() (redirect.Config, error) {
 		return r, err
 	}
 	return r, r.Validate()
-}
-
-func split(v string) []string {
-	var out []string
-	for s := range strings.SplitSeq(v, ",") {
-		if s = strings.TrimSpace(s); s != "" {
-			out = append(out, s)
-		}
-	}
-	return out
 }

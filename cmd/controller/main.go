@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -16,11 +15,11 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/symbolon/symbolon/controller"
+	"github.com/symbolon/symbolon/internal/settings"
 )
 
 // defaultFile is read if it is there and no other is named.
@@ -71,7 +70,11 @@ everything), and DATA_DIR/admin.token, by which the symbolon command finds entry
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := load(cmd, file)
+			file, err := settings.File(file, defaultFile)
+			if err != nil {
+				return err
+			}
+			cfg, err := controller.LoadConfig(file, os.LookupEnv, settings.Given(cmd.Flags(), controller.Settings()))
 			if err != nil {
 				return err
 			}
@@ -86,33 +89,8 @@ everything), and DATA_DIR/admin.token, by which the symbolon command finds entry
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (default "+defaultFile+", if it is there)")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
-	for _, s := range controller.Settings() {
-		cmd.Flags().String(s.Flag(), "", s.Usage)
-	}
+	settings.AddFlags(cmd.Flags(), controller.Settings())
 	return cmd
-}
-
-// load puts the configuration together from what was said where.
-func load(cmd *cobra.Command, file string) (controller.Config, error) {
-	if file == "" {
-		switch _, err := os.Stat(defaultFile); {
-		case err == nil:
-			file = defaultFile
-		case !errors.Is(err, fs.ErrNotExist):
-			return controller.Config{}, fmt.Errorf("%w: %w", controller.ErrConfig, err)
-		}
-	}
-	given := make(map[string]string)
-	known := make(map[string]bool)
-	for _, s := range controller.Settings() {
-		known[s.Flag()] = true
-	}
-	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if known[f.Name] {
-			given[f.Name] = f.Value.String()
-		}
-	})
-	return controller.LoadConfig(file, os.LookupEnv, given)
 }
 
 // newLogger writes JSON lines to stderr.

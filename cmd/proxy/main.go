@@ -21,6 +21,9 @@ import (
 // version is set by the linker (Makefile).
 var version = "devel"
 
+// defaultFile is read if it is there and no other is named.
+const defaultFile = "/etc/symbolon/proxy.yaml"
+
 // Exit codes.
 const (
 	exitFailed = 1
@@ -60,14 +63,18 @@ While it is dead, protected connections are refused (redirect.on_exit: closed);
 		Args:          cobra.NoArgs,
 		SilenceErrors: true, SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := proxy.LoadConfig(file, os.LookupEnv, settings.Given(cmd.Flags(), "config"))
+			file, err := settings.File(file, defaultFile)
+			if err != nil {
+				return err
+			}
+			cfg, err := proxy.LoadConfig(file, os.LookupEnv, settings.Given(cmd.Flags(), proxy.Settings()))
 			if err != nil {
 				return err
 			}
 			return run(cmd.Context(), cfg)
 		},
 	}
-	root.Flags().StringVar(&file, "config", "", "configuration file (default none; packages use /etc/symbolon/proxy.yaml)")
+	root.Flags().StringVar(&file, "config", "", "configuration file (default "+defaultFile+", if it is there)")
 	settings.AddFlags(root.Flags(), proxy.Settings())
 	root.AddCommand(cleanupCommand(), forgetCommand(), debugCommand(), versionCommand())
 	return root
