@@ -13,6 +13,8 @@ import (
 const (
 	// sessionsPerCredential bounds the client's tickets: one a destination.
 	sessionsPerCredential = 256
+	// verifiedChains is how many peers' chains an endpoint remembers by itself.
+	verifiedChains = 1024
 )
 
 // Endpoint is one workload's end of tunnels: its credential in crypto/tls's form.
@@ -21,6 +23,7 @@ const (
 // concurrent use; make it once per credential.
 type Endpoint struct {
 	credential     *identity.Credential
+	verified       *identity.VerifiedCache
 	client, server *tls.Config
 }
 
@@ -28,6 +31,9 @@ type Endpoint struct {
 type Options struct {
 	// Now is the clock that certificates are judged by; nil: time.Now.
 	Now func() time.Time
+	// Verified remembers chains that were verified; share one between endpoints. Nil:
+	// each has its own.
+	Verified *identity.VerifiedCache
 	// NoResumption makes every handshake a full one.
 	NoResumption bool
 	// Curves are the key exchanges, X25519MLKEM768 and X25519 by default.
@@ -42,13 +48,16 @@ func NewEndpoint(c *identity.Credential, o Options) *Endpoint {
 	if len(o.Curves) == 0 {
 		o.Curves = []tls.CurveID{tls.X25519MLKEM768, tls.X25519}
 	}
-	e := &Endpoint{credential: c}
+	if o.Verified == nil {
+		o.Verified = identity.NewVerifiedCache(verifiedChains)
+	}
+	e := &Endpoint{credential: c, verified: o.Verified}
 	verify := func(client bool) func(tls.ConnectionState) error {
 		return func(s tls.ConnectionState) error {
 			if err := checkState(&s); err != nil {
 				return err
 			}
-			_, err := judge(s.PeerCertificates, c, o.Now(), client)
+			_, err := e.judge(s.PeerCertificates, o.Now(), client)
 			return err
 		}
 	}
@@ -94,13 +103,13 @@ func checkState(s *tls.ConnectionState) error {
 // judge verifies a peer's chain and names it. A client meets the certificate of a
 // host where a port has no workload behind it: that peer can refuse and nothing
 // else (Peer.Host).
-func judge(chain []*x509.Certificate, c *identity.Credential, now time.Time, client bool) (Peer, error) {
-	p, err := identity.Verify(chain, c.Bundles, now)
+func (e *Endpoint) judge(chain []*x509.Certificate, now time.Time, client bool) (Peer, error) {
+	p, err := e.verified.Verify(chain, e.credential.Bundles, now)
 	if err == nil {
 		return Peer{Principal: p, NotAfter: chain[0].NotAfter}, nil
 	}
 	if client && errors.Is(err, identity.ErrNotWorkload) {
-		id, verr := identity.VerifySVID(chain, c.Bundles, now)
+		id, verr := identity.VerifySVID(chain, e.credential.Bundles, now)
 		if verr == nil && identity.IsHost(id) {
 			return Peer{Principal: identity.Principal{ID: id}, NotAfter: chain[0].NotAfter, Host: true}, nil
 		}

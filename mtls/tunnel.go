@@ -118,7 +118,7 @@ func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, 
 		return nil, handshakeError(err, client)
 	}
 	s := c.tls.ConnectionState()
-	peer, err := judge(s.PeerCertificates, e.credential, now, client)
+	peer, err := e.judge(s.PeerCertificates, now, client)
 	if err != nil {
 		return nil, handshakeError(err, client)
 	}

@@ -80,6 +80,9 @@ type Options struct {
 	Now func() time.Time
 }
 
+// verifiedChains is how many peers' certificate chains are remembered as verified.
+const verifiedChains = 16384
+
 // Proxy serves the connections of one host.
 type Proxy struct {
 	host              string
@@ -116,6 +119,9 @@ func New(o Options) *Proxy {
 		o.Timeouts = DefaultTimeouts
 	}
 	o.TLS.Now = o.Now
+	if o.TLS.Verified == nil {
+		o.TLS.Verified = identity.NewVerifiedCache(verifiedChains)
+	}
 	p := &Proxy{
 		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound,
 		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups,
