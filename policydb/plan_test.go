@@ -151,6 +151,18 @@ func TestPolicyTestsOfAllBelowRun(t *testing.T) {
 	}
 }
 
+// TestAnyPortIsEveryPort: the gap behind a range is found as the range is.
+func TestAnyPortIsEveryPort(t *testing.T) {
+	db := newDB(t, tree+policyYAML("/acme", "nearly-all", "subject: {app: web}\nverb: allow\nobject: {app: api}\nports: [tcp/1-1000, tcp/1002-65535, udp/1-65535]"))
+	test := func(port string) string {
+		return "kind: PolicyTest\nnamespace: /acme\nname: t\ntests: [{name: open, from: {app: web}, to: {app: api}, port: " + port + ", expect: allow}]\n"
+	}
+	wantText(t, refused(t, db, test("any")), "at tcp/1001 want allow, got deny by default")
+	wantText(t, refused(t, db, test("tcp/900-1100")), "at tcp/1001 want allow")
+	commit(t, db, test("tcp/1002-65535"), 2)
+	commit(t, db, test("udp/1-65535"), 3)
+}
+
 // TestPolicyTestsDoNotDependOnTheHour: windows count as open at any time; what has
 // expired is gone.
 func TestPolicyTestsDoNotDependOnTheHour(t *testing.T) {

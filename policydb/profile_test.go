@@ -74,6 +74,13 @@ func TestAssign(t *testing.T) {
 			Claims: attributes("app=payments,app=postgres,env=prod,tier=db,tier=store,host.env=prod,host.id=h1,host.role=payments," +
 				"os.user=postgres,proc.exe=/usr/lib/postgresql/15/bin/postgres"),
 		}},
+		{"of two branches below the host's one names, and the other gives nothing", "/acme", pg + ",host.role=payments", Assignment{
+			Namespace: "/acme/prod/db", Workload: "payments-db",
+			Labels:   attributes("app=payments,app=postgres,env=prod,tier=db,tier=store"),
+			Profiles: []string{"/acme/b-postgres", "/acme/postgres", "/acme/prod/db/payments", "/prod-hosts"},
+			Claims: attributes("app=payments,app=postgres,env=prod,tier=db,tier=store,host.env=prod,host.id=h1,host.role=payments," +
+				"os.user=postgres,proc.exe=/usr/lib/postgresql/15/bin/postgres"),
+		}},
 		{"another branch has no say", "/acme/prod", "proc.exe=/bin/x,os.user=postgres", Assignment{
 			Namespace: "/acme/prod", Workload: "unprofiled.x", Claims: attributes("os.user=postgres"),
 		}},
