@@ -2,11 +2,13 @@ package mtls
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 
 	"google.golang.org/protobuf/proto"
@@ -111,8 +113,12 @@ func validProtection(p symbolonv1.Protection) bool {
 	return p == symbolonv1.Protection_PROTECTION_AUTHENTICATED || p == symbolonv1.Protection_PROTECTION_ENCRYPTED
 }
 
-// messageReason is the reason for an Open that cannot be served.
+// messageReason is the reason for an Open or a Verdict that cannot be read.
 func messageReason(err error) symbolonv1.Reason {
+	var (
+		record tls.RecordHeaderError // what came is no TLS
+		alert  *net.OpError          // "local error": ours, over a record; "remote error": the peer's
+	)
 	switch {
 	case errors.Is(err, ErrOpenTooLarge):
 		return symbolonv1.Reason_REASON_OPEN_TOO_LARGE
@@ -120,6 +126,10 @@ func messageReason(err error) symbolonv1.Reason {
 		return symbolonv1.Reason_REASON_OPEN_MALFORMED
 	case errors.Is(err, ErrVersion):
 		return symbolonv1.Reason_REASON_VERSION
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &record), errors.As(err, &alert) && alert.Op == "local error":
+		return symbolonv1.Reason_REASON_PROTOCOL
+	case errors.Is(err, io.EOF), errors.As(err, &alert) && alert.Op == "remote error":
+		return symbolonv1.Reason_REASON_PEER_REFUSED
 	}
 	return NetworkReason(err)
 }

@@ -151,6 +151,7 @@ func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Pe
 	}
 	open, err := authorize(&c.peer)
 	if err != nil {
+		_ = c.tls.CloseWrite() // the server tells a refusal from a cut by it
 		return nil, err
 	}
 	c.demanded = open.GetProtection()
@@ -178,12 +179,8 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 	defer stop()
 	if err := readMessage(c.tls, v); err != nil {
 		reason := messageReason(err)
-		var alert *net.OpError
-		switch {
-		case errors.As(err, &alert) && alert.Op == "remote error":
-			reason = symbolonv1.Reason_REASON_PEER_REFUSED
-		case errors.Is(err, io.EOF), errors.Is(err, ErrTruncated):
-			reason = symbolonv1.Reason_REASON_PROTOCOL
+		if errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) {
+			reason = symbolonv1.Reason_REASON_PROTOCOL // a refusal is a verdict, or an alert
 		}
 		return nil, &DeniedError{Reason: reason, Err: fmt.Errorf("waiting for the verdict: %w", err)}
 	}
@@ -233,6 +230,9 @@ func Accept(ctx context.Context, tcp *net.TCPConn, e *Endpoint) (*Conn, *symbolo
 		reason := messageReason(err)
 		if reason == symbolonv1.Reason_REASON_TIMED_OUT {
 			reason = symbolonv1.Reason_REASON_HANDSHAKE_TIMEOUT
+		}
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the client ended the tunnel instead")
 		}
 		c.Refuse(&symbolonv1.Verdict{Reason: reason})
 		return c, nil, &DeniedError{Reason: reason, Err: fmt.Errorf("reading open: %w", err)}
