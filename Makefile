@@ -43,7 +43,8 @@ FORCE:
 $(BIN)/symbolon-proxy: PKG := ./cmd/proxy
 $(BIN)/symbolon-controller: PKG := ./cmd/controller
 $(BIN)/symbolon: PKG := ./cmd/symbolon
-$(BIN)/symbolon-proxy $(BIN)/symbolon-controller $(BIN)/symbolon: FORCE
+$(BIN)/symbolon-demo: PKG := ./internal/demo
+$(BIN)/symbolon-proxy $(BIN)/symbolon-controller $(BIN)/symbolon $(BIN)/symbolon-demo: FORCE
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ $(PKG)
 
 ##### see it and prove it
@@ -53,12 +54,11 @@ deps: ## install what demo and tests need from the distribution
 	@hack/deps.sh
 
 .PHONY: demo
-demo: deps build ## a small world of two hosts, a NAT and a balancer, shown (needs root)
-	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/symbolon-demo ./internal/demo
-	$(BIN)/symbolon-demo
+demo: deps build $(BIN)/symbolon-demo ## a small world of hosts, a NAT and a balancer, shown (needs root)
+	@$(BIN)/symbolon-demo
 
 .PHONY: test
-test: deps build ## all tests, with the race detector (needs root)
+test: deps build $(BIN)/symbolon-demo ## all tests, with the race detector (needs root)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: test-short
