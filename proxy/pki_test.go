@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	encodingpem "encoding/pem"
 	"math/big"
 	"net/url"
 	"testing"
@@ -131,4 +132,17 @@ func sign(t testing.TB, template, parent *x509.Certificate, key *ecdsa.PublicKey
 		t.Fatal(err)
 	}
 	return c
+}
+
+// pem is a credential as openssl reads it: leaf and issuer, and the key.
+func pem(t testing.TB, c *identity.Credential) (chain [][]byte, key []byte) {
+	t.Helper()
+	for _, x := range c.SVID.Chain {
+		chain = append(chain, encodingpem.EncodeToMemory(&encodingpem.Block{Type: "CERTIFICATE", Bytes: x.Raw}))
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.SVID.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return chain, encodingpem.EncodeToMemory(&encodingpem.Block{Type: "PRIVATE KEY", Bytes: der})
 }

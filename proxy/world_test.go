@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -59,7 +57,7 @@ object: {app: db}
 // world is a proxy that serves this process's host, and what is around it.
 type world struct {
 	*testing.T
-	*Proxy
+	p       *Proxy
 	ca      *authority
 	creds   *credentials
 	records *recorder
@@ -96,14 +94,14 @@ func newWorld(t *testing.T, change ...func(*Options)) *world {
 	for _, f := range change {
 		f(&o)
 	}
-	w.Proxy = New(o)
-	w.SetHostCredential(w.ca.host("h1"))
+	w.p = New(o)
+	w.p.SetHostCredential(w.ca.host("h1"))
 	w.policy(baseline)
 	w.app = newApp(t)
 
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
+	go func() { done <- w.p.Run(ctx) }()
 	w.stop = sync.OnceValue(func() error { cancel(); return within(t, done, "the proxy's end") })
 	t.Cleanup(func() {
 		if err := w.stop(); err != nil {
@@ -128,7 +126,7 @@ func (w *world) policy(yaml string) {
 		rs = append(rs, d.Resource)
 	}
 	w.gen++
-	if err := w.SetPolicy(rs, w.gen); err != nil {
+	if err := w.p.SetPolicy(rs, w.gen); err != nil {
 		w.Fatal(err)
 	}
 }
@@ -259,8 +257,7 @@ func within[T any](t testing.TB, ch <-chan T, what string) T {
 	case v := <-ch:
 		return v
 	case <-time.After(patience):
-		buf := make([]byte, 1<<20)
-		t.Fatalf("%s: has not happened\n%s", what, buf[:runtime.Stack(buf, true)])
+		t.Fatalf("%s: has not happened", what)
 		panic("unreachable")
 	}
 }
