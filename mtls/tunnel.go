@@ -95,7 +95,7 @@ func (c *Conn) CloseWrite() error {
 
 // SetReadDeadline and SetWriteDeadline are net.Conn's.
 func (c *Conn) SetReadDeadline(t time.Time) error  { return c.wire.SetReadDeadline(t) }
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.SetWriteDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.TCPConn.SetWriteDeadline(t) }
 
 // Close releases the connection. It is not a clean end of a direction.
 func (c *Conn) Close() error { return c.wire.TCPConn.Close() }
@@ -267,7 +267,6 @@ func (c *Conn) Refuse(v *symbolonv1.Verdict) {
 	if writeMessage(c.tls, v) != nil || c.tls.CloseWrite() != nil || c.wire.TCPConn.CloseWrite() != nil {
 		return
 	}
-	// CloseWrite leaves a past write deadline behind; only reading is left to do.
 	_, _ = io.CopyN(io.Discard, c.wire.TCPConn, refusalDrain)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 )
 
 // wire is what crypto/tls reads from and writes to. It adds two things to the
@@ -48,6 +49,11 @@ func (w *wire) skipEmpty() {
 		w.have = 0
 	}
 }
+
+// SetWriteDeadline does nothing. crypto/tls calls it around close_notify, to give up
+// after five seconds: a peer that reads slowly would lose the end of its stream to
+// a reset. Who needs a deadline sets it on the TCPConn.
+func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
 // loosen lets reads take all there is: the stream stays in TLS.
 // It is called between reads, by the reader.

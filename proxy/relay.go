@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // relayBuffer is one direction's, bytes: two full TLS records.
@@ -59,6 +61,8 @@ type relay struct {
 // start begins the direction away from near. It may run before the far side has
 // given its verdict, where what is written cannot reach an application before.
 func (r *relay) start() {
+	inlineUrgent(r.near)
+	inlineUrgent(r.far.Raw())
 	r.uplink = make(chan error, 1)
 	go func() {
 		err := pump(r.far, r.far.Raw(), r.near, r.near, &r.toFar, r.firstIf(r.serverIsNear))
@@ -124,38 +128,56 @@ type writeCloser interface {
 // pump copies one direction and passes its clean end on. first is called at the
 // first byte. rawDst and rawSrc, where both are given, let the kernel splice.
 func pump(dst writeCloser, rawDst *net.TCPConn, src io.Reader, rawSrc *net.TCPConn, count *atomic.Uint64, first func()) error {
-	b := buffers.Get().(*[]byte)
-	buf := *b
 	for {
-		n, err := src.Read(buf)
+		err := pumpUser(dst, src, rawDst != nil && rawSrc != nil, count, first)
+		if errors.Is(err, io.EOF) {
+			return dst.CloseWrite()
+		}
+		if err != nil {
+			return err
+		}
+		first = nil
+		if err := splice(rawDst, rawSrc, count); err != nil {
+			return err
+		}
+	}
+}
+
+// pumpUser copies by way of user space until src ends, io.EOF, or, where the kernel
+// can splice, until there is so much at once that it is worth a pipe.
+func pumpUser(dst io.Writer, src io.Reader, canSplice bool, count *atomic.Uint64, first func()) error {
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	for {
+		n, err := src.Read(*b)
 		if n > 0 {
 			if first != nil {
 				first()
 				first = nil
 			}
-			if _, werr := dst.Write(buf[:n]); werr != nil {
-				buffers.Put(b)
+			if _, werr := dst.Write((*b)[:n]); werr != nil {
 				return werr
 			}
 			count.Add(uint64(n))
 		}
-		if err == nil && rawDst != nil && rawSrc != nil {
-			break
+		if err != nil || canSplice && n == len(*b) {
+			return err
 		}
-		if err == nil {
-			continue
-		}
-		buffers.Put(b)
-		if errors.Is(err, io.EOF) {
-			return dst.CloseWrite()
-		}
-		return err
 	}
-	buffers.Put(b)
-	n, err := io.Copy(rawDst, rawSrc) // splice(2)
-	count.Add(uint64(n))
+}
+
+// inlineUrgent keeps TCP's urgent byte, which nobody reads out of band here, in its
+// place in the stream. It loses its mark, as it would on many a router, but does
+// not get lost itself.
+func inlineUrgent(c *net.TCPConn) {
+	if c == nil {
+		return
+	}
+	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return // closed
 	}
-	return dst.CloseWrite()
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // TCP has it always
+	})
 }
