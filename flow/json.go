@@ -33,6 +33,7 @@ type Line struct {
 	CipherSuite     string    `json:"cipher_suite,omitempty"`
 	KeyExchange     string    `json:"key_exchange,omitempty"`
 	Resumed         bool      `json:"resumed,omitempty"`
+	Reused          bool      `json:"reused,omitempty"`
 	Local           bool      `json:"local,omitempty"`
 	BytesSent       uint64    `json:"bytes_sent"`
 	BytesReceived   uint64    `json:"bytes_received"`
@@ -63,7 +64,7 @@ func NewLine(r *symbolonv1.FlowRecord) *Line {
 		WouldVerdict: r.GetWouldVerdict(), WouldPolicy: r.GetWouldPolicy(),
 		Protection: ProtectionName(r.GetProtection()),
 		TLSVersion: r.GetTlsVersion(), CipherSuite: r.GetCipherSuite(), KeyExchange: r.GetKeyExchange(),
-		Resumed: r.GetResumed(), Local: r.GetLocal(),
+		Resumed: r.GetResumed(), Reused: r.GetReused(), Local: r.GetLocal(),
 		BytesSent: r.GetBytesSent(), BytesReceived: r.GetBytesReceived(),
 		FirstByteMicros: r.GetFirstByteMicros(), Generation: r.GetGeneration(), Detail: r.GetDetail(),
 	}

@@ -106,6 +106,9 @@ func checkOpen(o *symbolonv1.Open) error {
 	if !validProtection(o.GetProtection()) {
 		return fmt.Errorf("%w: protection %d", ErrOpenMalformed, o.GetProtection())
 	}
+	if o.GetFramed() && o.GetProtection() != symbolonv1.Protection_PROTECTION_ENCRYPTED {
+		return fmt.Errorf("%w: frames without encryption", ErrOpenMalformed)
+	}
 	return nil
 }
 

@@ -48,6 +48,8 @@ type Conn struct {
 	info       Info
 	demanded   symbolonv1.Protection
 	protection symbolonv1.Protection
+	frames     *frames // nil: the data phase is not framed
+	kept       bool    // the server waits for another Open after this one
 }
 
 // Peer is the other end.
@@ -74,6 +76,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if raw := c.Raw(); raw != nil {
 		return raw.Read(p)
 	}
+	if c.frames != nil {
+		return c.frames.read(c.tls, p)
+	}
 	return c.tls.Read(p)
 }
 
@@ -82,6 +87,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if raw := c.Raw(); raw != nil {
 		return raw.Write(p)
 	}
+	if c.frames != nil {
+		return c.frames.write(c.tls, p)
+	}
 	return c.tls.Write(p)
 }
 
@@ -89,6 +97,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 func (c *Conn) CloseWrite() error {
 	if raw := c.Raw(); raw != nil {
 		return raw.CloseWrite()
+	}
+	if c.frames != nil {
+		return c.frames.end(c.tls)
 	}
 	return c.tls.CloseWrite()
 }
@@ -154,16 +165,24 @@ func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Pe
 		_ = c.tls.CloseWrite() // the server tells a refusal from a cut by it
 		return nil, err
 	}
-	c.demanded = open.GetProtection()
-	stop := deadline(ctx, tcp.SetDeadline)
-	defer stop()
-	if err := writeMessage(c.tls, open); err != nil {
-		return nil, &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending open: %w", err)}
-	}
-	if c.demanded == symbolonv1.Protection_PROTECTION_ENCRYPTED {
-		c.begin(c.demanded) // nothing is stricter: the verdict cannot change it
+	if err := c.sendOpen(ctx, open); err != nil {
+		return nil, err
 	}
 	return c, nil
+}
+
+func (c *Conn) sendOpen(ctx context.Context, open *symbolonv1.Open) error {
+	c.demanded = open.GetProtection()
+	c.startFrames(open)
+	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
+	defer stop()
+	if err := writeMessage(c.tls, open); err != nil {
+		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending open: %w", err)}
+	}
+	if c.demanded == symbolonv1.Protection_PROTECTION_ENCRYPTED && c.protection != c.demanded {
+		c.begin(c.demanded) // nothing is stricter: the verdict cannot change it
+	}
+	return nil
 }
 
 // ReadVerdict waits for the server's half. On error the tunnel is closed.
@@ -205,6 +224,7 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 	if c.protection != v.GetProtection() {
 		c.begin(v.GetProtection())
 	}
+	c.kept = v.GetKeep() && c.frames != nil
 	return v, nil
 }
 
@@ -220,25 +240,39 @@ func Accept(ctx context.Context, tcp *net.TCPConn, e *Endpoint) (*Conn, *symbolo
 		tcp.Close()
 		return nil, nil, err
 	}
-	open := &symbolonv1.Open{}
-	stop := deadline(ctx, tcp.SetDeadline)
-	if err = readMessage(c.tls, open); err == nil {
-		err = checkOpen(open)
-	}
-	stop()
+	open, err := c.readOpen(ctx)
 	if err != nil {
-		reason := messageReason(err)
-		if reason == symbolonv1.Reason_REASON_TIMED_OUT {
-			reason = symbolonv1.Reason_REASON_HANDSHAKE_TIMEOUT
-		}
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the client ended the tunnel instead")
-		}
-		c.Refuse(&symbolonv1.Verdict{Reason: reason})
-		return c, nil, &DeniedError{Reason: reason, Err: fmt.Errorf("reading open: %w", err)}
+		return c, nil, c.refuseOpen(err)
+	}
+	return c, open, nil
+}
+
+func (c *Conn) readOpen(ctx context.Context) (*symbolonv1.Open, error) {
+	open := &symbolonv1.Open{}
+	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
+	defer stop()
+	if err := readMessage(c.tls, open); err != nil {
+		return nil, err
+	}
+	if err := checkOpen(open); err != nil {
+		return nil, err
 	}
 	c.demanded = open.GetProtection()
-	return c, open, nil
+	c.startFrames(open)
+	return open, nil
+}
+
+// refuseOpen refuses an Open that cannot be served, with its reason.
+func (c *Conn) refuseOpen(err error) error {
+	reason := messageReason(err)
+	if reason == symbolonv1.Reason_REASON_TIMED_OUT {
+		reason = symbolonv1.Reason_REASON_HANDSHAKE_TIMEOUT
+	}
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the client ended the tunnel instead")
+	}
+	c.Refuse(&symbolonv1.Verdict{Reason: reason})
+	return &DeniedError{Reason: reason, Err: fmt.Errorf("reading open: %w", err)}
 }
 
 // Grant sends an accepting verdict and begins the data phase. v.Protection is
@@ -246,13 +280,17 @@ func Accept(ctx context.Context, tcp *net.TCPConn, e *Endpoint) (*Conn, *symbolo
 func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 	v.Accept = true
 	v.Protection = max(v.GetProtection(), c.demanded)
+	v.Keep = v.GetKeep() && c.frames != nil
 	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
 	defer stop()
 	if err := writeMessage(c.tls, v); err != nil {
 		c.Reset()
 		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending verdict: %w", err)}
 	}
-	c.begin(v.GetProtection())
+	if c.protection != v.GetProtection() {
+		c.begin(v.GetProtection())
+	}
+	c.kept = v.GetKeep()
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/symbolon/symbolon/internal/settings"
@@ -16,6 +17,7 @@ type Config struct {
 	Controller ControllerConfig `yaml:"controller"`
 	Identity   IdentityConfig   `yaml:"identity"`
 	Redirect   RedirectConfig   `yaml:"redirect"`
+	Tunnel     TunnelConfig     `yaml:"tunnel"`
 	// Admin is where metrics, health and debugging are served: a loopback address.
 	Admin string `yaml:"admin"`
 	// Socket is the same for local tools, on a Unix socket; its name also tells
@@ -54,6 +56,13 @@ type RedirectConfig struct {
 	OnExit              string           `yaml:"on_exit"`
 }
 
+// TunnelConfig is about the way to other proxies.
+type TunnelConfig struct {
+	// Reuse lets one tunnel serve several connections of a workload to the same
+	// destination, one after another, where no balancer is in between.
+	Reuse bool `yaml:"reuse"`
+}
+
 // DefaultConfig is what holds where nothing is said.
 func DefaultConfig() Config {
 	r := redirect.DefaultConfig()
@@ -67,7 +76,8 @@ func DefaultConfig() Config {
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed",
 		},
-		Admin: "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
+		Tunnel: TunnelConfig{Reuse: true},
+		Admin:  "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
 		DrainTimeout: DefaultTimeouts.Drain, QuietTimeout: DefaultTimeouts.Quiet,
 	}
 }
@@ -92,6 +102,10 @@ func Settings() []settings.Setting[Config] {
 		{Key: "redirect.outbound", Usage: "destinations to intercept, CIDRs (default all)", Set: settings.List(func(x *c) *[]string { return &x.Redirect.Outbound })},
 		{Key: "redirect.exclude_outbound", Usage: "destinations to leave alone, CIDRs", Set: settings.List(func(x *c) *[]string { return &x.Redirect.ExcludeOutbound })},
 		{Key: "redirect.on_exit", Usage: "what protected traffic does without the proxy: closed or open (default closed)", Set: text(func(x *c) *string { return &x.Redirect.OnExit })},
+		{Key: "tunnel.reuse", Usage: "let one tunnel serve several connections in turn: true or false (default true)", Set: func(x *c, v string) (err error) {
+			x.Tunnel.Reuse, err = strconv.ParseBool(v)
+			return err
+		}},
 		{Key: "admin", Usage: "loopback address:port of metrics and health (default 127.0.0.1:15020)", Set: text(func(x *c) *string { return &x.Admin })},
 		{Key: "socket", Usage: "Unix socket of the debug commands (default /run/symbolon/proxy.sock)", Set: text(func(x *c) *string { return &x.Socket })},
 		{Key: "flows", Usage: `file for flow records, "-" standard output, "" none (default -)`, Set: text(func(x *c) *string { return &x.Flows })},

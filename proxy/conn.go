@@ -25,6 +25,7 @@ type conn struct {
 	rec      *symbolonv1.FlowRecord
 	flowID   mtls.FlowID
 	allowed  bool
+	reported bool
 }
 
 func (p *Proxy) newConn(c *net.TCPConn, reporter symbolonv1.Reporter) *conn {
@@ -128,23 +129,34 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 		Start: timestamppb.New(x.started), Source: x.rec.GetSource(), Destination: x.rec.GetDestination(),
 		Outcome: symbolonv1.Outcome_OUTCOME_ALLOW, ClientPolicy: x.rec.GetClientPolicy(), ServerPolicy: x.rec.GetServerPolicy(),
 		Protection: x.rec.GetProtection(), CipherSuite: x.rec.GetCipherSuite(), KeyExchange: x.rec.GetKeyExchange(),
-		TlsVersion: x.rec.GetTlsVersion(), Local: x.rec.GetLocal(), Generation: x.rec.GetGeneration(),
+		TlsVersion: x.rec.GetTlsVersion(), Resumed: x.rec.GetResumed(), Reused: x.rec.GetReused(), Local: x.rec.GetLocal(), Generation: x.rec.GetGeneration(),
 	}
 	count(rec, r)
 	return rec
 }
 
-// end closes the accepted connection, and writes the record. err is what serving
-// returned.
+// end closes the accepted connection, and writes the record unless report has. err
+// is what serving returned.
 func (x *conn) end(err error) {
-	rec := x.rec
-	rec.FlowId = x.flowID.String()
-	rec.Start, rec.End = timestamppb.New(x.started), timestamppb.New(x.p.now())
 	if err == nil {
-		rec.Outcome = symbolonv1.Outcome_OUTCOME_ALLOW
 		_ = x.accepted.Close() // closed by the relay already, mostly
 	} else {
 		_ = reset(x.accepted)
+	}
+	x.report(err)
+}
+
+// report writes the record, once.
+func (x *conn) report(err error) {
+	if x.reported {
+		return
+	}
+	x.reported = true
+	rec := x.rec
+	rec.FlowId = x.flowID.String()
+	rec.Start, rec.End = timestamppb.New(x.started), timestamppb.New(x.p.now())
+	rec.Outcome = symbolonv1.Outcome_OUTCOME_ALLOW
+	if err != nil {
 		x.failed(err)
 	}
 	x.p.count(rec)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -99,12 +100,13 @@ func (x *conn) refuseInbound(ctx context.Context, why error) error {
 	return why
 }
 
-// acceptTunnel is the server's half of symbolon/1.
+// acceptTunnel is the server's half of symbolon/1. A tunnel may bring one connection
+// after another; each is judged and recorded by itself, and x is the first.
 func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple) error {
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
 	defer cancel()
-	expires := me.expires()
-	t, open, err := mtls.Accept(hs, x.accepted, me.current.Load())
+	endpoint := me.current.Load()
+	t, open, err := mtls.Accept(hs, x.accepted, endpoint)
 	if t != nil {
 		identified(x.rec.GetSource(), &t.Peer().Principal)
 		x.tunnelled(t)
@@ -112,13 +114,82 @@ func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party
 	if err != nil {
 		return err
 	}
+	in := &incoming{conn: x, me: me, tuple: tuple, endpoint: endpoint, tunnel: t}
+	if err := in.serve(ctx, c, open); err != nil || !t.Reusable() {
+		return err
+	}
+	x.report(nil)
+	for in.next() == nil && t.Reusable() {
+	}
+	_ = t.Close()
+	return nil
+}
+
+// incoming is the server's side of the connections on one tunnel.
+type incoming struct {
+	*conn
+	me       *party
+	tuple    redirect.Tuple
+	endpoint *mtls.Endpoint
+	tunnel   *mtls.Conn
+}
+
+var errTunnelOver = errors.New("the tunnel serves no more connections")
+
+// next waits for one more connection, and serves it as if it had come by itself.
+// Any error ends the tunnel.
+func (in *incoming) next() error {
+	p := in.p
+	idle, cancel := context.WithTimeout(p.accepting, keepIdleServer)
+	open, err := in.tunnel.NextOpen(idle)
+	cancel()
+	if errors.Is(err, io.EOF) {
+		return err
+	}
+	x := p.newConn(in.accepted, symbolonv1.Reporter_REPORTER_SERVER)
+	x.rec.Reused = true
+	x.addresses(in.tuple.Src, in.tuple.Dst)
+	identified(x.rec.GetSource(), &in.tunnel.Peer().Principal)
+	x.tunnelled(in.tunnel)
+	if err != nil {
+		x.report(err)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.accepting), p.timeouts.Setup)
+	defer cancel()
+	me, refusal := x.listener(ctx, in.tuple)
+	c := p.policy.Load()
+	if c == nil {
+		refusal = errNoPolicy
+	}
+	if refusal != nil {
+		copy(x.flowID[:], open.GetFlowId())
+		in.tunnel.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(refusal), FlowId: x.flowID[:]})
+		x.report(refusal)
+		return refusal
+	}
+	if me.current.Load() != in.endpoint || past(in.tunnel.Peer().NotAfter, p.now()) {
+		// Another workload listens now, or a certificate is another: only a new
+		// handshake can show that. The client makes one.
+		return errTunnelOver
+	}
+	again := &incoming{conn: x, me: me, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}
+	err = again.serve(ctx, c, open)
+	x.report(err)
+	return err
+}
+
+// serve judges one connection, dials the application, and relays.
+func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbolonv1.Open) error {
+	x, t, me := in.conn, in.tunnel, in.me
+	identified(x.rec.GetDestination(), me.principal())
 	copy(x.flowID[:], open.GetFlowId())
 	peer := policydb.Endpoint{Namespace: t.Peer().Namespace, Attributes: t.Peer().Attributes}
 	judge := func(c *policydb.Compiled, now time.Time) policydb.Decision {
-		return c.Decide(policydb.Server, &policydb.Query{From: peer, To: me.endpoint(), Protocol: tcp, Port: tuple.Dst.Port()}, now)
+		return c.Decide(policydb.Server, &policydb.Query{From: peer, To: me.endpoint(), Protocol: tcp, Port: in.tuple.Dst.Port()}, now)
 	}
 	d := judge(c, x.p.now())
-	verdict := &symbolonv1.Verdict{Reason: d.Reason, Protection: d.Protection, FlowId: x.flowID[:], Log: d.Log}
+	verdict := &symbolonv1.Verdict{Reason: d.Reason, Protection: d.Protection, FlowId: x.flowID[:], Log: d.Log, Keep: !x.p.noReuse}
 	if t.Peer().ID.TrustDomain() == me.principal().ID.TrustDomain() {
 		verdict.Policy = d.Policy // a stranger need not know how our policies are called
 	}
@@ -126,7 +197,7 @@ func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party
 		t.Refuse(verdict)
 		return err
 	}
-	app, err := x.dialApp(ctx, tuple.Dst)
+	app, err := x.dialApp(ctx, in.tuple.Dst)
 	if err != nil {
 		verdict.Reason, verdict.Policy = mtls.NetworkReason(err), ""
 		t.Refuse(verdict)
@@ -137,13 +208,13 @@ func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party
 		return err
 	}
 	x.tunnelled(t)
-	r := &relay{near: app, far: t, started: x.started, serverIsNear: true}
+	r := &relay{near: app, far: keeper{t, func(*mtls.Conn) {}}, started: x.started, serverIsNear: true}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := judge(c, now)
 			return d.Allow && d.Protection <= t.Protection(), d.Until
 		},
-		expires: earlier(expires, t.Peer().NotAfter),
+		expires: earlier(me.expires(), t.Peer().NotAfter),
 		until:   d.Until,
 	}, c, me)
 }

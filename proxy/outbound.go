@@ -53,7 +53,8 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return x.serveExternal(setup, c, me, ext, tuple)
 	}
 	x.rec.Destination.External = service
-	return x.serveTunnel(setup, c, me, tuple)
+	// Behind a balancer each connection has its own tunnel, or it could not balance.
+	return x.serveTunnel(setup, c, me, tuple, service == "" && !x.p.noReuse)
 }
 
 var errNoPolicy = deny(symbolonv1.Reason_REASON_NO_POLICY, errors.New("no policy has arrived from the controller yet"))
@@ -108,60 +109,128 @@ func (x *conn) judgeExternal(c *policydb.Compiled, me *party, ext *policydb.Exte
 	}, x.p.now())
 }
 
-// serveTunnel connects to a destination that has a proxy, or must have one.
-func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple) error {
+// serveTunnel connects to a destination that has a proxy, or must have one: on a
+// tunnel that has served this workload before, if one waits, or else on a new one.
+func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple, reusable bool) error {
+	out := &outgoing{conn: x, policy: c, me: me, tuple: tuple, expires: me.expires()}
+	endpoint := me.current.Load()
+	way := route{endpoint, tuple.Src.Addr(), tuple.Dst}
+	if reusable {
+		for {
+			t := x.p.pool.take(way, x.p.now())
+			if t == nil {
+				break
+			}
+			if done, err := out.again(ctx, t, way); done {
+				return err
+			}
+		}
+	}
 	remote, err := x.p.dial(ctx, redirect.MarkTunnel, tuple.Src.Addr(), tuple.Dst)
 	if err != nil {
 		return networkError(err)
 	}
-	var (
-		until time.Time
-		peer  policydb.Endpoint
-	)
-	judge := func(c *policydb.Compiled, now time.Time) policydb.Decision {
-		return c.Decide(policydb.Client, &policydb.Query{From: me.endpoint(), To: peer, Protocol: tcp, Port: tuple.Dst.Port()}, now)
-	}
-	expires := me.expires()
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
 	defer cancel()
-	t, err := mtls.Dial(hs, remote, me.current.Load(), func(peerOf *mtls.Peer) (*symbolonv1.Open, error) {
-		identified(x.rec.GetDestination(), &peerOf.Principal)
-		if peerOf.Host {
+	t, err := mtls.Dial(hs, remote, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
+		if peer.Host {
 			// Nobody listens there, or it is not known who: the verdict will say.
+			identified(x.rec.GetDestination(), &peer.Principal)
 			return mtls.NewOpen(x.flowID, tuple.Dst, symbolonv1.Protection_PROTECTION_AUTHENTICATED, c.Generation()), nil
 		}
-		peer = policydb.Endpoint{Namespace: peerOf.Namespace, Attributes: peerOf.Attributes}
-		d := judge(c, x.p.now())
-		until = d.Until
-		if err := x.decided(policydb.Client, c, &d); err != nil {
-			return nil, err
-		}
-		return mtls.NewOpen(x.flowID, tuple.Dst, d.Protection, c.Generation()), nil
+		return out.open(peer, reusable)
 	})
 	if err != nil {
 		return err
 	}
-	r := &relay{near: x.accepted, far: t, started: x.started}
+	r := &relay{near: x.accepted, far: x.p.keep(t, way), started: x.started}
 	if t.Protection() == symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		r.start() // a round trip earlier; the peer's proxy holds it back
 	}
 	v, err := t.ReadVerdict(ctx)
+	x.tunnelled(t)
 	if err != nil {
-		x.tunnelled(t)
 		x.rec.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
 		r.wait()
 		return err
 	}
-	x.tunnelled(t)
-	x.rec.ServerPolicy = v.GetPolicy()
-	return x.open(r, &live{
+	return out.relay(r, t, v)
+}
+
+// outgoing is the client's side of one connection through a tunnel.
+type outgoing struct {
+	*conn
+	policy  *policydb.Compiled
+	me      *party
+	tuple   redirect.Tuple
+	peer    policydb.Endpoint
+	expires time.Time
+	until   time.Time
+}
+
+func (o *outgoing) judge(c *policydb.Compiled, now time.Time) policydb.Decision {
+	return c.Decide(policydb.Client, &policydb.Query{
+		From: o.me.endpoint(), To: o.peer, Protocol: tcp, Port: o.tuple.Dst.Port(),
+	}, now)
+}
+
+// open decides on a verified peer, and makes the Open that asks it.
+func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error) {
+	identified(o.rec.GetDestination(), &peer.Principal)
+	o.peer = policydb.Endpoint{Namespace: peer.Namespace, Attributes: peer.Attributes}
+	d := o.judge(o.policy, o.p.now())
+	o.until = d.Until
+	if err := o.decided(policydb.Client, o.policy, &d); err != nil {
+		return nil, err
+	}
+	open := mtls.NewOpen(o.flowID, o.tuple.Dst, d.Protection, o.policy.Generation())
+	open.Framed = reusable && d.Protection == symbolonv1.Protection_PROTECTION_ENCRYPTED
+	return open, nil
+}
+
+// again asks on a tunnel that waits. Not done: the tunnel is gone, and nothing was
+// read from the application yet.
+func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done bool, err error) {
+	open, err := o.open(t.Peer(), true)
+	if err != nil {
+		_ = t.Close()
+		return true, err
+	}
+	if !open.GetFramed() { // policy does not ask for encryption any more
+		_ = t.Close()
+		return false, nil
+	}
+	if err := t.Reopen(ctx, open); err != nil {
+		_ = t.Close()
+		return false, nil
+	}
+	v, err := t.ReadVerdict(ctx)
+	if err != nil {
+		if mtls.ReasonOf(err) != symbolonv1.Reason_REASON_PEER_REFUSED {
+			return false, nil // it stopped waiting just now
+		}
+		return true, err
+	}
+	o.tunnelled(t)
+	o.rec.Reused = true
+	return true, o.relay(&relay{near: o.accepted, far: o.p.keep(t, way), started: o.started}, t, v)
+}
+
+func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
+	o.rec.ServerPolicy = v.GetPolicy()
+	return o.conn.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
-			d := judge(c, now)
+			d := o.judge(c, now)
 			return d.Allow && d.Protection <= t.Protection(), d.Until
 		},
-		expires: earlier(expires, t.Peer().NotAfter),
-		until:   until,
-	}, c, me)
+		expires: earlier(o.expires, t.Peer().NotAfter),
+		until:   o.until,
+	}, o.policy, o.me)
+}
+
+// keep is t as far, which is given back to the pool after a clean end.
+func (p *Proxy) keep(t *mtls.Conn, way route) far {
+	return keeper{t, func(t *mtls.Conn) { p.pool.put(way, t, p.now()) }}
 }
 
 // dial connects to dst from the application's own source address, so that the

@@ -76,6 +76,8 @@ type Options struct {
 
 	Timeouts Timeouts
 	TLS      mtls.Options
+	// NoReuse gives every connection a tunnel of its own.
+	NoReuse bool
 	// Now is the clock of decisions and certificates; nil: time.Now.
 	Now func() time.Time
 }
@@ -105,8 +107,13 @@ type Proxy struct {
 	tls     mtls.Options
 	parties parties
 	table   table
-	local   localAddresses
-	metrics *metrics
+	pool    pool
+	noReuse bool
+	// accepting ends when the proxy begins to stop: nothing new is waited for.
+	accepting     context.Context
+	stopAccepting context.CancelFunc
+	local         localAddresses
+	metrics       *metrics
 }
 
 // New prepares a proxy. It serves nothing before Run, and denies everything before
@@ -129,6 +136,8 @@ func New(o Options) *Proxy {
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},
 	}
+	p.noReuse = o.NoReuse
+	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.metrics = newMetrics(p)
 	return p
 }
@@ -216,8 +225,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	for _, l := range append(p.outboundListeners, p.inboundListeners...) {
 		_ = l.Close()
 	}
+	p.stopAccepting()
 	accepting.Wait()
 	p.drain(&conns)
+	p.pool.close()
 	stop()
 	conns.Wait()
 	sweeping.Wait()
@@ -271,6 +282,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 		case <-tick.C:
 			p.table.sweep(p.now())
 			p.parties.prune(p.now())
+			p.pool.sweep(p.now())
 		}
 	}
 }

@@ -1,0 +1,146 @@
+package mtls
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"golang.org/x/sys/unix"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+// A tunnel whose data phase is framed can be reused: when both directions have
+// ended by an empty frame, TLS is where it was before Open, and another connection
+// of the same workload to the same destination can go on it. Each is an Open and a
+// Verdict of its own, judged afresh.
+
+const (
+	// maxFrame bounds a frame; a longer one is a protocol error.
+	maxFrame = 1 << 20
+	// frameBuffer is what one write is framed in: a relay's buffer and the length.
+	frameBuffer = 32<<10 + lengthSize
+)
+
+// frames is the framing of one data phase. One goroutine reads, one writes.
+type frames struct {
+	left      int  // bytes still to come of the frame being read
+	readEnd   bool // the peer's empty frame came
+	writeEnd  bool // ours went
+	out       []byte
+	headBytes [lengthSize]byte
+}
+
+func (c *Conn) startFrames(o *symbolonv1.Open) {
+	c.kept, c.frames = false, nil
+	if o.GetFramed() {
+		c.frames = &frames{}
+	}
+}
+
+// Framed tells whether the data phase is.
+func (c *Conn) Framed() bool { return c.frames != nil }
+
+// Reusable tells whether the tunnel can serve another connection now: the verdict
+// allowed it, and both directions have ended cleanly. Neither half may be in use.
+func (c *Conn) Reusable() bool {
+	return c.kept && c.frames != nil && c.frames.readEnd && c.frames.writeEnd
+}
+
+func (f *frames) read(t *tls.Conn, p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for f.left == 0 {
+		if f.readEnd {
+			return 0, io.EOF
+		}
+		if _, err := io.ReadFull(t, f.headBytes[:]); err != nil {
+			return 0, unframed(err)
+		}
+		n := binary.BigEndian.Uint32(f.headBytes[:])
+		if n > maxFrame {
+			return 0, fmt.Errorf("%w: a frame of %d bytes", ErrProtocol, n)
+		}
+		f.left, f.readEnd = int(n), n == 0
+	}
+	n, err := t.Read(p[:min(len(p), f.left)])
+	f.left -= n
+	return n, unframed(err)
+}
+
+// unframed: an end of TLS is no end of a framed direction.
+func unframed(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return ErrTruncated
+	}
+	return err
+}
+
+func (f *frames) write(t *tls.Conn, p []byte) (written int, err error) {
+	if f.writeEnd {
+		return 0, net.ErrClosed
+	}
+	if f.out == nil {
+		f.out = make([]byte, frameBuffer)
+	}
+	for len(p) > 0 {
+		n := copy(f.out[lengthSize:], p)
+		binary.BigEndian.PutUint32(f.out, uint32(n))
+		if _, err := t.Write(f.out[:lengthSize+n]); err != nil {
+			return written, err
+		}
+		p, written = p[n:], written+n
+	}
+	return written, nil
+}
+
+func (f *frames) end(t *tls.Conn) error {
+	if f.writeEnd {
+		return nil
+	}
+	f.writeEnd, f.out = true, nil
+	_, err := t.Write(make([]byte, lengthSize))
+	return err
+}
+
+// Reopen sends the Open of another connection on a Reusable tunnel; ReadVerdict
+// follows. On error the tunnel is of no more use, and nothing has reached an
+// application: the caller dials anew.
+func (c *Conn) Reopen(ctx context.Context, open *symbolonv1.Open) error { return c.sendOpen(ctx, open) }
+
+// NextOpen waits for another connection on a Reusable tunnel, as Accept waits for
+// the first. io.EOF: none came before ctx ended or the client went, as it may; the
+// tunnel is closed. Other errors are *DeniedError, as Accept's.
+func (c *Conn) NextOpen(ctx context.Context) (*symbolonv1.Open, error) {
+	open, err := c.readOpen(ctx)
+	switch {
+	case err == nil:
+		return open, nil
+	case errors.Is(err, ErrOpenMalformed), errors.Is(err, ErrOpenTooLarge), errors.Is(err, ErrVersion):
+		return nil, c.refuseOpen(err)
+	}
+	_ = c.Close()
+	return nil, io.EOF
+}
+
+// Idle tells whether nothing has arrived on a tunnel that waits for its next use,
+// not even an end: a byte now could only be a protocol error, an end means that the
+// peer does not wait any more.
+func (c *Conn) Idle() bool {
+	raw, err := c.wire.SyscallConn()
+	if err != nil {
+		return false
+	}
+	idle := false
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		idle = err == unix.EAGAIN
+	})
+	return err == nil && idle
+}
