@@ -2,10 +2,13 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 )
@@ -17,6 +20,9 @@ const (
 	reporterQueue = 16384
 	// reporterBatch is the most that one report carries.
 	reporterBatch = 1024
+	// reporterBytes is the same in bytes of protobuf, well below what the
+	// controller takes.
+	reporterBytes = 1 << 20
 	// reportEvery is how long a record waits for others to travel with.
 	reportEvery = time.Second
 )
@@ -96,12 +102,16 @@ type Reporter struct {
 	queue []*symbolonv1.FlowRecord
 	lost  uint64 // since the last report that arrived
 	total uint64
+	limit int // records a batch, less while one is looked for that is at fault
 }
+
+// ErrUnacceptable is what send wraps where trying the same batch again cannot help.
+var ErrUnacceptable = errors.New("the controller does not take the records")
 
 // NewReporter reports through send, which returns when the batch has arrived or
 // cannot. Run does the work.
 func NewReporter(send func(context.Context, *symbolonv1.ReportFlowsRequest) error) *Reporter {
-	return &Reporter{send: send}
+	return &Reporter{send: send, limit: reporterBatch}
 }
 
 // Record implements Sink.
@@ -146,21 +156,52 @@ func (r *Reporter) Run(ctx context.Context, grace time.Duration) {
 
 // flush sends one batch; true: there may be more to send now.
 func (r *Reporter) flush(ctx context.Context) bool {
-	r.mu.Lock()
-	n := min(len(r.queue), reporterBatch)
-	batch := &symbolonv1.ReportFlowsRequest{Records: r.queue[:n:n], Lost: r.lost}
-	r.queue = append([]*symbolonv1.FlowRecord(nil), r.queue[n:]...)
-	r.lost = 0
-	r.mu.Unlock()
-	if n == 0 && batch.GetLost() == 0 {
+	batch, more := r.next()
+	if len(batch.GetRecords()) == 0 && batch.GetLost() == 0 {
 		return false
 	}
-	if err := r.send(ctx, batch); err == nil {
-		return n == reporterBatch
-	}
-	// Put it back in front; what no longer fits is lost.
+	err := r.send(ctx, batch)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		r.limit = reporterBatch
+		return more
+	case !errors.Is(err, ErrUnacceptable):
+		r.putBack(batch)
+		return false
+	case len(batch.GetRecords()) > 1:
+		// One of them is at fault: halve until it is alone.
+		r.limit = len(batch.GetRecords()) / 2
+		r.putBack(batch)
+		return true
+	default:
+		r.lost += batch.GetLost() + uint64(len(batch.GetRecords()))
+		r.total += uint64(len(batch.GetRecords()))
+		r.limit = reporterBatch
+		return more && len(batch.GetRecords()) > 0
+	}
+}
+
+// next takes a batch from the queue, bounded in records and bytes.
+func (r *Reporter) next() (batch *symbolonv1.ReportFlowsRequest, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n, size := 0, 0
+	for n < min(len(r.queue), r.limit) {
+		if size += proto.Size(r.queue[n]); size > reporterBytes && n > 0 {
+			break
+		}
+		n++
+	}
+	batch = &symbolonv1.ReportFlowsRequest{Records: r.queue[:n:n], Lost: r.lost}
+	r.queue = append([]*symbolonv1.FlowRecord(nil), r.queue[n:]...)
+	r.lost = 0
+	return batch, len(r.queue) > 0
+}
+
+// putBack puts a batch in front of the queue again; what no longer fits is lost.
+func (r *Reporter) putBack(batch *symbolonv1.ReportFlowsRequest) {
 	r.lost += batch.GetLost()
 	keep := batch.GetRecords()
 	if over := len(keep) + len(r.queue) - reporterQueue; over > 0 {
@@ -170,5 +211,4 @@ func (r *Reporter) flush(ctx context.Context) bool {
 		r.total += uint64(over)
 	}
 	r.queue = append(append([]*symbolonv1.FlowRecord(nil), keep...), r.queue...)
-	return false
 }

@@ -13,30 +13,33 @@ import (
 	"github.com/symbolon/symbolon/policydb"
 )
 
-// Debug is what the admin page can show beyond what the proxy itself knows. Each
-// answers with something that encoding/json can write.
-type Debug struct {
-	Identities func() any
-	Rules      func() any
-	Status     func() any
-	// Ready tells whether connections are being served as they should; if not, why.
-	Ready func() error
-}
-
-// AdminHandler serves /metrics, /healthz, /readyz and /debug/{connections,
-// policies,identities,rules,status}. Only local programs may reach it: debugging
-// tells who talks to whom.
-func (p *Proxy) AdminHandler(reg *prometheus.Registry, d Debug) http.Handler {
+// AdminHandler serves /metrics, /healthz and /readyz: what every local program may
+// see. ready tells whether connections are served as they should be; if not, why.
+func AdminHandler(reg *prometheus.Registry, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := d.Ready(); err != nil {
+		if err := ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
+	return mux
+}
+
+// Debug is what the debug pages show beyond what the proxy itself knows: values for
+// encoding/json, without secrets.
+type Debug struct {
+	Identities, Rules, Status func() any
+}
+
+// DebugHandler serves /debug/{connections,policies,identities,rules,status}, and
+// everything else by public. It tells who talks to whom: for root only.
+func (p *Proxy) DebugHandler(public http.Handler, d Debug) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", public)
 	show := func(name string, get func() any) {
 		mux.HandleFunc("GET /debug/"+name, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")

@@ -26,10 +26,11 @@ type conn struct {
 	flowID   mtls.FlowID
 	allowed  bool
 	reported bool
+	release  func() // gives back the place among the unauthorized; once
 }
 
 func (p *Proxy) newConn(c *net.TCPConn, reporter symbolonv1.Reporter) *conn {
-	x := &conn{p: p, accepted: c, started: p.now(), flowID: mtls.NewFlowID()}
+	x := &conn{p: p, accepted: c, started: p.now(), flowID: mtls.NewFlowID(), release: func() {}}
 	x.rec = &symbolonv1.FlowRecord{
 		Reporter: reporter, Host: p.host,
 		Source: &symbolonv1.FlowEndpoint{}, Destination: &symbolonv1.FlowEndpoint{},
@@ -98,12 +99,13 @@ func (x *conn) tunnelled(t *mtls.Conn) {
 
 // open registers the connection among the live ones and relays until it ends. local
 // are the workloads of this host that take part in it.
-func (x *conn) open(r *relay, l *live, decided *policydb.Compiled, local ...*party) error {
+func (x *conn) open(r *relay, l *live, local ...*party) error {
 	x.allowed = true
+	x.release() // from here on it is authorized
 	defer x.p.hold(local...)()
 	l.cut = r.abort
 	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
-	x.p.table.add(l, decided, x.p.now())
+	x.p.table.add(l, x.p.now())
 	err := r.finish()
 	x.p.table.remove(l)
 	count(x.rec, r)
@@ -138,6 +140,7 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 // end closes the accepted connection, and writes the record unless report has. err
 // is what serving returned.
 func (x *conn) end(err error) {
+	x.release()
 	if err == nil {
 		_ = x.accepted.Close() // closed by the relay already, mostly
 	} else {
@@ -159,8 +162,21 @@ func (x *conn) report(err error) {
 	if err != nil {
 		x.failed(err)
 	}
+	// Names of programs and of peers' policies come from others, of any length and
+	// in any bytes.
+	rec.Detail, rec.ServerPolicy = clip(rec.Detail), clip(rec.ServerPolicy)
 	x.p.count(rec)
 	x.p.records.Record(rec)
+}
+
+// maxText bounds free text in a record, bytes.
+const maxText = 512
+
+func clip(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText]
+	}
+	return strings.ToValidUTF8(s, "?")
 }
 
 // failed writes how a connection that did not end well ended.

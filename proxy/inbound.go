@@ -18,6 +18,15 @@ import (
 // inbound serves a connection that arrived for a local port.
 func (p *Proxy) inbound(ctx context.Context, c *net.TCPConn) {
 	x := p.newConn(c, symbolonv1.Reporter_REPORTER_SERVER)
+	remote, _ := c.RemoteAddr().(*net.TCPAddr) // the address is right, if not the port
+	leave, ok := p.strangers.enter(sourceOf(remote.AddrPort().Addr()))
+	if !ok {
+		// No record: whoever floods would write it.
+		p.metrics.overloaded.WithLabelValues("inbound").Inc()
+		_ = reset(c)
+		return
+	}
+	x.release = leave
 	x.end(x.serveInbound(ctx))
 }
 
@@ -28,7 +37,7 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	me, refusal := x.listener(setup, tuple)
+	me, socket, refusal := x.listener(setup, tuple)
 	if refusal != nil {
 		return x.refuseInbound(setup, refusal)
 	}
@@ -49,9 +58,12 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	}
 	switch kind {
 	case mtls.Tunnel:
-		return x.acceptTunnel(setup, c, me, tuple)
+		return x.acceptTunnel(setup, c, me, socket, tuple)
 	case mtls.Closed:
-		return deny(symbolonv1.Reason_REASON_RESET, errors.New("closed by the client before its first byte"))
+		// A client that has ended its direction may still wait to be spoken to.
+		if !unprotected {
+			return deny(symbolonv1.Reason_REASON_RESET, errors.New("closed by the client before its first byte"))
+		}
 	case mtls.Silent:
 		if !unprotected {
 			return deny(symbolonv1.Reason_REASON_SILENT_CLIENT, errors.New("the client sent nothing, and no External covers its address"))
@@ -60,19 +72,43 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	if !unprotected {
 		return deny(symbolonv1.Reason_REASON_PEER_UNPROTECTED, errors.New("the client has no proxy, and no External covers its address"))
 	}
-	return x.acceptExternal(setup, c, me, source, tuple)
+	return x.acceptExternal(setup, c, me, socket, source, tuple)
 }
 
-// listener finds the workload that listens on the original destination.
-func (x *conn) listener(ctx context.Context, tuple redirect.Tuple) (*party, error) {
+// listener finds the workload that listens on the original destination, and its
+// listening socket.
+func (x *conn) listener(ctx context.Context, tuple redirect.Tuple) (*party, redirect.SocketOwner, error) {
 	owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src)
 	if errors.Is(err, redirect.ErrNoSocket) {
-		return nil, deny(symbolonv1.Reason_REASON_REFUSED, fmt.Errorf("nobody listens on %s", tuple.Dst))
+		return nil, owner, deny(symbolonv1.Reason_REASON_REFUSED, fmt.Errorf("nobody listens on %s", tuple.Dst))
 	}
 	if err != nil {
-		return nil, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
+		return nil, owner, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
 	}
-	return x.p.identify(ctx, owner)
+	me, err := x.p.identify(ctx, owner)
+	return me, owner, err
+}
+
+// reach dials the local application, and makes sure that it still is who was
+// identified: between then and now it may have ended, and another user's program may
+// have taken its port.
+func (x *conn) reach(ctx context.Context, tuple redirect.Tuple, src netip.Addr, me *party, socket redirect.SocketOwner) (*net.TCPConn, error) {
+	app, err := x.p.dial(ctx, redirect.MarkApp, src, tuple.Dst)
+	if err != nil {
+		return nil, networkError(err)
+	}
+	if owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src); err == nil && owner.Cookie == socket.Cookie {
+		return app, nil // the very same socket
+	}
+	now, _, err := x.listener(ctx, tuple)
+	if err == nil && now != me {
+		err = deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, errors.New("another program has taken the port meanwhile"))
+	}
+	if err != nil {
+		_ = reset(app)
+		return nil, err
+	}
+	return app, nil
 }
 
 // refuseInbound refuses where there is no workload to speak for. A tunnel gets the
@@ -82,8 +118,8 @@ func (x *conn) refuseInbound(ctx context.Context, why error) error {
 	if host == nil {
 		return why
 	}
-	deadline := time.Now().Add(x.p.timeouts.Handshake)
-	if kind, err := mtls.Peek(x.accepted, deadline, deadline); err != nil || kind != mtls.Tunnel {
+	start := time.Now()
+	if kind, err := mtls.Peek(x.accepted, start.Add(x.p.timeouts.Quiet), start.Add(x.p.timeouts.Handshake)); err != nil || kind != mtls.Tunnel {
 		return why
 	}
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
@@ -102,7 +138,7 @@ func (x *conn) refuseInbound(ctx context.Context, why error) error {
 
 // acceptTunnel is the server's half of symbolon/1. A tunnel may bring one connection
 // after another; each is judged and recorded by itself, and x is the first.
-func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple) error {
+func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party, socket redirect.SocketOwner, tuple redirect.Tuple) error {
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
 	defer cancel()
 	endpoint := me.current.Load()
@@ -114,7 +150,7 @@ func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party
 	if err != nil {
 		return err
 	}
-	in := &incoming{conn: x, me: me, tuple: tuple, endpoint: endpoint, tunnel: t}
+	in := &incoming{conn: x, me: me, socket: socket, tuple: tuple, endpoint: endpoint, tunnel: t}
 	if err := in.serve(ctx, c, open); err != nil || !t.Reusable() {
 		return err
 	}
@@ -129,6 +165,7 @@ func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party
 type incoming struct {
 	*conn
 	me       *party
+	socket   redirect.SocketOwner // the one that listens
 	tuple    redirect.Tuple
 	endpoint *mtls.Endpoint
 	tunnel   *mtls.Conn
@@ -157,7 +194,7 @@ func (in *incoming) next() error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.accepting), p.timeouts.Setup)
 	defer cancel()
-	me, refusal := x.listener(ctx, in.tuple)
+	me, socket, refusal := x.listener(ctx, in.tuple)
 	c := p.policy.Load()
 	if c == nil {
 		refusal = errNoPolicy
@@ -173,7 +210,7 @@ func (in *incoming) next() error {
 		// handshake can show that. The client makes one.
 		return errTunnelOver
 	}
-	again := &incoming{conn: x, me: me, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}
+	again := &incoming{conn: x, me: me, socket: socket, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}
 	err = again.serve(ctx, c, open)
 	x.report(err)
 	return err
@@ -197,11 +234,11 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		t.Refuse(verdict)
 		return err
 	}
-	app, err := x.dialApp(ctx, in.tuple.Dst)
+	app, err := x.reach(ctx, in.tuple, netip.Addr{}, me, in.socket)
 	if err != nil {
-		verdict.Reason, verdict.Policy = mtls.NetworkReason(err), ""
+		verdict.Reason, verdict.Policy = mtls.ReasonOf(err), ""
 		t.Refuse(verdict)
-		return networkError(err)
+		return err
 	}
 	if err := t.Grant(ctx, verdict); err != nil {
 		_ = reset(app)
@@ -212,11 +249,11 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := judge(c, now)
-			return d.Allow && d.Protection <= t.Protection(), d.Until
+			return d.Allow && d.Protection <= t.Protection() && me.still(in.endpoint), d.Until
 		},
-		expires: earlier(me.expires(), t.Peer().NotAfter),
+		expires: earlier(in.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter),
 		until:   d.Until,
-	}, c, me)
+	}, me)
 }
 
 // source finds the External that covers a client without a proxy.
@@ -226,7 +263,7 @@ func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*p
 
 // acceptExternal serves a client without a proxy, by its address alone: it counts
 // for nothing but the External that policy gives it.
-func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
+func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, socket redirect.SocketOwner, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
 	x.rec.Source.External = ext.Ref
 	x.rec.Source.Attributes = ext.Labels.Proto()
 	judge := func(c *policydb.Compiled, ext *policydb.ExternalMatch, now time.Time) policydb.Decision {
@@ -239,9 +276,9 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 	if err := x.decided(policydb.Server, c, &d); err != nil {
 		return err
 	}
-	app, err := x.dialApp(ctx, tuple.Dst)
+	app, err := x.reach(ctx, tuple, netip.Addr{}, me, socket)
 	if err != nil {
-		return networkError(err)
+		return err
 	}
 	r := &relay{near: app, far: plain{x.accepted}, started: x.started, serverIsNear: true}
 	return x.open(r, &live{
@@ -254,10 +291,5 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 			return d.Allow, d.Until
 		},
 		until: d.Until,
-	}, c, me)
-}
-
-// dialApp connects to the local application on its own address.
-func (x *conn) dialApp(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error) {
-	return x.p.dial(ctx, redirect.MarkApp, netip.Addr{}, dst)
+	}, me)
 }

@@ -38,26 +38,32 @@ func (l *live) end(why symbolonv1.Reason) {
 	}
 }
 
-// table is the set of live connections. Safe for concurrent use.
+// table is the set of live connections, and the policy that they are judged by.
+// Safe for concurrent use.
 type table struct {
 	mu     sync.Mutex
 	conns  map[*live]struct{}
 	policy *policydb.Compiled
+	closed symbolonv1.Reason // why no connection lives any more; 0: they may
 }
 
-// add registers l, which was allowed by the policy decided. Registering comes
-// before the last check: whoever changes the policy afterwards finds l here, and
-// what changed before is judged now. So no connection slips between.
-func (t *table) add(l *live, decided *policydb.Compiled, now time.Time) {
+// add registers l, and judges it once more. Registering comes first: whoever changes
+// policy or claims afterwards finds l here, and what changed before is seen now. So
+// no connection slips between a decision and a change.
+func (t *table) add(l *live, now time.Time) {
 	t.mu.Lock()
 	if t.conns == nil {
 		t.conns = make(map[*live]struct{})
 	}
 	t.conns[l] = struct{}{}
-	current := t.policy
+	c, closed := t.policy, t.closed
 	t.mu.Unlock()
-	if current != nil && current != decided {
-		t.check(l, current, now)
+	if closed != 0 {
+		l.end(closed)
+		return
+	}
+	if c != nil {
+		t.check(l, c, now)
 	}
 }
 
@@ -67,12 +73,25 @@ func (t *table) remove(l *live) {
 	t.mu.Unlock()
 }
 
-// setPolicy judges every connection by c, and cuts what it denies.
-func (t *table) setPolicy(c *policydb.Compiled, now time.Time) (cut int) {
+// setPolicy makes c the policy, tells publish under the same lock, so that nobody
+// decides by an older one afterwards, and cuts the live connections that c denies.
+func (t *table) setPolicy(c *policydb.Compiled, publish func(), now time.Time) (cut int) {
 	t.mu.Lock()
 	t.policy = c
+	publish()
+	t.mu.Unlock()
+	return t.rejudge(now)
+}
+
+// rejudge judges every connection by the policy in force.
+func (t *table) rejudge(now time.Time) (cut int) {
+	t.mu.Lock()
+	c := t.policy
 	all := t.snapshotLocked()
 	t.mu.Unlock()
+	if c == nil {
+		return 0
+	}
 	for _, l := range all {
 		if !t.check(l, c, now) {
 			cut++
@@ -113,9 +132,10 @@ func (t *table) check(l *live, c *policydb.Compiled, now time.Time) bool {
 	return true
 }
 
-// endAll cuts every connection.
+// endAll cuts every connection, also those that are added later.
 func (t *table) endAll(why symbolonv1.Reason) {
 	t.mu.Lock()
+	t.closed = why
 	all := t.snapshotLocked()
 	t.mu.Unlock()
 	for _, l := range all {

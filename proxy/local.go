@@ -2,10 +2,9 @@ package proxy
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"net/netip"
+	"sort"
 	"sync"
 	"time"
 
@@ -19,14 +18,7 @@ import (
 // kernel, so there is no TLS, whatever protection policy asks for.
 func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple) error {
 	x.rec.Reporter, x.rec.Local = symbolonv1.Reporter_REPORTER_LOCAL, true
-	owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src)
-	if errors.Is(err, redirect.ErrNoSocket) {
-		return deny(symbolonv1.Reason_REASON_REFUSED, fmt.Errorf("nobody listens on %s", tuple.Dst))
-	}
-	if err != nil {
-		return deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
-	}
-	server, err := x.p.identify(ctx, owner)
+	server, socket, err := x.listener(ctx, tuple)
 	if err != nil {
 		return err
 	}
@@ -35,9 +27,9 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err != nil {
 		return err
 	}
-	app, err := x.p.dial(ctx, redirect.MarkApp, tuple.Src.Addr(), tuple.Dst)
+	app, err := x.reach(ctx, tuple, tuple.Src.Addr(), server, socket)
 	if err != nil {
-		return networkError(err)
+		return err
 	}
 	r := &relay{near: x.accepted, far: plain{app}, started: x.started}
 	return x.open(r, &live{
@@ -49,7 +41,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 			return client.Allow && srv.Allow && !past(valid, now), earlier(valid, earlier(client.Until, srv.Until))
 		},
 		until: earlier(until, earlier(me.expires(), server.expires())),
-	}, c, me, server)
+	}, me, server)
 }
 
 // serveAdmin lets local programs reach the proxy's own metrics and health page,
@@ -61,9 +53,7 @@ func (x *conn) serveAdmin(ctx context.Context, tuple redirect.Tuple) error {
 		return networkError(err)
 	}
 	r := &relay{near: x.accepted, far: plain{own}, started: x.started}
-	err = r.finish()
-	count(x.rec, r)
-	return err
+	return x.open(r, &live{judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }})
 }
 
 func (x *conn) decideLocal(c *policydb.Compiled, me, server *party, tuple redirect.Tuple) (time.Time, error) {
@@ -127,7 +117,11 @@ func (l *localAddresses) list(now time.Time) []string {
 			out = append(out, a.String())
 		}
 	}
-	return out
+	sort.Strings(out)
+	return out[:min(len(out), maxAddresses)]
 }
+
+// maxAddresses is how many of its addresses a host tells the controller.
+const maxAddresses = 64
 
 func (p *Proxy) isLocal(a netip.Addr) bool { return p.local.has(a, p.now()) }

@@ -12,6 +12,7 @@ import (
 type metrics struct {
 	connections *prometheus.CounterVec
 	bytes       *prometheus.CounterVec
+	overloaded  *prometheus.CounterVec
 	live        prometheus.GaugeFunc
 	generation  prometheus.GaugeFunc
 }
@@ -24,6 +25,9 @@ func newMetrics(p *Proxy) *metrics {
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "symbolon_bytes_total", Help: "Application bytes of ended connections, by reporter and direction.",
 		}, []string{"reporter", "direction"}),
+		overloaded: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "symbolon_connections_overload_total", Help: "Connections reset unseen, because too many were waiting for their authorization.",
+		}, []string{"direction"}),
 		live: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "symbolon_connections_live", Help: "Connections open now.",
 		}, func() float64 { return float64(p.table.size()) }),
@@ -49,7 +53,7 @@ func (p *Proxy) Collect(ch chan<- prometheus.Metric) {
 
 func (p *Proxy) collectors() []prometheus.Collector {
 	m := p.metrics
-	return []prometheus.Collector{m.connections, m.bytes, m.live, m.generation}
+	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.live, m.generation}
 }
 
 func (p *Proxy) count(r *symbolonv1.FlowRecord) {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -36,6 +37,11 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	if err != nil {
 		return deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
 	}
+	leave, ok := x.p.callers.enter(owner.UID)
+	if !ok {
+		return deny(symbolonv1.Reason_REASON_OVERLOADED, fmt.Errorf("user %d has %d connections waiting for a decision", owner.UID, pendingPerUser))
+	}
+	x.release = leave
 	me, err := x.p.identify(setup, owner)
 	if err != nil {
 		return err
@@ -99,7 +105,7 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 			return d.Allow, d.Until
 		},
 		until: d.Until,
-	}, c, me)
+	}, me)
 }
 
 func (x *conn) judgeExternal(c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) policydb.Decision {
@@ -112,8 +118,8 @@ func (x *conn) judgeExternal(c *policydb.Compiled, me *party, ext *policydb.Exte
 // serveTunnel connects to a destination that has a proxy, or must have one: on a
 // tunnel that has served this workload before, if one waits, or else on a new one.
 func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple, reusable bool) error {
-	out := &outgoing{conn: x, policy: c, me: me, tuple: tuple, expires: me.expires()}
 	endpoint := me.current.Load()
+	out := &outgoing{conn: x, policy: c, me: me, tuple: tuple, endpoint: endpoint}
 	way := route{endpoint, tuple.Src.Addr(), tuple.Dst}
 	if reusable {
 		for {
@@ -151,7 +157,9 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	x.tunnelled(t)
 	if err != nil {
 		x.rec.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
-		r.wait()
+		if up := r.wait(); mtls.NetworkReason(up) == symbolonv1.Reason_REASON_RESET {
+			return networkError(up) // the application went first
+		}
 		return err
 	}
 	return out.relay(r, t, v)
@@ -160,12 +168,12 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 // outgoing is the client's side of one connection through a tunnel.
 type outgoing struct {
 	*conn
-	policy  *policydb.Compiled
-	me      *party
-	tuple   redirect.Tuple
-	peer    policydb.Endpoint
-	expires time.Time
-	until   time.Time
+	policy   *policydb.Compiled
+	me       *party
+	tuple    redirect.Tuple
+	endpoint *mtls.Endpoint
+	peer     policydb.Endpoint
+	until    time.Time
 }
 
 func (o *outgoing) judge(c *policydb.Compiled, now time.Time) policydb.Decision {
@@ -221,11 +229,11 @@ func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 	return o.conn.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := o.judge(c, now)
-			return d.Allow && d.Protection <= t.Protection(), d.Until
+			return d.Allow && d.Protection <= t.Protection() && o.me.still(o.endpoint), d.Until
 		},
-		expires: earlier(o.expires, t.Peer().NotAfter),
+		expires: earlier(o.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter),
 		until:   o.until,
-	}, o.policy, o.me)
+	}, o.me)
 }
 
 // keep is t as far, which is given back to the pool after a clean end.

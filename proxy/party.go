@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,9 @@ import (
 
 // partyIdle is how long a workload's endpoint is kept without a connection.
 const partyIdle = 30 * time.Minute
+
+// maxParties bounds those without connections.
+const maxParties = 8192
 
 // party is a workload of this host, as connections know it: its newest credential,
 // and the endpoint made from it.
@@ -39,6 +43,13 @@ func (w *party) endpoint() policydb.Endpoint {
 // expires is when the certificate that a new connection presents ends.
 func (w *party) expires() time.Time { return w.current.Load().Credential().SVID.NotAfter() }
 
+// still tells whether a tunnel that presented e's SVID speaks for what the workload
+// is now: same name, same claims. A newer certificate alone changes nothing.
+func (w *party) still(e *mtls.Endpoint) bool {
+	was, is := &e.Credential().SVID.Principal, w.principal()
+	return was == is || was.ID == is.ID && slices.Equal(was.Attributes, is.Attributes)
+}
+
 // parties finds each workload's party. Safe for concurrent use.
 type parties struct {
 	options mtls.Options
@@ -54,6 +65,9 @@ func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time
 	if w == nil {
 		if s.byKey == nil {
 			s.byKey = make(map[identity.Key]*party)
+		}
+		if len(s.byKey) >= maxParties {
+			s.makeRoom()
 		}
 		w = &party{key: key}
 		s.byKey[key] = w
@@ -75,6 +89,17 @@ func (s *parties) update(key identity.Key, cred *identity.Credential) bool {
 	}
 	w.current.Store(mtls.NewEndpoint(cred, s.options))
 	return true
+}
+
+// makeRoom forgets a party without connections; there is no order among them. What
+// is lost is its tickets.
+func (s *parties) makeRoom() {
+	for k, w := range s.byKey {
+		if w.open.Load() == 0 {
+			delete(s.byKey, k)
+			return
+		}
+	}
 }
 
 // prune forgets parties that have no connection and had none recently.

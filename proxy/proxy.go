@@ -108,7 +108,11 @@ type Proxy struct {
 	parties parties
 	table   table
 	pool    pool
-	noReuse bool
+	// strangers bounds inbound connections before they are authorized, by source;
+	// callers outbound ones, by user.
+	strangers gate[netip.Prefix]
+	callers   gate[uint32]
+	noReuse   bool
 	// accepting ends when the proxy begins to stop: nothing new is waited for.
 	accepting     context.Context
 	stopAccepting context.CancelFunc
@@ -137,6 +141,8 @@ func New(o Options) *Proxy {
 		parties: parties{options: o.TLS},
 	}
 	p.noReuse = o.NoReuse
+	p.strangers.each, p.strangers.all = pendingPerSource, pendingTotal
+	p.callers.each, p.callers.all = pendingPerUser, pendingTotal
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.metrics = newMetrics(p)
 	return p
@@ -156,9 +162,11 @@ func (p *Proxy) SetPolicy(resources []*symbolonv1.Resource, generation uint64) e
 	if err != nil {
 		return err
 	}
-	p.policy.Store(c)
-	p.applied.Store(&applied{resources, p.now()})
-	if n := p.table.setPolicy(c, p.now()); n > 0 {
+	publish := func() {
+		p.policy.Store(c)
+		p.applied.Store(&applied{resources, p.now()})
+	}
+	if n := p.table.setPolicy(c, publish, p.now()); n > 0 {
 		p.log.Info("connections cut by a new policy", zap.Int("connections", n), zap.Uint64("generation", c.Generation()))
 	}
 	return nil
@@ -180,13 +188,10 @@ func (p *Proxy) SetHostCredential(c *identity.Credential) {
 func (p *Proxy) hostEndpoint() *mtls.Endpoint { return p.hostEnd.Load() }
 
 // CredentialChanged puts a workload's newer credential in use, and judges the live
-// connections again, since its claims may be others.
+// connections again: its claims may be others.
 func (p *Proxy) CredentialChanged(key identity.Key, c *identity.Credential) {
-	if c == nil || !p.parties.update(key, c) {
-		return
-	}
-	if policy := p.policy.Load(); policy != nil {
-		p.table.setPolicy(policy, p.now())
+	if c != nil && p.parties.update(key, c) {
+		p.table.rejudge(p.now())
 	}
 }
 

@@ -97,12 +97,22 @@ func (r *relay) finish() error {
 	return up
 }
 
-// wait is finish for a connection that was refused after start.
-func (r *relay) wait() {
+// wait is finish for a connection that was refused after start. The error is how
+// the direction away from near had ended; nil: it had not.
+func (r *relay) wait() error {
+	var err error
+	if r.uplink != nil {
+		select {
+		case err = <-r.uplink:
+			r.uplink = nil
+		default:
+		}
+	}
 	r.abort()
 	if r.uplink != nil {
 		<-r.uplink
 	}
+	return err
 }
 
 // abort resets both sides, which ends both directions.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"go.uber.org/zap"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -42,15 +43,22 @@ type Session struct {
 // Connected tells whether the controller is there now.
 func (s *Session) Connected() bool { return s.connected.Load() }
 
-// Run keeps trying, with full jitter, until ctx ends.
-func (s *Session) Run(ctx context.Context) {
+// ErrRemoved: the controller does not know this host any more.
+var ErrRemoved = errors.New("the controller refuses this host: it was removed, and must enrol again with a new join token")
+
+// Run keeps trying, with full jitter, until ctx ends; then it returns nil. It gives
+// up only with ErrRemoved.
+func (s *Session) Run(ctx context.Context) error {
 	attempt := 0
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := s.once(ctx)
 		wasConnected := s.connected.Swap(false)
 		if ctx.Err() != nil {
-			return
+			return nil
+		}
+		if connect.CodeOf(err) == connect.CodePermissionDenied {
+			return fmt.Errorf("%w: %w", ErrRemoved, err)
 		}
 		if time.Since(began) > steady {
 			attempt = 0
@@ -65,6 +73,7 @@ func (s *Session) Run(ctx context.Context) {
 		case <-time.After(pause):
 		}
 	}
+	return nil
 }
 
 func (s *Session) once(ctx context.Context) error {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -35,6 +36,7 @@ const (
 	rulesEvery  = 10 * time.Second
 	reportGrace = 2 * time.Second
 	adminHeader = 5 * time.Second
+	adminIdle   = time.Minute
 )
 
 // daemonParts are what run puts together. Each has an owner here, who closes it.
@@ -130,8 +132,14 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config) er
 // work runs every part until ctx ends or the proxy fails, and waits for all.
 func (d *daemonParts) work(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, removed := context.WithCancelCause(ctx)
+	defer removed(nil)
 	var parts sync.WaitGroup
-	parts.Go(func() { d.session.Run(background) })
+	parts.Go(func() {
+		if err := d.session.Run(background); err != nil {
+			removed(err)
+		}
+	})
 	parts.Go(func() { d.host.renew(background) })
 	parts.Go(func() { d.reports.Run(background, reportGrace) })
 	parts.Go(func() { d.watchRules(background) })
@@ -141,6 +149,10 @@ func (d *daemonParts) work(ctx context.Context) error {
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	stop()
 	parts.Wait()
+	if cause := context.Cause(ctx); errors.Is(cause, proxy.ErrRemoved) {
+		// The next start enrols anew, if there is a fresh join token.
+		err = errors.Join(err, cause, forget(d.cfg.Socket))
+	}
 	if d.cfg.Redirect.OnExit == "open" {
 		err = errors.Join(err, d.rules.Remove(context.WithoutCancel(ctx), nil))
 	} else {
@@ -218,6 +230,10 @@ func (d *daemonParts) ready() error {
 func (d *daemonParts) sinks() (flow.Sink, func(), error) {
 	d.reports = flow.NewReporter(func(ctx context.Context, r *symbolonv1.ReportFlowsRequest) error {
 		_, err := d.host.client().ReportFlows(ctx, connect.NewRequest(r))
+		switch connect.CodeOf(err) {
+		case connect.CodeInvalidArgument, connect.CodeInternal, connect.CodeResourceExhausted:
+			return fmt.Errorf("%w: %w", flow.ErrUnacceptable, err)
+		}
 		return err
 	})
 	var out io.Writer
@@ -242,45 +258,85 @@ func (d *daemonParts) sinks() (flow.Sink, func(), error) {
 func (d *daemonParts) serveAdmin() (stop func(), err error) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(d.proxy, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	handler := d.proxy.AdminHandler(reg, proxy.Debug{
-		Identities: func() any { return d.manager.Snapshot() },
-		Rules:      d.debugRules, Status: d.debugStatus, Ready: d.ready,
-	})
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: adminHeader, ErrorLog: zap.NewStdLog(d.log)}
-	listeners, err := d.adminListeners()
+	public := proxy.AdminHandler(reg, d.ready)
+	private := d.proxy.DebugHandler(public, proxy.Debug{Identities: d.debugIdentities, Rules: d.debugRules, Status: d.debugStatus})
+	socket, page, err := d.adminListeners()
 	if err != nil {
 		return nil, err
 	}
 	var serving sync.WaitGroup
-	for _, l := range listeners {
-		serving.Go(func() { _ = server.Serve(l) }) // ErrServerClosed
+	var servers []*http.Server
+	serve := func(l net.Listener, h http.Handler) {
+		s := &http.Server{Handler: h, ReadHeaderTimeout: adminHeader, IdleTimeout: adminIdle, ErrorLog: zap.NewStdLog(d.log)}
+		servers = append(servers, s)
+		serving.Go(func() { _ = s.Serve(l) }) // ErrServerClosed
 	}
-	return func() { _ = server.Close(); serving.Wait() }, nil
+	serve(socket, private)
+	if page != nil {
+		serve(page, public)
+	}
+	return func() {
+		for _, s := range servers {
+			_ = s.Close()
+		}
+		serving.Wait()
+	}, nil
 }
 
-func (d *daemonParts) adminListeners() ([]net.Listener, error) {
+// adminListeners are the debug socket, which only root can open, and the page, nil
+// where none is wanted.
+func (d *daemonParts) adminListeners() (socket, page net.Listener, err error) {
 	if err := os.MkdirAll(filepath.Dir(d.cfg.Socket), 0o755); err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
+		return nil, nil, fmt.Errorf("socket: %w", err)
 	}
 	if err := os.Remove(d.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of a run that was killed
-		return nil, fmt.Errorf("socket: %w", err)
+		return nil, nil, fmt.Errorf("socket: %w", err)
 	}
-	unix, err := net.Listen("unix", d.cfg.Socket)
+	// The mode must hold from the first moment on, and nothing else makes files now.
+	mask := syscall.Umask(0o177)
+	socket, err = net.Listen("unix", d.cfg.Socket)
+	syscall.Umask(mask)
 	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	if err := os.Chmod(d.cfg.Socket, 0o600); err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
+		return nil, nil, fmt.Errorf("socket: %w", err)
 	}
 	if d.cfg.Admin == "" {
-		return []net.Listener{unix}, nil
+		return socket, nil, nil
 	}
-	page, err := net.Listen("tcp", d.cfg.Admin)
-	if err != nil {
-		_ = unix.Close()
-		return nil, fmt.Errorf("admin: %w", err)
+	if page, err = net.Listen("tcp", d.cfg.Admin); err != nil {
+		_ = socket.Close()
+		return nil, nil, fmt.Errorf("admin: %w", err)
 	}
-	return []net.Listener{unix, page}, nil
+	return socket, page, nil
+}
+
+// shownIdentity is a workload as the debug page shows it: never its key.
+type shownIdentity struct {
+	SPIFFEID   string              `json:"spiffe_id,omitempty"`
+	Attributes map[string][]string `json:"attributes,omitempty"`
+	NotAfter   *time.Time          `json:"not_after,omitempty"`
+	CgroupID   uint64              `json:"cgroup_id"`
+	UID        uint32              `json:"uid"`
+	Error      string              `json:"error,omitempty"`
+}
+
+func (d *daemonParts) debugIdentities() any {
+	out := []shownIdentity{}
+	for _, s := range d.manager.Snapshot() {
+		x := shownIdentity{CgroupID: s.Workload.Key.CgroupID, UID: s.Workload.Key.UID, Attributes: make(map[string][]string)}
+		attributes := s.Workload.Attributes
+		if s.Credential != nil {
+			notAfter := s.Credential.SVID.NotAfter()
+			x.SPIFFEID, x.NotAfter, attributes = s.Credential.SVID.ID.String(), &notAfter, s.Credential.SVID.Attributes
+		}
+		for _, a := range attributes {
+			x.Attributes[a.Key] = append(x.Attributes[a.Key], a.Value)
+		}
+		if s.Err != nil {
+			x.Error = s.Err.Error()
+		}
+		out = append(out, x)
+	}
+	return out
 }
 
 func (d *daemonParts) debugRules() any {

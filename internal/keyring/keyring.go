@@ -19,8 +19,10 @@ const (
 	MaxSize = 32767
 
 	keyType = "user"
-	// ownerOnly: KEY_POS_ALL | KEY_USR_ALL, keyctl.h.
-	ownerOnly = 0x3f3f0000
+	// ownerOnly: KEY_USR_ALL, keyctl.h. Nothing for possessors: a process that a root
+	// login started and that gave up root still possesses what root's session
+	// keyring links to.
+	ownerOnly = 0x003f0000
 )
 
 var (
