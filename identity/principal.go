@@ -81,15 +81,15 @@ func NewPrincipal(id spiffeid.ID, claims Attributes) (Principal, error) {
 	}, nil
 }
 
-// SVID is a workload's certificate with its key, which exists only in memory.
-// Immutable.
+// SVID is a workload's certificate with its key, which exists only in memory: an
+// SVID prints and encodes as its ID and its end (see redact.go). Immutable.
 type SVID struct {
 	Principal
 	// Chain, leaf first, without the root.
 	Chain []*x509.Certificate
-	Key   crypto.Signer
+	Key   crypto.Signer `json:"-" yaml:"-"`
 	// TLS is the same in crypto/tls's form, made once.
-	TLS *tls.Certificate
+	TLS *tls.Certificate `json:"-" yaml:"-"`
 }
 
 // NewSVID checks that the leaf is a workload's.
