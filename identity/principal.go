@@ -39,18 +39,34 @@ type Principal struct {
 // caller has verified the chain; nothing is ever read from another certificate.
 // Errors: ErrMalformedSVID, ErrNotWorkload, ErrMalformedClaims.
 func PrincipalOf(leaf *x509.Certificate) (Principal, error) {
-	if len(leaf.URIs) != 1 {
-		return Principal{}, fmt.Errorf("%w: %d URI SANs, want exactly one", ErrMalformedSVID, len(leaf.URIs))
-	}
-	id, err := spiffeid.FromURI(leaf.URIs[0])
+	id, err := idOf(leaf)
 	if err != nil {
-		return Principal{}, fmt.Errorf("%w: %w", ErrMalformedSVID, err)
+		return Principal{}, err
 	}
 	claims, err := ClaimsOf(leaf)
 	if err != nil {
 		return Principal{}, err
 	}
 	return NewPrincipal(id, claims)
+}
+
+// maxID is the length of a SPIFFE ID, in bytes, that everybody must support and
+// nobody should exceed (SPIFFE-ID, section 2.3).
+const maxID = 2048
+
+// idOf is the one SPIFFE ID of a leaf. Errors: ErrMalformedSVID.
+func idOf(leaf *x509.Certificate) (spiffeid.ID, error) {
+	if len(leaf.URIs) != 1 {
+		return spiffeid.ID{}, fmt.Errorf("%w: %d URI SANs, want exactly one", ErrMalformedSVID, len(leaf.URIs))
+	}
+	if n := len(leaf.URIs[0].String()); n > maxID {
+		return spiffeid.ID{}, fmt.Errorf("%w: a SPIFFE ID of %d bytes, at most %d", ErrMalformedSVID, n, maxID)
+	}
+	id, err := spiffeid.FromURI(leaf.URIs[0])
+	if err != nil {
+		return spiffeid.ID{}, fmt.Errorf("%w: %w", ErrMalformedSVID, err)
+	}
+	return id, nil
 }
 
 // NewPrincipal splits the ID's path and adds what derives from it to the claims.
@@ -110,12 +126,9 @@ func NewHostSVID(chain []*x509.Certificate, key crypto.Signer) (*SVID, error) {
 	if len(chain) == 0 {
 		return nil, fmt.Errorf("%w: empty chain", ErrMalformedSVID)
 	}
-	if len(chain[0].URIs) != 1 {
-		return nil, fmt.Errorf("%w: %d URI SANs, want exactly one", ErrMalformedSVID, len(chain[0].URIs))
-	}
-	id, err := spiffeid.FromURI(chain[0].URIs[0])
+	id, err := idOf(chain[0])
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMalformedSVID, err)
+		return nil, err
 	}
 	if !IsHost(id) {
 		return nil, fmt.Errorf("%w: %s is not a host's", ErrMalformedSVID, id)

@@ -96,12 +96,9 @@ func checkSVID(chain []*x509.Certificate) (spiffeid.ID, error) {
 		return spiffeid.ID{}, fmt.Errorf("%w: %d certificates, at most %d", ErrMalformedSVID, len(chain), maxChain)
 	}
 	leaf := chain[0]
-	if len(leaf.URIs) != 1 {
-		return spiffeid.ID{}, fmt.Errorf("%w: %d URI SANs, want exactly one", ErrMalformedSVID, len(leaf.URIs))
-	}
-	id, err := spiffeid.FromURI(leaf.URIs[0])
+	id, err := idOf(leaf)
 	if err != nil {
-		return spiffeid.ID{}, fmt.Errorf("%w: %w", ErrMalformedSVID, err)
+		return spiffeid.ID{}, err
 	}
 	switch ku := leaf.KeyUsage; {
 	case leaf.IsCA:
@@ -137,7 +134,47 @@ func refusal(chain []*x509.Certificate, bundle *x509bundle.Bundle, now time.Time
 			}
 		}
 	}
-	return fmt.Errorf("%w: %w", ErrUntrusted, cause)
+	return fmt.Errorf("%w: %s", ErrUntrusted, describe(cause))
+}
+
+// describe says why a chain does not verify, in words of ours. Those of crypto/x509
+// quote what stands in the certificates, a stranger's choice of up to hundreds of
+// kilobytes, which would go on into logs, records and verdicts.
+func describe(cause error) string {
+	var (
+		unknown  x509.UnknownAuthorityError
+		invalid  x509.CertificateInvalidError
+		critical x509.UnhandledCriticalExtension
+	)
+	switch {
+	case errors.As(cause, &unknown):
+		return "no path to a root of the trust domain"
+	case errors.As(cause, &critical):
+		return "unknown critical extension"
+	case errors.As(cause, &invalid):
+		return describeInvalid(invalid.Reason)
+	}
+	return "no valid path to a root of the trust domain"
+}
+
+func describeInvalid(r x509.InvalidReason) string {
+	switch r {
+	case x509.Expired:
+		return "a certificate of the chain is not valid at this time"
+	case x509.NotAuthorizedToSign:
+		return "signed by a certificate that may not sign others"
+	case x509.TooManyIntermediates:
+		return "more intermediates than a certificate of the chain allows"
+	case x509.CANotAuthorizedForThisName, x509.NameConstraintsWithoutSANs, x509.UnconstrainedName:
+		return "a CA of the chain may not sign for this name"
+	case x509.TooManyConstraints:
+		return "too many name constraints"
+	case x509.IncompatibleUsage, x509.CANotAuthorizedForExtKeyUsage:
+		return "a certificate of the chain is not for this use"
+	case x509.NameMismatch:
+		return "issuer and subject do not match"
+	}
+	return "no valid path to a root of the trust domain"
 }
 
 // validity is when all certificates of a path are valid; both ends included, as in

@@ -6,6 +6,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,6 +127,51 @@ func TestVerifyRefuses(t *testing.T) {
 				t.Errorf("VerifiedCache.Verify: %v, %v; want %v", p.ID, err, tt.want)
 			}
 		})
+	}
+}
+
+// TestRefusalsAreShort: a stranger's certificates do not write our logs.
+func TestRefusalsAreShort(t *testing.T) {
+	const huge = 300 << 10
+	loud := strings.Repeat("A", huge)
+	root := newRoot(t, "acme.example")
+	stranger := newRoot(t, "acme.example")
+	named := stranger.intermediate(func(c *x509.Certificate) { c.Subject.CommonName = loud })
+	// The candidate issuer's name is what crypto/x509 quotes.
+	twin := root.intermediate(func(c *x509.Certificate) { c.Subject = named.cert.Subject })
+	constrained := root.intermediate(func(c *x509.Certificate) {
+		c.PermittedDNSDomains, c.PermittedDNSDomainsCritical = []string{"acme.example"}, true
+	})
+	now := time.Now()
+	for name, chain := range map[string][]*x509.Certificate{
+		"an intermediate's name": {named.issue(webID, nil, nil), twin.cert},
+		"a DNS name": {constrained.issue(webID, nil, func(c *x509.Certificate) {
+			c.DNSNames = []string{strings.Repeat("a.", huge/2) + "example"}
+		}), constrained.cert},
+		"a SPIFFE ID":                {stranger.issue("spiffe://acme.example/"+loud, nil, nil)},
+		"a trust domain":             {stranger.issue("spiffe://"+strings.ToLower(loud)+"/x/y", nil, nil)},
+		"the SPIFFE ID of a CA":      {stranger.intermediate(func(c *x509.Certificate) { c.URIs = []*url.URL{mustURI(t, "spiffe://acme.example/"+loud)} }).cert},
+		"a SPIFFE ID without claims": {root.issue("spiffe://acme.example/"+loud, nil, nil)},
+	} {
+		for from, verify := range map[string]func([]*x509.Certificate, x509bundle.Source, time.Time) (Principal, error){
+			"Verify": Verify, "VerifiedCache": NewVerifiedCache(4).Verify,
+		} {
+			_, err := verify(chain, x509bundle.NewSet(root.bundle()), now)
+			if err == nil {
+				t.Errorf("%s: %s: accepted", from, name)
+			} else if n := len(err.Error()); n > 4096 {
+				t.Errorf("%s: %s: an error of %d bytes: %.100s", from, name, n, err)
+			}
+		}
+	}
+	key := newTestKey(t)
+	long := root.issueFor(key.Public(), "spiffe://acme.example/symbolon/host/"+loud, nil, nil)
+	if _, err := NewHostSVID([]*x509.Certificate{long}, key); !errors.Is(err, ErrMalformedSVID) || len(err.Error()) > 4096 {
+		t.Errorf("NewHostSVID: %.100v", err)
+	}
+	// It still says what is wrong.
+	if _, err := Verify([]*x509.Certificate{named.issue(webID, nil, nil)}, root.bundle(), now); !errors.Is(err, ErrUntrusted) || !strings.Contains(err.Error(), "no path to a root") {
+		t.Errorf("%.200v", err)
 	}
 }
 
