@@ -70,7 +70,20 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 	@FUZZTIME=$(FUZZTIME) hack/fuzz.sh
 
 .PHONY: bench
-bench: ## the Go benchmarks; BENCH=regexp selects
+bench: bench-build ## the data plane beside HAProxy, nginx and others, 15 minutes (needs root)
+	$(BIN)/symbolon-bench $(BENCH_FLAGS)
+
+.PHONY: bench-quick
+bench-quick: bench-build ## the same in under 3 minutes, less exact
+	$(BIN)/symbolon-bench -quick $(BENCH_FLAGS)
+
+.PHONY: bench-build
+bench-build: build
+	@hack/deps.sh bench
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/symbolon-bench ./internal/bench
+
+.PHONY: bench-go
+bench-go: ## the Go benchmarks of packages; BENCH=regexp selects
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem $$(hack/packages.sh benchmarks)
 
 ##### keep it clean

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs the programs that `make demo` and `make test` use: real servers, real
 # balancers, real captures. Only what is missing, from the distribution (Debian,
-# Ubuntu), and none of it is started as a service.
+# Ubuntu), and none of it is started as a service. "deps.sh bench" adds what only
+# `make bench` uses.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -15,6 +16,10 @@ declare -A package=(
 )
 
 missing=()
+if [ "${1:-}" = bench ]; then
+	package[stunnel]=stunnel4
+	compgen -G '/usr/lib*/nginx/modules/ngx_stream_module.so' >/dev/null || missing+=(libnginx-mod-stream)
+fi
 for program in "${!package[@]}"; do
 	command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done

@@ -1,0 +1,54 @@
+package main
+
+import "context"
+
+// system is something to measure: a pair of proxies, or none.
+type system struct {
+	name, about string
+	// target is what the load generator connects to.
+	target string
+	// encrypted: bytes must not be readable on the wire. Checked before measuring.
+	encrypted bool
+	// peer: results are held against the best of these.
+	peer bool
+	// start starts the proxies, first or again, and fills in pair's daemons. nil:
+	// there are none.
+	start func(context.Context, *lab, *pair) error
+}
+
+const (
+	nameSymbolon      = "symbolon"
+	nameAuthenticated = "symbolon-auth"
+)
+
+func allSystems() []system {
+	return []system{
+		{name: "direct", about: "no proxy, no encryption", target: remote},
+		{name: "haproxy", about: "HAProxy pair, mode tcp, 64 KB buffers, sessions resumed", target: near, encrypted: true, peer: true, start: startHAProxy},
+		{name: "nginx", about: "nginx stream pair, 16 KB buffers (its default), sessions resumed", target: near, encrypted: true, peer: true, start: nginxStream("16k")},
+		{name: "nginx-64k", about: "the same with 64 KB buffers", target: near, encrypted: true, peer: true, start: nginxStream("64k")},
+		{name: "stunnel", about: "stunnel pair, sessions resumed", target: near, encrypted: true, peer: true, start: startStunnel},
+		{name: "go", about: "io.Copy over crypto/tls (ghostunnel's technique; in this program), X25519, sessions resumed", target: near, encrypted: true, start: startGo},
+		{name: nameSymbolon, about: "transparent by iptables; identity, policy, records; encrypted", target: remote, encrypted: true, start: startSymbolon("encrypted")},
+		{name: nameAuthenticated, about: "the same, authenticated: TLS proves both ends, then bytes pass in the clear", target: remote, start: startSymbolon("authenticated")},
+	}
+}
+
+// quickSystems leaves out what others stand for.
+func quickSystems() []system {
+	var quick []system
+	for _, s := range allSystems() {
+		if s.name != "nginx" && s.name != "stunnel" {
+			quick = append(quick, s)
+		}
+	}
+	return quick
+}
+
+func names(systems []system) []string {
+	var all []string
+	for _, s := range systems {
+		all = append(all, s.name)
+	}
+	return all
+}
