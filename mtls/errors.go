@@ -104,7 +104,7 @@ func ReasonOf(err error) symbolonv1.Reason {
 	return NetworkReason(err)
 }
 
-// NetworkReason translates what the kernel said of a connection.
+// NetworkReason translates what ended the data phase: mostly what the kernel said.
 func NetworkReason(err error) symbolonv1.Reason {
 	var timeout interface{ Timeout() bool }
 	switch {
@@ -120,6 +120,8 @@ func NetworkReason(err error) symbolonv1.Reason {
 		return symbolonv1.Reason_REASON_TIMED_OUT
 	case errors.Is(err, ErrTruncated):
 		return symbolonv1.Reason_REASON_TRUNCATED
+	case errors.Is(err, ErrProtocol):
+		return symbolonv1.Reason_REASON_PROTOCOL
 	}
 	return symbolonv1.Reason_REASON_INTERNAL
 }

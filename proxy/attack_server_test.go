@@ -127,12 +127,19 @@ func TestMaliciousServers(t *testing.T) {
 		{name: "cuts the stream without close_notify", serve: func(w *world, c *net.TCPConn) string {
 			x := w.server(c, w.db(), nil)
 			_, _ = readOpen(x)
-			_, _ = x.Write(append(message(&symbolonv1.Verdict{Accept: true, Protection: encrypted}), "transfer 100"...))
-			_, _ = io.ReadFull(x, make([]byte, len("secret"))) // the application has got there
+			_, _ = x.Write(append(message(&symbolonv1.Verdict{Accept: true, Protection: encrypted}), "\x00\x00\x00\x0ctransfer 100"...))
+			_, _ = io.ReadFull(x, make([]byte, len("lenXsecret"))) // the application has got there
 			_ = c.CloseWrite()
 			_, _ = io.Copy(io.Discard, x)
 			return ""
 		}, app: "transfer 100", reason: "truncated", outcome: "error"},
+		{name: "sends a frame that is too large", serve: func(w *world, c *net.TCPConn) string {
+			x := w.server(c, w.db(), nil)
+			_, _ = readOpen(x)
+			_, _ = x.Write(append(message(&symbolonv1.Verdict{Accept: true, Protection: encrypted}), "\xff\xff\xff\xffx"...))
+			_, _ = io.Copy(io.Discard, x)
+			return ""
+		}, reason: "protocol"},
 		{name: "says nothing", serve: func(_ *world, c *net.TCPConn) string { _, _ = io.Copy(io.Discard, c); return "" }, reason: "handshake-timeout"},
 		{name: "has claims that policy denies", serve: presents(func(w *world) tls.Certificate {
 			return *w.ca.workload("/prod/other", map[string][]string{"app": {"other"}}).SVID.TLS
