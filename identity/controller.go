@@ -153,7 +153,7 @@ func (w *controllerWatch) issue(ctx context.Context, state sourceState) time.Dur
 	if err != nil {
 		w.failures++
 		w.send(Update{w.last, err})
-		return retryPause(w.failures, w.last != nil)
+		return retryPause(w.failures, w.last != nil, err)
 	}
 	w.failures = 0
 	w.last = &Credential{SVID: svid, Bundles: state.bundles}
@@ -191,7 +191,8 @@ func (w *controllerWatch) wait(ctx context.Context, state sourceState, pause tim
 		if state.bundles != was.bundles {
 			w.last = &Credential{SVID: w.last.SVID, Bundles: state.bundles}
 			w.send(Update{Credential: w.last})
-			if _, err := Verify(w.last.SVID.Chain, state.bundles, time.Now()); err != nil {
+			// After a failure, a word from the controller is the time to try again.
+			if _, err := Verify(w.last.SVID.Chain, state.bundles, time.Now()); err != nil || w.failures > 0 {
 				return state
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -250,21 +251,69 @@ func TestControllerSourceOutlivesAnOutage(t *testing.T) {
 func TestControllerSourceTriesHarderWithoutCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newController(t)
-		c.fail = connect.NewError(connect.CodePermissionDenied, errors.New("no"))
-		s, updates := watchOf(t, c)
+		c.fail = connect.NewError(connect.CodeUnavailable, errors.New("away"))
+		_, updates := watchOf(t, c)
 		time.Sleep(10 * time.Minute)
 		u, ok := pending(t, updates)
-		if !ok || connect.CodeOf(u.Err) != connect.CodePermissionDenied || u.Credential != nil {
+		if !ok || connect.CodeOf(u.Err) != connect.CodeUnavailable || u.Credential != nil {
 			t.Fatalf("%+v", u)
 		}
-		c.set(func() { c.fail = nil })
-		before := time.Now()
-		s.Reissue() // the Profiles that were missing
-		good(t, updates)
-		if d := time.Since(before); d != 0 {
-			t.Errorf("after %s, want at once", d)
+		if n := c.count(); n < 120 {
+			t.Errorf("%d requests in ten minutes: a workload without SVID is refused everywhere", n)
 		}
+		c.set(func() { c.fail = nil })
+		time.Sleep(maxFirstRetry)
+		good(t, updates)
 	})
+}
+
+// TestControllerSourceHeedsARefusal: what will be refused again is asked for seldom,
+// and at once when something may have changed.
+func TestControllerSourceHeedsARefusal(t *testing.T) {
+	for _, code := range []connect.Code{connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodePermissionDenied} {
+		for name, wake := range map[string]func(*ControllerSource){
+			"reissue": (*ControllerSource).Reissue, // the Profiles that were missing
+			"bundle": func(s *ControllerSource) {
+				s.SetBundle(spiffeid.RequireTrustDomainFromString("partner.example"), []*x509.Certificate{newRoot(t, "partner.example").cert})
+			},
+		} {
+			for _, had := range []bool{false, true} {
+				t.Run(fmt.Sprint(code, " ", name, " ", had), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						c := newController(t)
+						refuse := func() { c.fail = connect.NewError(code, errors.New("no")) }
+						if !had {
+							refuse()
+						}
+						s, updates := watchOf(t, c)
+						synctest.Wait()
+						if had {
+							good(t, updates)
+							c.set(refuse)
+							s.Reissue()
+							synctest.Wait()
+						}
+						n := c.count()
+						time.Sleep(time.Hour)
+						u, ok := pending(t, updates)
+						if !ok || connect.CodeOf(u.Err) != code || (u.Credential != nil) != had {
+							t.Fatalf("%+v", u)
+						}
+						if n := c.count() - n; n < 55 || n > 70 {
+							t.Errorf("%d requests in an hour, want about one a minute", n)
+						}
+						c.set(func() { c.fail = nil })
+						before := time.Now()
+						wake(s)
+						good(t, updates)
+						if d := time.Since(before); d != 0 {
+							t.Errorf("after %s, want at once", d)
+						}
+					})
+				})
+			}
+		}
+	}
 }
 
 func TestControllerSourceTimesOut(t *testing.T) {
@@ -414,13 +463,13 @@ func TestControllerSourceSlowReaderGetsTheLast(t *testing.T) {
 }
 
 func TestPauses(t *testing.T) {
-	now := time.Now()
+	now, away := time.Now(), errors.New("away")
 	for range 1000 {
 		for n := 1; n < 100; n++ {
-			if d := retryPause(n, true); d <= 0 || d > maxRetry+time.Millisecond {
+			if d := retryPause(n, true, away); d <= 0 || d > maxRetry+time.Millisecond {
 				t.Fatalf("retry %d after %s", n, d)
 			}
-			if d := retryPause(n, false); d > maxFirstRetry+time.Millisecond {
+			if d := retryPause(n, false, away); d > maxFirstRetry+time.Millisecond {
 				t.Fatalf("first retry %d after %s", n, d)
 			}
 		}
