@@ -140,6 +140,15 @@ func TestMaliciousServers(t *testing.T) {
 			_, _ = io.Copy(io.Discard, x)
 			return ""
 		}, reason: "protocol"},
+		{name: "ends TLS inside a frame", serve: func(w *world, c *net.TCPConn) string {
+			x := w.server(c, w.db(), nil)
+			_, _ = readOpen(x)
+			_, _ = x.Write(append(message(&symbolonv1.Verdict{Accept: true, Protection: encrypted}), "\x00\x00\x00\x0ctransfer"...))
+			_, _ = io.ReadFull(x, make([]byte, 4+len("secret")))
+			_ = x.CloseWrite()
+			_, _ = io.Copy(io.Discard, x)
+			return ""
+		}, app: "transfer", reason: "truncated", outcome: "error"},
 		{name: "says nothing", serve: func(_ *world, c *net.TCPConn) string { _, _ = io.Copy(io.Discard, c); return "" }, reason: "handshake-timeout"},
 		{name: "has claims that policy denies", serve: presents(func(w *world) tls.Certificate {
 			return *w.ca.workload("/prod/other", map[string][]string{"app": {"other"}}).SVID.TLS

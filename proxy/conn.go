@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -135,6 +136,17 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 	}
 	count(rec, r)
 	return rec
+}
+
+// serve runs f, and ends the connection by what it returns. When ctx ends, the proxy
+// stops: whatever f waits for is cut, a client that says nothing included.
+func (x *conn) serve(ctx context.Context, f func(context.Context) error) {
+	defer context.AfterFunc(ctx, func() { _ = reset(x.accepted) })()
+	err := f(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = deny(symbolonv1.Reason_REASON_SHUTTING_DOWN, err)
+	}
+	x.end(err)
 }
 
 // end closes the accepted connection, and writes the record unless report has. err

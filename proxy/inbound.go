@@ -27,7 +27,7 @@ func (p *Proxy) inbound(ctx context.Context, c *net.TCPConn) {
 		return
 	}
 	x.release = leave
-	x.end(x.serveInbound(ctx))
+	x.serve(ctx, x.serveInbound)
 }
 
 func (x *conn) serveInbound(ctx context.Context) error {
@@ -56,9 +56,11 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	if err != nil {
 		return networkError(err)
 	}
+	c = x.p.policy.Load() // the client may have taken its time
+	source, unprotected = x.source(c, me, tuple)
 	switch kind {
 	case mtls.Tunnel:
-		return x.acceptTunnel(setup, c, me, socket, tuple)
+		return x.acceptTunnel(setup, me, socket, tuple)
 	case mtls.Closed:
 		// A client that has ended its direction may still wait to be spoken to.
 		if !unprotected {
@@ -138,7 +140,7 @@ func (x *conn) refuseInbound(ctx context.Context, why error) error {
 
 // acceptTunnel is the server's half of symbolon/1. A tunnel may bring one connection
 // after another; each is judged and recorded by itself, and x is the first.
-func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party, socket redirect.SocketOwner, tuple redirect.Tuple) error {
+func (x *conn) acceptTunnel(ctx context.Context, me *party, socket redirect.SocketOwner, tuple redirect.Tuple) error {
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
 	defer cancel()
 	endpoint := me.current.Load()
@@ -151,7 +153,7 @@ func (x *conn) acceptTunnel(ctx context.Context, c *policydb.Compiled, me *party
 		return err
 	}
 	in := &incoming{conn: x, me: me, socket: socket, tuple: tuple, endpoint: endpoint, tunnel: t}
-	if err := in.serve(ctx, c, open); err != nil || !t.Reusable() {
+	if err := in.serve(ctx, x.p.policy.Load(), open); err != nil || !t.Reusable() {
 		return err
 	}
 	x.report(nil)

@@ -20,7 +20,7 @@ const tcp = "tcp"
 // outbound serves a connection that a local application made.
 func (p *Proxy) outbound(ctx context.Context, c *net.TCPConn) {
 	x := p.newConn(c, symbolonv1.Reporter_REPORTER_CLIENT)
-	x.end(x.serveOutbound(ctx))
+	x.serve(ctx, x.serveOutbound)
 }
 
 func (x *conn) serveOutbound(ctx context.Context) error {
@@ -186,6 +186,7 @@ func (o *outgoing) judge(c *policydb.Compiled, now time.Time) policydb.Decision 
 func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error) {
 	identified(o.rec.GetDestination(), &peer.Principal)
 	o.peer = policydb.Endpoint{Namespace: peer.Namespace, Attributes: peer.Attributes}
+	o.policy = o.p.policy.Load() // dialling may have taken its time
 	d := o.judge(o.policy, o.p.now())
 	o.until = d.Until
 	if err := o.decided(policydb.Client, o.policy, &d); err != nil {
