@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -38,12 +39,15 @@ type Manager struct {
 	mu        sync.Mutex
 	closed    bool
 	workloads map[Key]*managed
+	leaving   map[Key]*managed // no more in use, their listeners not yet told
 	listeners map[*listener]struct{}
 }
 
-// listener is a pointer's worth of identity for a function.
+// listener is a pointer's worth of identity for functions, either of which may be
+// nil.
 type listener struct {
 	changed func(Key, *Credential)
+	dropped func(Key)
 }
 
 // managed is one workload in use. The Manager's mutex guards what changes.
@@ -52,6 +56,9 @@ type managed struct {
 	cancel   context.CancelFunc
 	dropped  <-chan struct{} // closed when the Manager lets go of it
 	answered chan struct{}   // closed by the first update
+	ended    chan struct{}   // closed when its listeners have heard the last of it
+	before   *managed        // the same workload's, which ends first; nil: none
+	replaced bool            // another one stands in its place
 
 	credential *Credential
 	err        error
@@ -69,6 +76,7 @@ func NewManager(source Source) *Manager {
 		ctx:       ctx,
 		cancel:    cancel,
 		workloads: make(map[Key]*managed),
+		leaving:   make(map[Key]*managed),
 		listeners: make(map[*listener]struct{}),
 	}
 	m.wg.Go(m.sweep)
@@ -135,20 +143,36 @@ func (m *Manager) use(w *Workload) (*managed, error) {
 	pins := new(int)
 	if e != nil { // what is known of it changed: a user's groups, say
 		pins = e.pins
+		e.replaced = true
 		m.drop(w.Key)
 	}
 	if len(m.workloads) >= m.limit {
 		m.evict()
 	}
 	ctx, cancel := context.WithCancel(m.ctx)
-	e = &managed{workload: w, cancel: cancel, dropped: ctx.Done(), answered: make(chan struct{}), used: now, pins: pins}
+	e = &managed{
+		workload: w, cancel: cancel, dropped: ctx.Done(), used: now, pins: pins,
+		answered: make(chan struct{}), ended: make(chan struct{}), before: m.leaving[w.Key],
+	}
 	m.workloads[w.Key] = e
 	m.wg.Go(func() { m.follow(ctx, e) })
 	return e, nil
 }
 
-// follow takes e's updates to itself and to the listeners.
+// follow takes e's updates to itself and to the listeners, from the first to the
+// last.
 func (m *Manager) follow(ctx context.Context, e *managed) {
+	if e.before != nil {
+		<-e.before.ended
+		e.before = nil
+	}
+	m.watch(ctx, e)
+	m.leave(e)
+}
+
+// watch returns when the source has nothing more to say, which is after e was
+// dropped.
+func (m *Manager) watch(ctx context.Context, e *managed) {
 	updates := m.source.Watch(ctx, e.workload)
 	expiry := time.NewTimer(0)
 	expiry.Stop()
@@ -185,18 +209,39 @@ func (m *Manager) follow(ctx context.Context, e *managed) {
 // tell calls the listeners, without the lock, so that they may call back. A
 // workload that was dropped meanwhile has nothing more to say.
 func (m *Manager) tell(ctx context.Context, k Key, c *Credential) {
-	m.mu.Lock()
-	all := make([]*listener, 0, len(m.listeners))
-	for l := range m.listeners {
-		all = append(all, l)
-	}
-	m.mu.Unlock()
-	for _, l := range all {
+	for _, l := range m.listening() {
 		if ctx.Err() != nil {
 			return
 		}
-		l.changed(k, c)
+		if l.changed != nil {
+			l.changed(k, c)
+		}
 	}
+}
+
+// leave tells the listeners that e is no more in use, unless another one of its key
+// is, or the Manager itself ends.
+func (m *Manager) leave(e *managed) {
+	k := e.workload.Key
+	if !e.replaced && m.ctx.Err() == nil {
+		for _, l := range m.listening() {
+			if l.dropped != nil {
+				l.dropped(k)
+			}
+		}
+	}
+	m.mu.Lock()
+	if m.leaving[k] == e {
+		delete(m.leaving, k)
+	}
+	m.mu.Unlock()
+	close(e.ended)
+}
+
+func (m *Manager) listening() []*listener {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.listeners))
 }
 
 // Subscribe calls changed for every new credential of a workload in use, and with
@@ -205,7 +250,19 @@ func (m *Manager) tell(ctx context.Context, k Key, c *Credential) {
 // changed should return soon, and must not call Close. A call may still be under
 // way when cancel returns.
 func (m *Manager) Subscribe(changed func(Key, *Credential)) (cancel func()) {
-	l := &listener{changed}
+	return m.subscribe(&listener{changed: changed})
+}
+
+// SubscribeDropped calls dropped for every workload that is no more in use: idle, or
+// evicted to make room, with live connections if it must be. What was kept under
+// its key can go. It comes after the last call of Subscribe's for that workload, and
+// before Get answers for its key again; so dropped must not call Get, nor Close. A
+// call may still be under way when cancel returns.
+func (m *Manager) SubscribeDropped(dropped func(Key)) (cancel func()) {
+	return m.subscribe(&listener{dropped: dropped})
+}
+
+func (m *Manager) subscribe(l *listener) (cancel func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.listeners[l] = struct{}{}
@@ -239,8 +296,10 @@ func (m *Manager) Pin(k Key) (unpin func()) {
 
 // drop ends a workload; the caller holds the mutex.
 func (m *Manager) drop(k Key) {
-	m.workloads[k].cancel()
+	e := m.workloads[k]
+	e.cancel()
 	delete(m.workloads, k)
+	m.leaving[k] = e
 }
 
 // evict makes room. It takes the longest unused workload of the user that has the

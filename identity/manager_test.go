@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -277,6 +279,113 @@ func TestManagerIsBounded(t *testing.T) {
 		}
 		if !kept[worker(21).Key] || kept[worker(2).Key] {
 			t.Error("not the oldest was pushed out")
+		}
+	})
+}
+
+// keyRecorder is a subscriber to what is dropped.
+type keyRecorder struct {
+	mu   sync.Mutex
+	keys []Key
+}
+
+func (r *keyRecorder) dropped(k Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keys = append(r.keys, k)
+}
+
+func (r *keyRecorder) take() []Key {
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := r.keys
+	r.keys = nil
+	return out
+}
+
+func TestManagerTellsWhatItDrops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, s := managerOf(t, c)
+		m.limit = 2
+		var r keyRecorder
+		cancel := m.SubscribeDropped(r.dropped)
+
+		mustGet(t, m, worker(1))
+		time.Sleep(time.Second)
+		mustGet(t, m, worker(2))
+		defer m.Pin(worker(2).Key)()
+		s.Reissue()
+		changed := &Workload{Key: worker(2).Key, Attributes: Attributes{{"os.group", "ssl"}}}
+		mustGet(t, m, changed)
+		if got := r.take(); len(got) != 0 {
+			t.Errorf("told of %v, which are in use", got)
+		}
+		mustGet(t, m, worker(3))
+		if got := r.take(); !slices.Equal(got, []Key{worker(1).Key}) {
+			t.Errorf("told of %v, want the one that was evicted", got)
+		}
+		time.Sleep(idleTimeout + sweepInterval)
+		if got := r.take(); !slices.Equal(got, []Key{worker(3).Key}) {
+			t.Errorf("told of %v, want the idle one", got)
+		}
+		cancel()
+		mustGet(t, m, worker(4))
+		mustGet(t, m, worker(5))
+		if got := r.take(); len(got) != 0 {
+			t.Errorf("told of %v after cancelling", got)
+		}
+		if len(m.leaving) != 0 {
+			t.Errorf("%d are leaving for ever", len(m.leaving))
+		}
+	})
+}
+
+// TestManagerOrdersWhatItTells: of one workload, the end of its old life comes before
+// anything of the new one, for listeners and for Get, however slow a listener is.
+func TestManagerOrdersWhatItTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		var mu sync.Mutex
+		var heard []string
+		say := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			heard = append(heard, what)
+		}
+		defer m.Subscribe(func(Key, *Credential) { say("changed") })()
+		defer m.SubscribeDropped(func(Key) {
+			time.Sleep(time.Minute)
+			say("dropped")
+		})()
+		mustGet(t, m, webWorkload)
+		synctest.Wait()
+		m.mu.Lock()
+		m.drop(webWorkload.Key)
+		m.mu.Unlock()
+		mustGet(t, m, webWorkload)
+		say("answered")
+		synctest.Wait()
+		if got := strings.Join(heard, " "); got != "changed dropped changed answered" && got != "changed dropped answered changed" {
+			t.Errorf("heard %q", got)
+		}
+		time.Sleep(2 * idleTimeout)
+		synctest.Wait()
+	})
+}
+
+// TestManagerCloseDropsNothing: what ends with the program needs no call.
+func TestManagerCloseDropsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _ := managerOf(t, newController(t))
+		var r keyRecorder
+		m.SubscribeDropped(r.dropped)
+		mustGet(t, m, webWorkload)
+		m.Close()
+		if got := r.take(); len(got) != 0 {
+			t.Errorf("told of %v", got)
 		}
 	})
 }
