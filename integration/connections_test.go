@@ -17,7 +17,14 @@ func TestCrossHost(t *testing.T) {
 	t.Run("denied by default", func(t *testing.T) {
 		w.expect("echo", w.try(w.Client, "echo", "10.2.0.2:7001", "hello"), "reset")
 		l := w.recorded(w.client, "the client's record", to(portEcho, "deny"))
-		if l.Reason != "default" || l.Source.SPIFFEID != "spiffe://acme.example/acme/prod/client" || l.Destination.SPIFFEID != "spiffe://acme.example/acme/prod/echo" {
+		if l.Reason != "default" || l.Source.SPIFFEID != "spiffe://acme.example/acme/prod/client" || l.Destination.SPIFFEID != "" {
+			t.Errorf("record of a workload that may reach nobody: %+v", l)
+		}
+		// One that may reach somebody gets to know whom it was denied.
+		w.apply(allow("client-web", "client", "web", ""))
+		w.expect("echo", w.try(w.Client, "echo", "10.2.0.2:7001", "hello"), "reset")
+		l = w.recorded(w.client, "the client's record", func(l *flow.Line) bool { return l.Destination.SPIFFEID != "" })
+		if l.Reason != "default" || l.Outcome != "deny" || l.Destination.SPIFFEID != "spiffe://acme.example/acme/prod/echo" {
 			t.Errorf("record: %+v", l)
 		}
 	})

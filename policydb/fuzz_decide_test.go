@@ -365,6 +365,9 @@ func holdToReference(t *testing.T, rs []*symbolonv1.Resource, q *Query, now time
 	for _, side := range []Side{Client, Server} {
 		want := Reference(rs, side, q, now)
 		got := c.Decide(side, q, now)
+		if side == Client && got.Allow && !c.MayReach(&q.From, now) {
+			t.Fatalf("MayReach denies what Decide allows: %+v", q)
+		}
 		again := *q
 		again.From.Attributes, again.To.Attributes = slices.Clone(q.From.Attributes), slices.Clone(q.To.Attributes)
 		for name, d := range map[string]Decision{

@@ -96,6 +96,9 @@ func (w *world) ask(side Side, from, to string, port uint16) Decision {
 	w.Helper()
 	q := &Query{From: endpoint(from), To: endpoint(to), Protocol: "tcp", Port: port}
 	d := w.compiled.Decide(side, q, w.now)
+	if side == Client && d.Allow && !w.compiled.MayReach(&q.From, w.now) {
+		w.Errorf("MayReach denies what Decide allows: %+v", q)
+	}
 	if diff := diffDecisions(d, Reference(w.resources, side, q, w.now)); diff != "" {
 		w.Fatalf("%s side, %s to %s: Decide and Reference differ: %s", side, from, to, diff)
 	}

@@ -59,6 +59,11 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return x.serveExternal(setup, c, me, ext, tuple)
 	}
 	x.rec.Destination.External = service
+	if own := me.endpoint(); !c.MayReach(&own, x.p.now()) {
+		// Not even a ClientHello leaves for a workload that may talk to nobody.
+		x.rec.Generation = c.Generation()
+		return deny(symbolonv1.Reason_REASON_DEFAULT, errors.New("no policy of the client's side allows it to connect to anybody"))
+	}
 	// Behind a balancer each connection has its own tunnel, or it could not balance.
 	return x.serveTunnel(setup, c, me, tuple, service == "" && !x.p.noReuse)
 }
