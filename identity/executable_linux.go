@@ -10,18 +10,18 @@ import (
 	"os"
 
 	lru "github.com/hashicorp/golang-lru/v2"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 )
 
 const (
 	// maxExecutable bounds the work that a local user can cause by running a large
-	// sparse file: beyond it there is no proc.exe_sha256. A gigabyte takes about two
-	// seconds.
-	maxExecutable = 1 << 30
-	// maxHashing is how many files are read at a time.
-	maxHashing = 2
+	// sparse file: beyond it there is no proc.exe_sha256. So much takes about half a
+	// second.
+	maxExecutable = 256 << 20
+	// maxHashing is how many files are read at a time, and maxHashingPerUser how many
+	// of those for the processes of one user.
+	maxHashing, maxHashingPerUser = 16, 2
 	// maxAttempts counts how often others may spoil ours.
 	maxAttempts = 3
 	// hashChunk is read between two looks at the clock.
@@ -35,7 +35,7 @@ var errChanged = errors.New("executable changed meanwhile")
 type executables struct {
 	sums   *lru.Cache[FileID, string]
 	flight singleflight.Group
-	slots  *semaphore.Weighted
+	slots  *shares
 }
 
 func newExecutables(size int) *executables {
@@ -43,12 +43,12 @@ func newExecutables(size int) *executables {
 	if err != nil {
 		panic(err) // only for a size below one
 	}
-	return &executables{sums: sums, slots: semaphore.NewWeighted(maxHashing)}
+	return &executables{sums: sums, slots: newShares(maxHashing, maxHashingPerUser)}
 }
 
 // sum returns the lower-case hexadecimal SHA-256 of what p runs, known to be id;
-// "" if it is too large.
-func (x *executables) sum(ctx context.Context, p *process, id FileID) (string, error) {
+// "" if it is too large. uid is whose process it is.
+func (x *executables) sum(ctx context.Context, p *process, id FileID, uid uint32) (string, error) {
 	if id.Size > maxExecutable {
 		return "", nil
 	}
@@ -56,8 +56,9 @@ func (x *executables) sum(ctx context.Context, p *process, id FileID) (string, e
 		if s, ok := x.sums.Get(id); ok {
 			return s, nil
 		}
-		v, err, shared := x.flight.Do(fmt.Sprint(id), func() (any, error) {
-			s, err := x.read(ctx, p, id)
+		// Each user's own: what stands in one's queue is not waited for by another.
+		v, err, shared := x.flight.Do(fmt.Sprint(uid, id), func() (any, error) {
+			s, err := x.read(ctx, p, id, uid)
 			if err == nil {
 				x.sums.Add(id, s)
 			}
@@ -74,11 +75,12 @@ func (x *executables) sum(ctx context.Context, p *process, id FileID) (string, e
 	}
 }
 
-func (x *executables) read(ctx context.Context, p *process, id FileID) (string, error) {
-	if err := x.slots.Acquire(ctx, 1); err != nil {
+func (x *executables) read(ctx context.Context, p *process, id FileID, uid uint32) (string, error) {
+	release, err := x.slots.acquire(ctx, uid)
+	if err != nil {
 		return "", err
 	}
-	defer x.slots.Release(1)
+	defer release()
 	f, err := p.openExe()
 	if err != nil {
 		return "", err

@@ -18,7 +18,8 @@ import (
 )
 
 // helperMode makes the test binary a process of the tests: "hold" keeps what it
-// inherited, "dial ADDR" connects, "listen" listens. It says the socket's inode
+// inherited, "dial ADDR" connects, "listen" listens, "crowd ADDR" connects and
+// hides that behind more descriptors than are looked at. It says the socket's inode
 // and ends with its standard input.
 const helperMode = "SYMBOLON_IDENTITY_HELPER"
 
@@ -36,13 +37,16 @@ func TestMain(m *testing.M) {
 func helper(mode, arg string) error {
 	var c syscall.Conn
 	switch mode {
-	case "dial":
+	case "dial", "crowd":
 		conn, err := net.Dial("tcp", arg)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
 		c = conn.(*net.TCPConn)
+		if mode == "crowd" {
+			return crowd(conn.(*net.TCPConn))
+		}
 	case "listen":
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -58,9 +62,43 @@ func helper(mode, arg string) error {
 			return err
 		}
 	}
+	return say(inode)
+}
+
+func say(inode uint64) error {
 	fmt.Println(inode)
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+// fewDescriptors is the bound that tests put in the place of maxDescriptors, which
+// may be above what this machine lets a process have; crowdLast is where a crowd's
+// socket is.
+const fewDescriptors, crowdLast = 2048, fewDescriptors + 1000
+
+// crowd leaves the socket to the last descriptor, after a gap.
+func crowd(c *net.TCPConn) error {
+	inode, err := inodeOf(c)
+	if err != nil {
+		return err
+	}
+	f, err := c.File()
+	if err != nil {
+		return err
+	}
+	c.Close()
+	hidden, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD, crowdLast)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(hidden)
+	f.Close()
+	for range fewDescriptors + 16 {
+		if _, err := unix.Dup(0); err != nil {
+			return err
+		}
+	}
+	return say(inode)
 }
 
 func inodeOf(c syscall.Conn) (uint64, error) {

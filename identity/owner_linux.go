@@ -41,22 +41,34 @@ func (r *Resolver) owner(ctx context.Context, s Socket) (facts, error) {
 			return f, err
 		}
 	}
+	h, err := r.find(ctx, s)
+	if err != nil {
+		return facts{}, err
+	}
+	defer h.close()
+	return r.settle(ctx, s, h)
+}
+
+// find looks for the holder among all that may be it: milliseconds, and more where a
+// user wants it so. Hence each user has a share of such work only.
+func (r *Resolver) find(ctx context.Context, s Socket) (*holder, error) {
+	release, err := r.scans.acquire(ctx, s.UID)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if isManager(s.CgroupPath) {
 		return r.activated(ctx, s)
 	}
 	list, err := r.candidates(s)
 	if err != nil {
-		return facts{}, err
+		return nil, err
 	}
 	first, others, err := r.search(ctx, s, list)
 	if errors.Is(err, errGone) && s.UID == 0 {
-		first, err = r.sole(ctx, s, others)
+		return r.sole(ctx, s, others)
 	}
-	if err != nil {
-		return facts{}, err
-	}
-	defer first.close()
-	return r.settle(ctx, s, first)
+	return first, err
 }
 
 // holder is a process with a descriptor of the socket.
@@ -68,14 +80,15 @@ type holder struct {
 	exe  FileID
 }
 
-// hold opens a process and looks for the socket; errGone if it is not there.
-func (r *Resolver) hold(pid int, inode uint64, guesses []int) (*holder, error) {
+// hold opens a process and looks for the socket; errGone if it is not there,
+// errTooManyDescriptors if that cannot be said.
+func (r *Resolver) hold(ctx context.Context, pid int, inode uint64, guesses []int) (*holder, error) {
 	p, err := openProcess(r.proc, pid)
 	if err != nil {
 		return nil, err
 	}
 	h := &holder{process: p, key: processKey{pid: pid}}
-	if h.fd, err = p.holds(inode, guesses); err == nil && h.fd < 0 {
+	if h.fd, err = p.holds(ctx, inode, guesses, r.descriptors); err == nil && h.fd < 0 {
 		err = errGone
 	}
 	if err == nil {
@@ -96,7 +109,7 @@ func (r *Resolver) hold(pid int, inode uint64, guesses []int) (*holder, error) {
 
 // again asks the process that was found before; errGone if it is not the one.
 func (r *Resolver) again(ctx context.Context, s Socket, was hint) (facts, error) {
-	h, err := r.hold(was.pid, s.Inode, was.fds[:])
+	h, err := r.hold(ctx, was.pid, s.Inode, was.fds[:])
 	if err != nil {
 		return facts{}, errGone
 	}
@@ -142,12 +155,16 @@ func (r *Resolver) candidates(s Socket) ([]int, error) {
 }
 
 // search goes through the processes with the socket's uid and returns the holder;
-// others are those with another uid. The last owner in the same cgroup goes first.
+// others are those with another uid. The last owner in the same cgroup goes first. A
+// process of another program that may have the socket too, out of our sight, is a
+// doubt: errTooManyDescriptors. Not so a set-user-ID program beside a known holder:
+// any user can start one with descriptors by the thousand.
 func (r *Resolver) search(ctx context.Context, s Socket, list []int) (first *holder, others []int, err error) {
 	last, hinted := r.groups.Get(groupKey{s.CgroupID, s.UID})
 	if i := slices.Index(list, last.pid); hinted && i >= 0 {
 		list = append([]int{last.pid}, slices.Delete(list, i, i+1)...)
 	}
+	unseen, doubt := false, []FileID(nil) // of processes with too many descriptors
 	for _, pid := range list {
 		if err := ctx.Err(); err != nil {
 			break
@@ -173,7 +190,13 @@ func (r *Resolver) search(ctx context.Context, s Socket, list []int) (first *hol
 		if hinted && pid == last.pid {
 			guesses = last.fds[:]
 		}
-		h, err := r.hold(pid, s.Inode, guesses)
+		h, err := r.hold(ctx, pid, s.Inode, guesses)
+		if errors.Is(err, errTooManyDescriptors) {
+			unseen = true
+			if !r.setUserID(pid) {
+				doubt = append(doubt, exe)
+			}
+		}
 		if err != nil || h.euid != s.UID {
 			if h != nil {
 				h.close()
@@ -192,7 +215,12 @@ func (r *Resolver) search(ctx context.Context, s Socket, list []int) (first *hol
 			return nil, nil, err
 		}
 	}
-	if err := ctx.Err(); err != nil {
+	err = ctx.Err()
+	if err == nil && first == nil && unseen ||
+		err == nil && slices.ContainsFunc(doubt, func(exe FileID) bool { return exe != first.exe }) {
+		err = errTooManyDescriptors
+	}
+	if err != nil {
 		if first != nil {
 			first.close()
 		}
@@ -204,14 +232,33 @@ func (r *Resolver) search(ctx context.Context, s Socket, list []int) (first *hol
 	return first, others, nil
 }
 
-// sole finds the holders among list, which must be of one program and one user.
+// setUserID tells whether a process runs as somebody who did not start it.
+func (r *Resolver) setUserID(pid int) bool {
+	p, err := openProcess(r.proc, pid)
+	if err != nil {
+		return false
+	}
+	defer p.close()
+	ruid, err := p.ruid()
+	if err != nil || ruid == 0 {
+		return false
+	}
+	euid, err := p.euid()
+	return err == nil && euid != ruid
+}
+
+// sole finds the holders among list, which must be of one program and one user. The
+// processes are anybody's, so one with too many descriptors is a doubt only where
+// nobody is found: otherwise any user could deny the others' sockets.
 func (r *Resolver) sole(ctx context.Context, s Socket, list []int) (first *holder, err error) {
+	unseen := false
 	for _, pid := range list {
 		if err = ctx.Err(); err != nil {
 			break
 		}
-		h, herr := r.hold(pid, s.Inode, nil)
+		h, herr := r.hold(ctx, pid, s.Inode, nil)
 		if herr != nil {
+			unseen = unseen || errors.Is(herr, errTooManyDescriptors)
 			continue
 		}
 		if first == nil {
@@ -228,7 +275,10 @@ func (r *Resolver) sole(ctx context.Context, s Socket, list []int) (first *holde
 	if err != nil && first != nil {
 		first.close()
 	}
-	if err == nil && first == nil {
+	switch {
+	case err == nil && first == nil && unseen:
+		err = errTooManyDescriptors
+	case err == nil && first == nil:
 		err = errGone
 	}
 	if err != nil {
@@ -239,14 +289,14 @@ func (r *Resolver) sole(ctx context.Context, s Socket, list []int) (first *holde
 
 // activated finds the owner of a socket that a systemd manager made for a service
 // (systemd.socket(5)): whoever else has it. Nobody yet: the manager itself.
-func (r *Resolver) activated(ctx context.Context, s Socket) (facts, error) {
+func (r *Resolver) activated(ctx context.Context, s Socket) (*holder, error) {
 	managers, err := r.candidates(s)
 	if err != nil {
-		return facts{}, err
+		return nil, err
 	}
 	all, err := pids(r.proc)
 	if err != nil {
-		return facts{}, fmt.Errorf("processes: %w", err)
+		return nil, fmt.Errorf("processes: %w", err)
 	}
 	services := slices.DeleteFunc(all, func(pid int) bool { return slices.Contains(managers, pid) })
 	// The system's manager makes sockets for every user, a user's for itself.
@@ -265,11 +315,7 @@ func (r *Resolver) activated(ctx context.Context, s Socket) (facts, error) {
 	if errors.Is(err, errGone) {
 		h, err = r.sole(ctx, s, managers)
 	}
-	if err != nil {
-		return facts{}, err
-	}
-	defer h.close()
-	return r.settle(ctx, s, h)
+	return h, err
 }
 
 // settle reads everything about the holder, then makes sure that it still is: the
@@ -287,7 +333,7 @@ func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, erro
 	if f.cgroupID, f.cgroup, err = r.place(at, h.process); err != nil {
 		return facts{}, err
 	}
-	f.sum, err = r.exes.sum(ctx, h.process, h.exe)
+	f.sum, err = r.exes.sum(ctx, h.process, h.exe, h.euid)
 	if errors.Is(err, errChanged) {
 		return facts{}, errGone
 	}
@@ -300,7 +346,7 @@ func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, erro
 	if err != nil {
 		return facts{}, err
 	}
-	fd, err := h.holds(s.Inode, []int{h.fd})
+	fd, err := h.holds(ctx, s.Inode, []int{h.fd}, r.descriptors)
 	if err != nil {
 		return facts{}, err
 	}

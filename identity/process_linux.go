@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -188,10 +189,25 @@ func (p *process) openExe() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "exe"), nil
 }
 
+const (
+	// maxDescriptors is how many of a process's are looked at for one socket, which
+	// takes about 0.2 s. RLIMIT_NOFILE commonly lets a user have 524,288 in each
+	// process, and a socket hidden behind them would cost seconds per connection.
+	maxDescriptors = 65_536
+	// descriptorBatch is read between two looks at the clock.
+	descriptorBatch = 1024
+)
+
+// errTooManyDescriptors: the process has more than are looked at, and the socket is
+// not among those.
+var errTooManyDescriptors = fmt.Errorf("%w: a process with too many descriptors may have it", ErrUnknownOwner)
+
 // holds finds the descriptor by which the process has the socket; -1 if it has
 // none. It looks at the guesses first: reading the table of a process with 10,000
-// descriptors costs 30 ms, looking at one of them 1 µs.
-func (p *process) holds(inode uint64, guesses []int) (int, error) {
+// descriptors costs 30 ms, looking at one of them 1 µs. Of the table it looks at so
+// many at most. Errors: errGone, errTooManyDescriptors, and those of ctx and of
+// reading.
+func (p *process) holds(ctx context.Context, inode uint64, guesses []int, most int) (int, error) {
 	table, err := unix.Openat(p.dir, "fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, procError("openat", err)
@@ -214,16 +230,26 @@ func (p *process) holds(inode uint64, guesses []int) (int, error) {
 			}
 		}
 	}
-	names, err := f.Readdirnames(-1)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return -1, procError("getdents", err)
-	}
-	for _, name := range slices.Backward(names) {
-		if isLink(table, name, want) {
-			return strconv.Atoi(name)
+	for looked := 0; ; {
+		if err := ctx.Err(); err != nil {
+			return -1, err
+		}
+		names, err := f.Readdirnames(descriptorBatch)
+		if errors.Is(err, io.EOF) {
+			return -1, nil
+		}
+		if err != nil {
+			return -1, procError("getdents", err)
+		}
+		if looked += len(names); looked > most {
+			return -1, errTooManyDescriptors
+		}
+		for _, name := range slices.Backward(names) {
+			if isLink(table, name, want) {
+				return strconv.Atoi(name)
+			}
 		}
 	}
-	return -1, nil
 }
 
 func isLink(dir int, name, want string) bool {

@@ -44,6 +44,10 @@ const (
 	maxHints       = 4096
 )
 
+// How many searches for a socket's owner run at a time, in all and for one user.
+// They read what users may make long; who is known already is found without.
+const maxScans, maxScansPerUser = 64, 4
+
 // Resolver finds the workload behind a socket. Safe for concurrent use; it has no
 // goroutines and nothing to close.
 type Resolver struct {
@@ -52,6 +56,9 @@ type Resolver struct {
 	host   Attributes
 	users  *userDB
 	exes   *executables
+	scans  *shares
+	// descriptors is how many of one process's are looked at: maxDescriptors.
+	descriptors int
 
 	workloads *lru.Cache[workloadKey, cachedWorkload]
 	processes *lru.Cache[processKey, processFacts]
@@ -97,11 +104,15 @@ func NewResolver() (*Resolver, error) {
 		return nil, fmt.Errorf("mount table: %w", err)
 	}
 	return &Resolver{
-		proc:      "/proc",
-		cgroup:    cgroup2Mount(string(mounts)),
-		host:      host,
-		users:     &userDB{passwd: "/etc/passwd", group: "/etc/group"},
-		exes:      newExecutables(maxExecutables),
+		proc:   "/proc",
+		cgroup: cgroup2Mount(string(mounts)),
+		host:   host,
+		users:  &userDB{passwd: "/etc/passwd", group: "/etc/group"},
+		exes:   newExecutables(maxExecutables),
+		scans:  newShares(maxScans, maxScansPerUser),
+
+		descriptors: maxDescriptors,
+
 		workloads: newLRU[workloadKey, cachedWorkload](maxWorkloads),
 		processes: newLRU[processKey, processFacts](maxProcesses),
 		sockets:   newLRU[uint64, hint](maxHints),

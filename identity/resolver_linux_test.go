@@ -471,7 +471,7 @@ func TestProcessOutlivesItsNumber(t *testing.T) {
 	if _, err := p.exe(); !errors.Is(err, errGone) {
 		t.Errorf("exe: %v", err)
 	}
-	if _, err := p.holds(1, nil); !errors.Is(err, errGone) {
+	if _, err := p.holds(t.Context(), 1, nil, maxDescriptors); !errors.Is(err, errGone) {
 		t.Errorf("holds: %v", err)
 	}
 }
@@ -491,7 +491,7 @@ func TestHoldsFindsAnyDescriptor(t *testing.T) {
 	}
 	conns[11].Close() // a gap
 	for i, inode := range inodes {
-		fd, err := p.holds(inode, []int{0, 1, 1 << 20})
+		fd, err := p.holds(t.Context(), inode, []int{0, 1, 1 << 20}, maxDescriptors)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,65 @@
+package identity
+
+import (
+	"context"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// shares are slots for work that local users cause, so many for all of them and
+// fewer for each: one user who takes all of his makes himself wait, nobody else.
+// Safe for concurrent use.
+type shares struct {
+	all *semaphore.Weighted
+	per int64
+
+	mu    sync.Mutex
+	users map[uint32]*share
+}
+
+// share is a user's, for as long as he has or waits for a slot.
+type share struct {
+	slots *semaphore.Weighted
+	held  int
+}
+
+// newShares: per should be well below total, or one user has it all again.
+func newShares(total, per int64) *shares {
+	return &shares{all: semaphore.NewWeighted(total), per: per, users: make(map[uint32]*share)}
+}
+
+// acquire waits for a slot, no longer than ctx. Call release once, if err is nil.
+func (s *shares) acquire(ctx context.Context, uid uint32) (release func(), err error) {
+	s.mu.Lock()
+	u := s.users[uid]
+	if u == nil {
+		u = &share{slots: semaphore.NewWeighted(s.per)}
+		s.users[uid] = u
+	}
+	u.held++
+	s.mu.Unlock()
+	// The user's own first: who waits for it must not keep others waiting.
+	if err := u.slots.Acquire(ctx, 1); err != nil {
+		s.leave(uid, u)
+		return nil, err
+	}
+	if err := s.all.Acquire(ctx, 1); err != nil {
+		u.slots.Release(1)
+		s.leave(uid, u)
+		return nil, err
+	}
+	return func() {
+		s.all.Release(1)
+		u.slots.Release(1)
+		s.leave(uid, u)
+	}, nil
+}
+
+func (s *shares) leave(uid uint32, u *share) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u.held--; u.held == 0 {
+		delete(s.users, uid)
+	}
+}
