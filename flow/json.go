@@ -17,8 +17,8 @@ type Line struct {
 	FlowID          string    `json:"flow_id"`
 	Reporter        string    `json:"reporter"`
 	Host            string    `json:"host,omitempty"`
-	Start           time.Time `json:"start"`
-	End             time.Time `json:"end"`
+	Start           time.Time `json:"start,omitzero"`
+	End             time.Time `json:"end,omitzero"`
 	Source          Endpoint  `json:"source"`
 	Destination     Endpoint  `json:"destination"`
 	Outcome         string    `json:"outcome"`
@@ -70,7 +70,8 @@ func NewLine(r *symbolonv1.FlowRecord) *Line {
 	}
 }
 
-// MarshalLine is a record as one line of JSON, with its newline.
+// MarshalLine is a record as one line of JSON, with its newline, whatever is in the
+// record: what is not UTF-8 becomes U+FFFD.
 func MarshalLine(r *symbolonv1.FlowRecord) ([]byte, error) {
 	b, err := json.Marshal(NewLine(r))
 	if err != nil {
@@ -113,8 +114,10 @@ func endpoint(e *symbolonv1.FlowEndpoint) Endpoint {
 	return out
 }
 
+// asTime is zero for a moment that no calendar has: encoding/json would refuse the
+// whole record for it.
 func asTime(t *timestamppb.Timestamp) time.Time {
-	if t == nil {
+	if !t.IsValid() {
 		return time.Time{}
 	}
 	return t.AsTime()

@@ -23,6 +23,8 @@ const (
 	// reporterBytes is the same in bytes of protobuf, well below what the
 	// controller takes.
 	reporterBytes = 1 << 20
+	// closeGrace is how long Close waits for a writer that does not.
+	closeGrace = 2 * time.Second
 	// reportEvery is how long a record waits for others to travel with.
 	reportEvery = time.Second
 )
@@ -55,24 +57,32 @@ type Writer struct {
 // first failed write after each successful one.
 func NewWriter(w io.Writer, onError func(error)) *Writer {
 	x := &Writer{queue: make(chan *symbolonv1.FlowRecord, writerQueue), done: make(chan struct{})}
-	go func() {
-		defer close(x.done)
-		failed := false
-		for r := range x.queue {
-			line, err := MarshalLine(r)
-			if err == nil {
-				_, err = w.Write(line)
-			}
-			if err != nil {
-				x.lost.Add(1)
-				if !failed {
-					onError(err)
-				}
-			}
-			failed = err != nil
-		}
-	}()
+	go x.run(w, onError)
 	return x
+}
+
+func (w *Writer) run(out io.Writer, onError func(error)) {
+	defer close(w.done)
+	failed, torn := false, false
+	for r := range w.queue {
+		line, err := MarshalLine(r)
+		if err == nil {
+			if torn { // a full disk took half a line: the next one must not continue it
+				line = append([]byte{'\n'}, line...)
+			}
+			var n int
+			if n, err = out.Write(line); n > 0 {
+				torn = line[n-1] != '\n'
+			}
+		}
+		if err != nil {
+			w.lost.Add(1)
+			if !failed {
+				onError(err)
+			}
+		}
+		failed = err != nil
+	}
 }
 
 // Record implements Sink.
@@ -87,10 +97,17 @@ func (w *Writer) Record(r *symbolonv1.FlowRecord) {
 // Lost counts the records that were not written.
 func (w *Writer) Lost() uint64 { return w.lost.Load() }
 
-// Close writes what is queued. Record must not be called any more.
+// Close writes what is queued, unless that takes longer than two seconds: a reader
+// that has stopped reading must not keep the program from stopping. Record must not
+// be called any more.
 func (w *Writer) Close() {
 	w.once.Do(func() { close(w.queue) })
-	<-w.done
+	timer := time.NewTimer(closeGrace)
+	defer timer.Stop()
+	select {
+	case <-w.done:
+	case <-timer.C:
+	}
 }
 
 // Reporter sends records to the controller in batches. While the controller is
@@ -165,7 +182,7 @@ func (r *Reporter) flush(ctx context.Context) bool {
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
-		r.limit = reporterBatch
+		r.limit = min(2*r.limit, reporterBatch)
 		return more
 	case !errors.Is(err, ErrUnacceptable):
 		r.putBack(batch)
@@ -176,9 +193,10 @@ func (r *Reporter) flush(ctx context.Context) bool {
 		r.putBack(batch)
 		return true
 	default:
+		// The limit stays: where one is at fault, the next may be too, and where they
+		// are not it soon doubles.
 		r.lost += batch.GetLost() + uint64(len(batch.GetRecords()))
 		r.total += uint64(len(batch.GetRecords()))
-		r.limit = reporterBatch
 		return more && len(batch.GetRecords()) > 0
 	}
 }
