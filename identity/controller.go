@@ -13,9 +13,10 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
@@ -25,8 +26,15 @@ const (
 	// issueTimeout bounds one request to the controller.
 	issueTimeout = 10 * time.Second
 	// maxIssuing is how many requests a host makes at a time, so that a change of
-	// Profiles is no storm.
-	maxIssuing = 8
+	// Profiles is no storm, and maxIssuingPerUser how many of those for one user.
+	maxIssuing, maxIssuingPerUser = 8, 4
+	// userRate and userBurst bound, per second, the requests for one user's
+	// workloads, well below what the controller grants a host: one who runs a program
+	// under thousands of names leaves the others' services theirs. Root's are not
+	// bounded: nobody else has workloads under that uid.
+	userRate, userBurst = 20, 200
+	// pacedUsers bounds the memory for it; beyond, a user starts afresh.
+	pacedUsers = 1024
 	// clockCheck is how soon a step of the clock is noticed.
 	clockCheck = time.Minute
 )
@@ -36,10 +44,11 @@ const (
 // Safe for concurrent use. It owns no goroutines beyond those of Watch.
 type ControllerSource struct {
 	client symbolonv1connect.ProxyServiceClient
-	slots  *semaphore.Weighted
+	slots  *shares
 
 	mu    sync.Mutex
 	state sourceState
+	paces *lru.Cache[uint32, *rate.Limiter] // by uid
 }
 
 // sourceState is what all workloads depend on. A new one replaces it.
@@ -54,7 +63,8 @@ type sourceState struct {
 func NewControllerSource(client symbolonv1connect.ProxyServiceClient) *ControllerSource {
 	return &ControllerSource{
 		client: client,
-		slots:  semaphore.NewWeighted(maxIssuing),
+		slots:  newShares(maxIssuing, maxIssuingPerUser),
+		paces:  newLRU[uint32, *rate.Limiter](pacedUsers),
 		state:  sourceState{changed: make(chan struct{})},
 	}
 }
@@ -212,13 +222,32 @@ func (w *controllerWatch) send(u Update) {
 	w.out <- u
 }
 
+// pace waits until a user may have another SVID asked for.
+func (s *ControllerSource) pace(ctx context.Context, uid uint32) error {
+	if uid == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	l, ok := s.paces.Get(uid)
+	if !ok {
+		l = rate.NewLimiter(userRate, userBurst)
+		s.paces.Add(uid, l)
+	}
+	s.mu.Unlock()
+	return l.Wait(ctx)
+}
+
 // issue makes a key, has it signed and checks the answer as if a stranger had
 // given it.
 func (s *ControllerSource) issue(ctx context.Context, w *Workload, bundles *x509bundle.Set) (*SVID, time.Time, error) {
-	if err := s.slots.Acquire(ctx, 1); err != nil {
+	if err := s.pace(ctx, w.Key.UID); err != nil {
 		return nil, time.Time{}, err
 	}
-	defer s.slots.Release(1)
+	release, err := s.slots.acquire(ctx, w.Key.UID)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	defer release()
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

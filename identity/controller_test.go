@@ -447,6 +447,37 @@ func TestControllerSourceRefusesAnswers(t *testing.T) {
 	}
 }
 
+// TestControllerSourceIsFair: a user with very many workloads waits for himself.
+func TestControllerSourceIsFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		m, _ := managerOf(t, c)
+		const many = userBurst + 10*userRate
+		var wg sync.WaitGroup
+		for n := range uint64(many) {
+			wg.Go(func() {
+				if _, err := m.Get(t.Context(), worker(n)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		began := time.Now()
+		synctest.Wait()
+		if n := c.count(); n != userBurst {
+			t.Errorf("%d requests at once, want %d", n, userBurst)
+		}
+		mustGet(t, m, webWorkload)
+		mustGet(t, m, &Workload{Key: Key{CgroupID: 1}, Attributes: Attributes{{"proc.uid", "0"}}})
+		if d := time.Since(began); d != 0 {
+			t.Errorf("others waited %s", d)
+		}
+		wg.Wait()
+		if d := time.Since(began); d < 9*time.Second || d > 11*time.Second {
+			t.Errorf("the rest after %s, want 10 s", d)
+		}
+	})
+}
+
 func TestControllerSourceSlowReaderGetsTheLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newController(t)

@@ -39,11 +39,7 @@ type executables struct {
 }
 
 func newExecutables(size int) *executables {
-	sums, err := lru.New[FileID, string](size)
-	if err != nil {
-		panic(err) // only for a size below one
-	}
-	return &executables{sums: sums, slots: newShares(maxHashing, maxHashingPerUser)}
+	return &executables{sums: newLRU[FileID, string](size), slots: newShares(maxHashing, maxHashingPerUser)}
 }
 
 // sum returns the lower-case hexadecimal SHA-256 of what p runs, known to be id;

@@ -368,7 +368,10 @@ func TestManagerOrdersWhatItTells(t *testing.T) {
 		mustGet(t, m, webWorkload)
 		say("answered")
 		synctest.Wait()
-		if got := strings.Join(heard, " "); got != "changed dropped changed answered" && got != "changed dropped answered changed" {
+		mu.Lock()
+		got := strings.Join(heard, " ")
+		mu.Unlock()
+		if got != "changed dropped changed answered" && got != "changed dropped answered changed" {
 			t.Errorf("heard %q", got)
 		}
 		time.Sleep(2 * idleTimeout)

@@ -120,14 +120,6 @@ func NewResolver() (*Resolver, error) {
 	}, nil
 }
 
-func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
-	c, err := lru.New[K, V](size)
-	if err != nil {
-		panic(err) // only for a size below one
-	}
-	return c
-}
-
 // Resolve finds the workload behind s: the process that holds the socket, or its
 // container. The attributes are
 //

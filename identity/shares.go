@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -62,4 +63,12 @@ func (s *shares) leave(uid uint32, u *share) {
 	if u.held--; u.held == 0 {
 		delete(s.users, uid)
 	}
+}
+
+func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
+	c, err := lru.New[K, V](size)
+	if err != nil {
+		panic(err) // only for a size below one
+	}
+	return c
 }
