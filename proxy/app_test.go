@@ -102,6 +102,14 @@ func (w *world) call(to netip.AddrPort) *net.TCPConn {
 
 func (w *world) callFrom(from netip.Addr, to netip.AddrPort) *net.TCPConn {
 	w.Helper()
+	c, err := w.tryCall(from, to)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return c
+}
+
+func (w *world) tryCall(from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
 	d := net.Dialer{Timeout: patience}
 	d.SetMultipathTCP(false)
 	if from.IsValid() {
@@ -109,11 +117,11 @@ func (w *world) callFrom(from netip.Addr, to netip.AddrPort) *net.TCPConn {
 	}
 	var c net.Conn
 	if err := inOther(func() (err error) { c, err = d.Dial("tcp", to.String()); return err }); err != nil {
-		w.Fatal(err)
+		return nil, err
 	}
 	w.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(patience))
-	return c.(*net.TCPConn)
+	return c.(*net.TCPConn), nil
 }
 
 // connect is an application of this host calling out; it meets the proxy.

@@ -253,7 +253,7 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 			d := judge(c, now)
 			return d.Allow && d.Protection <= t.Protection() && me.still(in.endpoint), d.Until
 		},
-		expires: earlier(in.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter),
+		expires: func() time.Time { return earlier(in.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter) },
 		until:   d.Until,
 	}, me)
 }
@@ -292,6 +292,7 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 			d := judge(c, ext, now)
 			return d.Allow, d.Until
 		},
-		until: d.Until,
+		expires: me.expires,
+		until:   d.Until,
 	}, me)
 }

@@ -18,9 +18,9 @@ type live struct {
 	// judge decides by the given policy; until is when to ask again, zero: only
 	// when the policy changes.
 	judge func(c *policydb.Compiled, now time.Time) (allow bool, until time.Time)
-	// expires is the first moment at which a certificate of the connection's is no
-	// longer valid; zero: never.
-	expires time.Time
+	// expires is the first moment at which a certificate that the connection stands
+	// on is no longer valid; nil: it stands on none.
+	expires func() time.Time
 	// cut ends both directions at once.
 	cut func()
 
@@ -31,6 +31,8 @@ type live struct {
 
 // cutReason is why the connection was cut; UNSPECIFIED: it was not.
 func (l *live) cutReason() symbolonv1.Reason { return symbolonv1.Reason(l.reason.Load()) }
+
+func (l *live) expired(now time.Time) bool { return l.expires != nil && past(l.expires(), now) }
 
 func (l *live) end(why symbolonv1.Reason) {
 	if l.reason.CompareAndSwap(0, int32(why)) {
@@ -106,13 +108,13 @@ func (t *table) sweep(now time.Time) {
 	c := t.policy
 	var due []*live
 	for l := range t.conns {
-		if past(l.expires, now) || past(l.until, now) {
+		if l.expired(now) || past(l.until, now) {
 			due = append(due, l)
 		}
 	}
 	t.mu.Unlock()
 	for _, l := range due {
-		if past(l.expires, now) {
+		if l.expired(now) {
 			l.end(symbolonv1.Reason_REASON_SVID_EXPIRED)
 		} else if c != nil {
 			t.check(l, c, now)
@@ -121,6 +123,10 @@ func (t *table) sweep(now time.Time) {
 }
 
 func (t *table) check(l *live, c *policydb.Compiled, now time.Time) bool {
+	if l.expired(now) {
+		l.end(symbolonv1.Reason_REASON_SVID_EXPIRED)
+		return false
+	}
 	allow, until := l.judge(c, now)
 	if !allow {
 		l.end(symbolonv1.Reason_REASON_POLICY_CHANGED)

@@ -36,11 +36,11 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			q := localQuery(me, server, tuple)
 			client, srv := c.Decide(policydb.Client, q, now), c.Decide(policydb.Server, q, now)
-			// No certificate was shown: what counts is that both still have one.
-			valid := earlier(me.expires(), server.expires())
-			return client.Allow && srv.Allow && !past(valid, now), earlier(valid, earlier(client.Until, srv.Until))
+			return client.Allow && srv.Allow, earlier(client.Until, srv.Until)
 		},
-		until: earlier(until, earlier(me.expires(), server.expires())),
+		// No certificate was shown: what counts is that both still have one.
+		expires: func() time.Time { return earlier(me.expires(), server.expires()) },
+		until:   until,
 	}, me, server)
 }
 

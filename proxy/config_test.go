@@ -1,0 +1,245 @@
+package proxy
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+
+	"github.com/symbolon/symbolon/internal/settings"
+)
+
+const minimal = "controller: {address: 198.51.100.5:7443}\n"
+
+func env(vars map[string]string) func(string) (string, bool) {
+	return func(k string) (string, bool) { v, ok := vars[k]; return v, ok }
+}
+
+func file(t *testing.T, yaml string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "proxy.yaml")
+	if err := os.WriteFile(name, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// keysOf lists the leaves of a configuration's YAML.
+func keysOf(t reflect.Type, prefix string) (keys []string) {
+	for f := range t.Fields() {
+		name := prefix + f.Tag.Get("yaml")
+		if f.Type.Kind() == reflect.Struct && f.Type.PkgPath() == t.PkgPath() {
+			keys = append(keys, keysOf(f.Type, name+".")...)
+			continue
+		}
+		keys = append(keys, name)
+	}
+	return keys
+}
+
+func TestEveryKeyHasAFlagAndAVariable(t *testing.T) {
+	want := keysOf(reflect.TypeFor[Config](), "")
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	settings.AddFlags(flags, Settings())
+	var got []string
+	for _, s := range Settings() {
+		got = append(got, s.Key)
+		if f := flags.Lookup(strings.NewReplacer(".", "-", "_", "-").Replace(s.Key)); f == nil || !strings.Contains(f.Usage, s.Env()) {
+			t.Errorf("%s: flag %+v", s.Key, f)
+		}
+		if s.Env() != "SYMBOLON_"+strings.ToUpper(strings.ReplaceAll(s.Key, ".", "_")) {
+			t.Errorf("%s: variable %s", s.Key, s.Env())
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("keys of the file (-) and settings (+):\n%s", diff)
+	}
+}
+
+// values are every key's, in the file and as text, other than the default.
+var values = map[string][2]string{ // yaml, text
+	"controller.address":             {"198.51.100.9:7443", "198.51.100.9:7443"},
+	"controller.join_token_file":     {"/tmp/t", "/tmp/t"},
+	"identity.source":                {"controller", "controller"},
+	"redirect.inbound":               {"redirect", "redirect"},
+	"redirect.inbound_ports":         {"[5432, 8000-8100]", "5432, 8000-8100"},
+	"redirect.exclude_inbound_ports": {"[22, 2222]", "22,2222"},
+	"redirect.outbound":              {`[10.0.0.0/8, "fd00::/8"]`, "10.0.0.0/8,fd00::/8"},
+	"redirect.exclude_outbound":      {"[10.9.0.0/16]", "10.9.0.0/16"},
+	"redirect.on_exit":               {"open", "open"},
+	"tunnel.reuse":                   {"false", "false"},
+	"admin":                          {`"[::1]:9000"`, "[::1]:9000"},
+	"socket":                         {"/tmp/s", "/tmp/s"},
+	"flows":                          {"/tmp/f", "/tmp/f"},
+	"log_level":                      {"debug", "debug"},
+	"drain_timeout":                  {"3s", "3s"},
+	"quiet_timeout":                  {"1500ms", "1500ms"},
+}
+
+// Every key says the same in the file, in the environment and as a flag.
+func TestKeysInEveryPlace(t *testing.T) {
+	defaults, err := LoadConfig(file(t, minimal), env(nil), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	onlyValue := []string{"identity.source", "redirect.inbound"} // the default is all there is
+	for _, s := range Settings() {
+		v, ok := values[s.Key]
+		if !ok {
+			t.Errorf("%s has no value in this test", s.Key)
+			continue
+		}
+		section, leaf, nested := strings.Cut(s.Key, ".")
+		yaml := s.Key + ": " + v[0] + "\n"
+		if nested {
+			yaml = section + ": {" + leaf + ": " + v[0] + "}\n"
+		}
+		if section == "controller" {
+			yaml = "controller: {" + leaf + ": " + v[0] + ", " + "address: 198.51.100.5:7443}\n"
+		} else {
+			yaml = minimal + yaml
+		}
+		if s.Key == "controller.address" {
+			yaml = "controller: {address: " + v[0] + "}\n"
+		}
+		inFile, err := LoadConfig(file(t, yaml), env(nil), nil)
+		if err != nil {
+			t.Errorf("%s in the file: %v", s.Key, err)
+			continue
+		}
+		inEnv, err := LoadConfig(file(t, minimal), env(map[string]string{s.Env(): v[1]}), nil)
+		if err != nil {
+			t.Errorf("%s: %v", s.Env(), err)
+		}
+		asFlag, err := LoadConfig(file(t, minimal), env(nil), map[string]string{s.Flag(): v[1]})
+		if err != nil {
+			t.Errorf("--%s: %v", s.Flag(), err)
+		}
+		if diff := cmp.Diff(inFile, inEnv, comparePorts); diff != "" {
+			t.Errorf("%s: file (-) and environment (+):\n%s", s.Key, diff)
+		}
+		if diff := cmp.Diff(inFile, asFlag, comparePorts); diff != "" {
+			t.Errorf("%s: file (-) and flag (+):\n%s", s.Key, diff)
+		}
+		if cmp.Equal(inFile, defaults, comparePorts) != slices.Contains(onlyValue, s.Key) {
+			t.Errorf("%s: the value of this test changes nothing, or too much", s.Key)
+		}
+	}
+}
+
+var comparePorts = cmp.Exporter(func(t reflect.Type) bool { return strings.HasSuffix(t.PkgPath(), "/redirect") })
+
+func TestPrecedence(t *testing.T) {
+	name := file(t, minimal+"drain_timeout: 1s\nlog_level: warn\nflows: /file\n")
+	c, err := LoadConfig(name, env(map[string]string{"SYMBOLON_DRAIN_TIMEOUT": "2s", "SYMBOLON_LOG_LEVEL": "error"}), map[string]string{"drain-timeout": "3s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.DrainTimeout != 3*time.Second || c.LogLevel != "error" || c.Flows != "/file" || c.Socket != DefaultConfig().Socket {
+		t.Errorf("flag %v, environment %q, file %q, default %q", c.DrainTimeout, c.LogLevel, c.Flows, c.Socket)
+	}
+}
+
+// The mistakes of people: each error names the key, and what to write instead.
+func TestMistakes(t *testing.T) {
+	for _, tc := range []struct {
+		name, yaml string
+		want       []string
+	}{
+		{"an unknown key", minimal + "log_levle: debug\n", []string{"log_levle", "2", "^"}},
+		{"an unknown key below", minimal + "redirect:\n  inbound_prots: [80]\n", []string{"inbound_prots", "3", "^"}},
+		{"a key twice", minimal + "admin: 127.0.0.1:1\nadmin: 127.0.0.1:2\n", []string{"admin", "3"}},
+		{"no YAML", "controller: {address: [\n", []string{"1"}},
+		{"a list for a text", minimal + "socket: [a, b]\n", []string{"socket", "2"}},
+		{"no address", "log_level: info\n", []string{"controller.address", "198.51.100.5:7443"}},
+		{"an address without a port", "controller: {address: controller.example}\n", []string{"controller.address", "198.51.100.5:7443"}},
+		{"an address without a host", `controller: {address: ":7443"}` + "\n", []string{"controller.address", "198.51.100.5:7443"}},
+		{"a source to come", minimal + "identity: {source: spire}\n", []string{"identity.source", "spire", "use controller"}},
+		{"an unknown source", minimal + "identity: {source: vault}\n", []string{"identity.source", "vault", "use controller"}},
+		{"a way to come", minimal + "redirect: {inbound: tproxy}\n", []string{"redirect.inbound", "use redirect"}},
+		{"an unknown way", minimal + "redirect: {inbound: magic}\n", []string{"redirect.inbound", "magic", "use redirect"}},
+		{"a bad port", minimal + "redirect: {inbound_ports: [70000]}\n", []string{"70000"}},
+		{"a reversed range", minimal + "redirect: {inbound_ports: [9-1]}\n", []string{"9-1"}},
+		{"an address for a network", minimal + "redirect: {outbound: [10.0.0.1]}\n", []string{"redirect.outbound", "10.0.0.1/32"}},
+		{"host bits", minimal + "redirect: {exclude_outbound: [10.0.0.1/8]}\n", []string{"redirect.exclude_outbound", "10.0.0.0/8"}},
+		{"an unknown exit", minimal + "redirect: {on_exit: maybe}\n", []string{"redirect.on_exit", "maybe", "closed", "open"}},
+		{"metrics for everybody", minimal + "admin: 0.0.0.0:15020\n", []string{"admin", "127.0.0.1:15020"}},
+		{"metrics without a port", minimal + "admin: 127.0.0.1\n", []string{"admin", "127.0.0.1:15020"}},
+		{"an unknown level", minimal + "log_level: loud\n", []string{"log_level", "loud", "debug, info, warn or error"}},
+		{"a negative drain", minimal + "drain_timeout: -1s\n", []string{"drain_timeout", "-1s"}},
+		{"no duration", minimal + "drain_timeout: soon\n", []string{"soon", "proxy.yaml"}},
+		{"too much patience", minimal + "quiet_timeout: 1h\n", []string{"quiet_timeout", "1h", "use 0s to 10s"}},
+		{"no boolean", minimal + "tunnel: {reuse: perhaps}\n", []string{"2", "perhaps"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := LoadConfig(file(t, tc.yaml), env(nil), nil)
+			if !errors.Is(err, settings.ErrConfig) {
+				t.Fatalf("got %v, want a configuration error", err)
+			}
+			for _, part := range tc.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%q does not say %q", err, part)
+				}
+			}
+		})
+	}
+}
+
+// All mistakes are told at once, and those outside the file say where they were made.
+func TestMistakesElsewhere(t *testing.T) {
+	_, err := LoadConfig(file(t, "log_level: loud\nadmin: here\nredirect: {on_exit: maybe}\n"), env(nil), nil)
+	for _, key := range []string{"controller.address", "log_level", "admin", "redirect.on_exit"} {
+		if err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("%v does not tell of %s", err, key)
+		}
+	}
+	if _, err := LoadConfig(file(t, minimal), env(map[string]string{"SYMBOLON_DRAIN_TIMEOUT": "soon"}), nil); !errors.Is(err, settings.ErrConfig) || !strings.Contains(err.Error(), "SYMBOLON_DRAIN_TIMEOUT") {
+		t.Errorf("in the environment: %v", err)
+	}
+	if _, err := LoadConfig(file(t, minimal), env(nil), map[string]string{"redirect-outbound": "everything"}); !errors.Is(err, settings.ErrConfig) || !strings.Contains(err.Error(), "redirect.outbound") {
+		t.Errorf("as a flag: %v", err)
+	}
+	if _, err := LoadConfig(file(t, minimal), env(nil), map[string]string{"no-such": "x"}); !errors.Is(err, settings.ErrConfig) {
+		t.Errorf("an unknown flag: %v", err)
+	}
+	if _, err := LoadConfig(filepath.Join(t.TempDir(), "none.yaml"), env(nil), nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
+// What we publish for copying loads.
+func TestPublishedConfigurations(t *testing.T) {
+	names, err := filepath.Glob("../examples/*/proxy.yaml")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	for _, name := range names {
+		if _, err := LoadConfig(name, env(nil), nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Without a file, the environment is enough.
+func TestNoFile(t *testing.T) {
+	c, err := LoadConfig("", env(map[string]string{"SYMBOLON_CONTROLLER_ADDRESS": "198.51.100.5:7443"}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, err := c.Rules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !rules.FailClosed || rules.InboundPorts.Contains(0) || !rules.ExcludeInbound.Contains(22) || len(rules.Outbound) == 0 {
+		t.Errorf("the defaults are %+v", rules)
+	}
+}
