@@ -109,7 +109,8 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 			d := x.judgeExternal(c, me, ext, tuple)
 			return d.Allow, d.Until
 		},
-		until: d.Until,
+		expires: me.expires,
+		until:   d.Until,
 	}, me)
 }
 
@@ -237,7 +238,7 @@ func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 			d := o.judge(c, now)
 			return d.Allow && d.Protection <= t.Protection() && o.me.still(o.endpoint), d.Until
 		},
-		expires: earlier(o.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter),
+		expires: func() time.Time { return earlier(o.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter) },
 		until:   o.until,
 	}, o.me)
 }
