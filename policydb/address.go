@@ -18,14 +18,45 @@ type ExternalMatch struct {
 
 // addressTable is the Externals (or Services) of one namespace.
 type addressTable struct {
-	prefixes map[netip.Prefix][]addressEntry // by ref
+	prefixes map[netip.Prefix]*addressEntries
 	// lengths are the prefix lengths that occur, longest first: IPv4, IPv6.
 	lengths [2][]int
+}
+
+// addressEntries are those of one prefix.
+type addressEntries struct {
+	each []addressEntry // by ref
+	// any is what the prefix is where ports do not count: all of them together.
+	any *ExternalMatch
 }
 
 type addressEntry struct {
 	match *ExternalMatch
 	ports portSet
+}
+
+func (es *addressEntries) add(e addressEntry) {
+	es.each = append(es.each, e)
+	slices.SortFunc(es.each, func(x, y addressEntry) int { return cmp.Compare(x.match.Ref, y.match.Ref) })
+	es.any = es.each[0].match
+	if len(es.each) == 1 {
+		return
+	}
+	all := &ExternalMatch{Ref: es.any.Ref}
+	for _, x := range es.each {
+		all.Labels = all.Labels.Union(x.match.Labels)
+	}
+	es.any = all
+}
+
+// on is the entry that has a port, or nil.
+func (es *addressEntries) on(t transport, port uint16) *ExternalMatch {
+	for _, e := range es.each {
+		if e.ports.contains(t, port) {
+			return e.match
+		}
+	}
+	return nil
 }
 
 func addAddresses(tables map[string]*addressTable, key Key, a *symbolonv1.Addresses, labels map[string]*symbolonv1.LabelValues) error {
@@ -35,7 +66,7 @@ func addAddresses(tables map[string]*addressTable, key Key, a *symbolonv1.Addres
 	}
 	t := tables[key.Namespace]
 	if t == nil {
-		t = &addressTable{prefixes: make(map[netip.Prefix][]addressEntry)}
+		t = &addressTable{prefixes: make(map[netip.Prefix]*addressEntries)}
 		tables[key.Namespace] = t
 	}
 	match := &ExternalMatch{Ref: key.Ref(), Labels: identity.AttributesFromProto(labels)}
@@ -44,8 +75,10 @@ func addAddresses(tables map[string]*addressTable, key Key, a *symbolonv1.Addres
 		if m != nil {
 			return errors.New(m.message)
 		}
-		t.prefixes[p] = append(t.prefixes[p], addressEntry{match, ports})
-		slices.SortFunc(t.prefixes[p], func(x, y addressEntry) int { return cmp.Compare(x.match.Ref, y.match.Ref) })
+		if t.prefixes[p] == nil {
+			t.prefixes[p] = &addressEntries{}
+		}
+		t.prefixes[p].add(addressEntry{match, ports})
 		of := &t.lengths[family(p.Addr())]
 		if !slices.Contains(*of, p.Bits()) {
 			*of = append(*of, p.Bits())
@@ -62,9 +95,9 @@ func family(a netip.Addr) int {
 	return 1
 }
 
-// find returns the entry with the longest prefix around addr that is longer than
-// beyond and that fits accepts, and that length.
-func (t *addressTable) find(addr netip.Addr, accepts func(portSet) bool, beyond int) (*ExternalMatch, int) {
+// find returns what choose takes of the longest prefix around addr that is longer
+// than beyond and of which it takes anything, and that length.
+func (t *addressTable) find(addr netip.Addr, choose chooser, beyond int) (*ExternalMatch, int) {
 	for _, length := range t.lengths[family(addr)] {
 		if length <= beyond {
 			break
@@ -73,19 +106,22 @@ func (t *addressTable) find(addr netip.Addr, accepts func(portSet) bool, beyond 
 		if err != nil {
 			return nil, beyond
 		}
-		for _, e := range t.prefixes[p] {
-			if accepts(e.ports) {
-				return e.match, length
+		if es := t.prefixes[p]; es != nil {
+			if m := choose(es); m != nil {
+				return m, length
 			}
 		}
 	}
 	return nil, beyond
 }
 
+// chooser takes one of the entries of a prefix, or nil.
+type chooser func(*addressEntries) *ExternalMatch
+
 // find looks along a namespace's chain. The longest prefix wins, and its length is
 // returned with it; among equals the namespace nearest to the root, then the first
 // by name.
-func (c *Compiled) find(tables map[string]*addressTable, namespace string, addr netip.Addr, accepts func(portSet) bool) (best *ExternalMatch, length int) {
+func (c *Compiled) find(tables map[string]*addressTable, namespace string, addr netip.Addr, choose chooser) (best *ExternalMatch, length int) {
 	ch, length := c.chains[namespace], -1
 	if ch == nil || !addr.IsValid() || len(tables) == 0 {
 		return nil, length
@@ -93,7 +129,7 @@ func (c *Compiled) find(tables map[string]*addressTable, namespace string, addr 
 	addr = addr.Unmap().WithZone("")
 	for _, ns := range ch.path {
 		if t := tables[ns]; t != nil {
-			if m, n := t.find(addr, accepts, length); m != nil {
+			if m, n := t.find(addr, choose, length); m != nil {
 				best, length = m, n
 			}
 		}
@@ -101,9 +137,9 @@ func (c *Compiled) find(tables map[string]*addressTable, namespace string, addr 
 	return best, length
 }
 
-func on(protocol string, port uint16) func(portSet) bool {
+func on(protocol string, port uint16) chooser {
 	t := transportOf(protocol)
-	return func(s portSet) bool { return s.contains(t, port) }
+	return func(es *addressEntries) *ExternalMatch { return es.on(t, port) }
 }
 
 // Destination says what an address is that a workload of the namespace connects to.
@@ -122,8 +158,11 @@ func (c *Compiled) Destination(namespace string, addr netip.Addr, protocol strin
 
 // Source finds the External that a client without a proxy belongs to, by its
 // address alone: an External's ports are those that it serves on, and say nothing
-// of what it calls.
+// of what it calls. Where several of the namespace that decides have the same
+// network, each with ports of its own, the client is all of them: it has the labels
+// of each, so that no policy on one of them is missed, and the Ref of the first by
+// name.
 func (c *Compiled) Source(namespace string, addr netip.Addr) (*ExternalMatch, bool) {
-	m, _ := c.find(c.externals, namespace, addr, func(portSet) bool { return true })
+	m, _ := c.find(c.externals, namespace, addr, func(es *addressEntries) *ExternalMatch { return es.any })
 	return m, m != nil
 }

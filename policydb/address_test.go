@@ -140,3 +140,82 @@ func TestServiceWinsOverExternalOfTheSameLength(t *testing.T) {
 		}
 	}
 }
+
+// Two Externals may share a network where their ports are disjoint. Who calls from
+// there is both, or the deny on one of them would depend on its name.
+func TestASourceIsAllExternalsOfItsNetwork(t *testing.T) {
+	const shared = `
+kind: Namespace
+name: /acme/shop
+mode: enforce
+---
+kind: External
+namespace: /acme
+name: mail
+labels: {ext: mail, zone: a}
+addresses: {cidrs: [198.51.100.0/24], ports: [tcp/25]}
+---
+kind: External
+namespace: /acme
+name: web
+labels: {ext: web, zone: a}
+addresses: {cidrs: [198.51.100.0/24], ports: [tcp/443]}
+---
+kind: External
+namespace: /acme/shop
+name: other
+labels: {ext: other}
+addresses: {cidrs: [198.51.100.0/24]}
+---
+kind: External
+namespace: /acme/shop
+name: one
+labels: {ext: one}
+addresses: {cidrs: [198.51.100.9/32], ports: [tcp/1]}
+---
+kind: Policy
+namespace: /acme
+name: mail-in
+subject: {ext: mail}
+verb: allow
+object: any
+propagate: true
+---
+kind: Policy
+namespace: /acme
+name: no-web-in
+subject: {ext: web}
+verb: deny
+object: any
+propagate: true
+`
+	w := compile(t, tree+shared)
+	addr := netip.MustParseAddr("198.51.100.7")
+	m, ok := w.compiled.Source("/acme/prod", addr)
+	if !ok || m.Ref != "/acme/mail" || m.Labels.String() != "ext=mail ext=web zone=a" {
+		t.Fatalf("source: %+v", m)
+	}
+	q := &Query{
+		From: Endpoint{External: m.Ref, Attributes: m.Labels}, To: endpoint("app=web@/acme/prod"), Protocol: "tcp", Port: 80,
+	}
+	if d := w.compiled.Decide(Server, q, noon); d.Allow || d.Policy != "/acme/no-web-in" {
+		t.Errorf("the deny was missed: %s", say(d))
+	}
+	// As a destination it is one of them, by port.
+	for port, want := range map[uint16]string{25: "ext=mail zone=a", 443: "ext=web zone=a"} {
+		if m, _ := w.compiled.Destination("/acme/prod", addr, "tcp", port); m == nil || m.Labels.String() != want {
+			t.Errorf("port %d: %+v, want %s", port, m, want)
+		}
+	}
+	// A namespace below adds nothing to the same network, and decides alone on a
+	// longer prefix.
+	if m, _ := w.compiled.Source("/acme/shop", addr); m == nil || m.Labels.String() != "ext=mail ext=web zone=a" {
+		t.Errorf("seen from below: %+v", m)
+	}
+	if m, _ := w.compiled.Source("/acme/shop", netip.MustParseAddr("198.51.100.9")); m == nil || m.Labels.String() != "ext=one" {
+		t.Errorf("a longer prefix: %+v", m)
+	}
+	if n := testing.AllocsPerRun(100, func() { w.compiled.Source("/acme/prod", addr) }); n != 0 {
+		t.Errorf("Source allocates %v times", n)
+	}
+}
