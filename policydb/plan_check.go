@@ -1,6 +1,7 @@
 package policydb
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -124,7 +125,8 @@ func (p *planner) checkDeciders() {
 const maxWarnings = 50
 
 // warn tells of what is allowed but hardly meant: selectors that no Profile or
-// External can satisfy, and policies that have expired already.
+// External can satisfy, policies that have expired already, and Profiles that any
+// user can fit.
 func (p *planner) warn(now time.Time) {
 	var given *givenLabels
 	omitted := 0
@@ -136,6 +138,10 @@ func (p *planner) warn(now time.Time) {
 		p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))
 	}
 	for _, r := range p.changed() {
+		if key := anybodysProgram(r.GetProfile()); key != "" {
+			add("%s matches on %s without a user: whoever may run that file can make it do anything (LD_PRELOAD), under this name; match os.user, proc.uid or proc.unit too",
+				KeyOf(r), key)
+		}
 		policy := r.GetPolicy()
 		if policy == nil {
 			continue
@@ -159,6 +165,28 @@ func (p *planner) warn(now time.Time) {
 	if omitted > 0 {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("and %d more warnings", omitted))
 	}
+}
+
+// anybodysProgram names the key by which a Profile gives a name or labels to an
+// executable, whoever runs it; "" if it asks for a user, a system unit or a container
+// as well. That a user is not another one, or that there is one, asks for none.
+func anybodysProgram(p *symbolonv1.Profile) string {
+	if p.GetWorkload() == "" && len(p.GetLabels()) == 0 {
+		return ""
+	}
+	program := ""
+	for _, c := range p.GetMatch().GetClauses() {
+		if c.GetIn() == nil && c.GetPrefix() == "" {
+			continue
+		}
+		switch c.GetKey() {
+		case "os.user", "os.group", "proc.uid", "proc.unit", "container.id":
+			return ""
+		case "proc.exe", "proc.exe_sha256":
+			program = cmp.Or(program, c.GetKey())
+		}
+	}
+	return program
 }
 
 // givenLabels is every label that some Profile or External gives. Where it stands

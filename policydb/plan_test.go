@@ -115,6 +115,56 @@ addresses: {cidrs: [203.0.113.0/24]}
 	}
 }
 
+// TestProfilesThatAnyUserFitsAreWarnedOf: to run a program is to decide what it does.
+func TestProfilesThatAnyUserFitsAreWarnedOf(t *testing.T) {
+	const sum = "proc.exe_sha256: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	for match, want := range map[string]string{
+		"proc.exe: /usr/sbin/nginx":                            "proc.exe",
+		"proc.exe: {prefix: /usr/lib/postgresql/}":             "proc.exe",
+		"proc.exe: [/usr/bin/a, /usr/bin/b], host.role: web":   "proc.exe",
+		"proc.exe: /usr/sbin/nginx, os.distribution: debian":   "proc.exe",
+		"proc.exe: /usr/sbin/nginx, os.user: {exists: true}":   "proc.exe",
+		"proc.exe: /usr/sbin/nginx, os.user: {not: [root]}":    "proc.exe",
+		"proc.exe: /usr/sbin/nginx, proc.user_unit: x.service": "proc.exe", // the user's own choice
+		sum:                                 "proc.exe_sha256",
+		"proc.exe: /usr/sbin/nginx, " + sum: "proc.exe",
+
+		"proc.exe: /usr/sbin/nginx, os.user: www-data":           "",
+		"proc.exe: /usr/sbin/nginx, os.group: web":               "",
+		"proc.exe: /usr/sbin/nginx, proc.uid: [\"0\", \"33\"]":   "",
+		"proc.exe: /usr/sbin/nginx, proc.unit: nginx.service":    "",
+		"proc.exe: /usr/sbin/nginx, os.user: {prefix: svc-}":     "",
+		"proc.exe: /usr/bin/x, container.id: {prefix: \"0123\"}": "",
+		sum + ", os.user: www-data":                              "",
+		"proc.unit: nginx.service":                               "",
+		"os.user: www-data":                                      "",
+		"proc.exe: {not: [/usr/sbin/nginx]}":                     "",
+	} {
+		db := newDB(t, tree)
+		profile := "kind: Profile\nnamespace: /acme/prod\nname: web\nmatch: {" + match + "}\n"
+		for gives, risky := range map[string]bool{"workload: web": true, "labels: {app: web}": true, "claims: [proc.exe]": false} {
+			p, err := db.Plan(parse(t, profile+gives+"\n"), nil, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want == "" || !risky {
+				if len(p.Warnings) != 0 {
+					t.Errorf("{%s}, %s: warned %q", match, gives, p.Warnings)
+				}
+				continue
+			}
+			if len(p.Warnings) != 1 {
+				t.Errorf("{%s}, %s: warnings %q", match, gives, p.Warnings)
+				continue
+			}
+			wantText(t, p.Warnings[0], "Profile /acme/prod/web matches on "+want+" without a user")
+		}
+	}
+	if _, err := newDB(t, tree).Plan(parse(t, "kind: Profile\nnamespace: /acme\nname: web\nmatch: {proc.exe: /bin/x}\nworkload: web\n"), nil, true); err == nil {
+		t.Error("strict let it pass")
+	}
+}
+
 const closedTest = `
 kind: PolicyTest
 namespace: /acme/prod
