@@ -20,10 +20,16 @@
 //
 // The proxy's own sockets are told from the applications' by their mark (Control,
 // Dialer). Destinations on the host itself, 127.0.0.0/8 and ::1 included, are
-// intercepted like any other if Config.Outbound covers them. Link-local addresses
-// are never redirected (the kernel cannot translate them to loopback); the host's
-// own link-local addresses are refused for protected ports instead, or they would
-// be a way around.
+// intercepted like any other if Config.Outbound covers them.
+//
+// So are link-local ones. A cloud's metadata service at 169.254.169.254 therefore
+// needs an External in policy or a place in Config.ExcludeOutbound. The kernel
+// cannot translate IPv6 link-local destinations (fe80::/10) to loopback: connections
+// to them are refused wherever others would be redirected, so that a program which
+// lives on them, such as a BGP speaker with unnumbered peers, needs
+// Config.ExcludeOutbound. Neighbour discovery is no TCP and goes on. The host's own
+// IPv6 link-local addresses are refused for protected ports in any case, or they
+// would be a way around.
 //
 // An accepted connection is asked three questions:
 //

@@ -26,6 +26,7 @@ func config(b Backend) Config {
 func TestConnectionsGoWhereTheyShould(t *testing.T) {
 	backends(t, func(t *testing.T, b Backend) {
 		near, far := twoHosts(t)
+		linkLocal4(near, far)
 		far.serve("[::]:8080", "far app", nil)
 		near.serve("[::]:8080", "near app", nil)
 		near.serve("[::]:22", "near ssh", nil)
@@ -54,7 +55,14 @@ func TestConnectionsGoWhereTheyShould(t *testing.T) {
 			{"app to remote port that nobody serves", near, 0, "10.77.1.1:9", "outbound 10.77.1.1:9"},
 			{"app to excluded", near, 0, "10.77.1.3:8080", "far app"},
 			{"app to excluded v6", near, 0, "[fd77:1::3]:8080", "far app"},
-			{"app to link-local", near, 0, "[fe80::b%eth0]:8080", "far app"},
+			{"app to link-local", near, 0, "169.254.7.8:8080", "outbound 169.254.7.8:8080"},
+			{"app to own link-local", near, 0, "169.254.7.7:8080", "outbound 169.254.7.7:8080"},
+			{"app to cloud metadata behind a router", near, 0, "169.254.169.254:80", "outbound 169.254.169.254:80"},
+			{"app to link-local v6", near, 0, "[fe80::b%eth0]:8080", "refused"},
+			{"tunnel to link-local", near, MarkTunnel, "169.254.7.8:8080", "far app"},
+			{"tunnel to link-local v6", near, MarkTunnel, "[fe80::b%eth0]:8080", "far app"},
+			{"remote to protected link-local", far, 0, "169.254.7.7:8080", "inbound 169.254.7.7:8080"},
+			{"remote to protected link-local v6", far, 0, "[fe80::a%eth0]:8080", "inbound [fe80::a]:8080"},
 			{"app to loopback", near, 0, "127.0.0.1:8080", "outbound 127.0.0.1:8080"},
 			{"app to loopback v6", near, 0, "[::1]:8080", "outbound [::1]:8080"},
 			{"app to own address", near, 0, "10.77.1.2:8080", "outbound 10.77.1.2:8080"},

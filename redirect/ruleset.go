@@ -38,6 +38,22 @@ func (c Config) natChains(f family) []chain {
 	live := c.whileAlive(f)
 	in := "-m set --match-set " + setIn + " dst"
 	toInbound := fmt.Sprintf("-j REDIRECT --to-ports %d", c.InboundPort)
+	out := []string{
+		fmt.Sprintf("-m mark --mark %#x -j RETURN", MarkApp),
+		// A tunnel that ends on this host never passes PREROUTING.
+		fmt.Sprintf("%s -m mark --mark %#x -m addrtype --dst-type LOCAL %s%s %s", syn, MarkTunnel, in, live, toInbound),
+		fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask)),
+	}
+	if f.untranslatable != "" {
+		// The connection would hang. The guard decides on it.
+		out = append(out, "-d "+f.untranslatable+" -j RETURN")
+	}
+	out = append(out,
+		// Made straight to a listener by the host's own address: redirected, it would
+		// look like a connection to be proxied, to ourselves. The guard refuses it.
+		syn+" "+ports+" -m addrtype --dst-type LOCAL -j RETURN",
+		syn+" -m set --match-set "+f.outSet+" dst"+live+fmt.Sprintf(" -j REDIRECT --to-ports %d", c.OutboundPort),
+	)
 	return []chain{
 		{chainPre, "PREROUTING", []string{
 			// What was made on this host has been through OUTPUT.
@@ -46,24 +62,14 @@ func (c Config) natChains(f family) []chain {
 			// translation in its midst would reset it.
 			syn + " -m addrtype --dst-type LOCAL " + in + live + " " + toInbound,
 		}},
-		{chainOut, "OUTPUT", []string{
-			fmt.Sprintf("-m mark --mark %#x -j RETURN", MarkApp),
-			// A tunnel that ends on this host never passes PREROUTING.
-			fmt.Sprintf("%s -m mark --mark %#x -m addrtype --dst-type LOCAL %s%s %s", syn, MarkTunnel, in, live, toInbound),
-			fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask)),
-			// Cannot be translated to loopback: the connection would hang.
-			"-d " + f.linkLocal + " -j RETURN",
-			// Made straight to a listener by the host's own address: redirected, it would
-			// look like a connection to be proxied, to ourselves. The guard refuses it.
-			syn + " " + ports + " -m addrtype --dst-type LOCAL -j RETURN",
-			syn + " -m set --match-set " + f.outSet + " dst" + live + fmt.Sprintf(" -j REDIRECT --to-ports %d", c.OutboundPort),
-		}},
+		{chainOut, "OUTPUT", out},
 	}
 }
 
 // filterChains are the guard: what the redirections should have caught and did not
 // (another program's rule came first; the table was flushed; conntrack already
-// knew the tuple, as after a stray ACK that a sender can forge) is refused.
+// knew the tuple, as after a stray ACK that a sender can forge), or could not catch,
+// is refused.
 func (c Config) filterChains(f family) []chain {
 	const (
 		syn    = "-p tcp -m tcp --syn"
@@ -71,22 +77,24 @@ func (c Config) filterChains(f family) []chain {
 	)
 	live := c.whileAlive(f)
 	in := " -m set --match-set " + setIn + " dst"
+	out := []string{fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask))}
+	if f.untranslatable != "" {
+		// The host's own address of that kind would be a local process's way around the
+		// protection of local ports, also where other hosts' are excluded.
+		out = append(out, "-d "+f.untranslatable+" -o lo "+syn+in+live+reject)
+	}
+	out = append(out,
+		// This is what a redirected connection looks like by now.
+		fmt.Sprintf("-d %s -p tcp -m tcp --dport %d -j RETURN", f.loopback, c.OutboundPort),
+		syn+" -m set --match-set "+f.outSet+" dst"+live+reject,
+	)
 	return []chain{
 		{chainGIn, "INPUT", []string{
 			fmt.Sprintf("%s -m multiport --dports %d,%d -m conntrack ! --ctstate DNAT", syn, c.OutboundPort, c.InboundPort) + reject,
 			"-i lo -j RETURN",
 			syn + in + live + reject,
 		}},
-		{chainGOut, "OUTPUT", []string{
-			fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask)),
-			// The host's own link-local address, which cannot be redirected, would be a
-			// local process's way around the protection of local ports.
-			"-d " + f.linkLocal + " -o lo " + syn + in + live + reject,
-			"-d " + f.linkLocal + " -j RETURN",
-			// This is what a redirected connection looks like by now.
-			fmt.Sprintf("-d %s -p tcp -m tcp --dport %d -j RETURN", f.loopback, c.OutboundPort),
-			syn + " -m set --match-set " + f.outSet + " dst" + live + reject,
-		}},
+		{chainGOut, "OUTPUT", out},
 	}
 }
 

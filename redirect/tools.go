@@ -100,7 +100,8 @@ type family struct {
 	proto                  iptables.Protocol
 	inet                   string // ipset's word
 	command, save, restore string // paths
-	loopback, linkLocal    string
+	loopback               string
+	untranslatable         string // destinations that cannot become loopback, or empty
 	outSet, liveSet        string
 	tableNames             string // where the kernel lists the legacy tables in use
 }
@@ -108,14 +109,14 @@ type family struct {
 func newFamily(is4 bool, backend Backend) (family, error) {
 	f := family{
 		name: "IPv4", proto: iptables.ProtocolIPv4, inet: "inet", loopback: "127.0.0.1/32",
-		linkLocal: "169.254.0.0/16", outSet: setOut4, liveSet: setLive4,
+		outSet: setOut4, liveSet: setLive4,
 		tableNames: "/proc/thread-self/net/ip_tables_names",
 	}
 	prefix := "iptables"
 	if !is4 {
 		f = family{
 			name: "IPv6", proto: iptables.ProtocolIPv6, inet: "inet6", loopback: "::1/128",
-			linkLocal: "fe80::/10", outSet: setOut6, liveSet: setLive6,
+			untranslatable: "fe80::/10", outSet: setOut6, liveSet: setLive6,
 			tableNames: "/proc/thread-self/net/ip6_tables_names",
 		}
 		prefix = "ip6tables"

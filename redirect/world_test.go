@@ -264,6 +264,14 @@ func twoHosts(t *testing.T) (near, far netNS) {
 	return near, far
 }
 
+// linkLocal4 gives both hosts IPv4 link-local addresses, 169.254.7.7 near and
+// 169.254.7.8 far, and far the one at which clouds serve metadata, which near
+// reaches through its default route.
+func linkLocal4(near, far netNS) {
+	near.sh("ip address add 169.254.7.7/17 dev eth0; ip route add default via 10.77.1.1")
+	far.sh("ip address add 169.254.7.8/17 dev eth0; ip address add 169.254.169.254/32 dev eth0")
+}
+
 // proxyIn starts the two listeners a proxy has; they greet as "outbound" and
 // "inbound" and the original destination.
 func proxyIn(t *testing.T, n netNS) {
