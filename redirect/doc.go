@@ -19,8 +19,15 @@
 // proxy has died.
 //
 // The proxy's own sockets are told from the applications' by their mark (Control,
-// Dialer). Destinations on the host itself, 127.0.0.0/8 and ::1 included, are
-// intercepted like any other if Config.Outbound covers them.
+// Dialer) and by the cgroup of the process that loaded the rules: a mark alone can
+// be set with CAP_NET_RAW, which containers have by default. So the process that
+// dials must have called Install, from the cgroup it stays in, at each start.
+// Rules.Warnings says where the cgroup cannot tell them apart. What a process sends
+// through packet sockets, which that capability also allows, netfilter never sees;
+// there only the other host's proxy protects.
+//
+// Destinations on the host itself, 127.0.0.0/8 and ::1 included, are intercepted
+// like any other if Config.Outbound covers them.
 //
 // So are link-local ones. A cloud's metadata service at 169.254.169.254 therefore
 // needs an External in policy or a place in Config.ExcludeOutbound. The kernel
@@ -43,7 +50,9 @@
 // process's.
 //
 // What must hold of the machine: CAP_NET_ADMIN, the tools of the Debian packages
-// iptables and ipset, and IPv6 rules wherever the kernel speaks IPv6. Everything
-// acts on the calling thread's network namespace; Diag and Conntrack stay in the
-// one they were opened in.
+// iptables and ipset, the kernel's xt_cgroup match, and IPv6 rules wherever the
+// kernel speaks IPv6. The legacy backend loads whole tables: while the proxy is down,
+// its cgroup gone and its rules left in force, it refuses other programs' changes to
+// the same tables (nft does not). Everything acts on the calling thread's network
+// namespace; Diag and Conntrack stay in the one they were opened in.
 package redirect

@@ -23,6 +23,8 @@ type Rules struct {
 	ipset    string
 
 	mu sync.Mutex
+	// own is of the last time that rules were loaded or verified.
+	own ownSockets
 	// loaded is how iptables-save prints what the last Install or Repair loaded, by
 	// family and table. Another version of the tool may print a rule otherwise than
 	// we write it; that is no drift.
@@ -77,6 +79,9 @@ func (r *Rules) Install(ctx context.Context) error {
 func (r *Rules) Repair(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.findOwn(); err != nil {
+		return err
+	}
 	if err := r.applySets(ctx); err != nil {
 		return err
 	}
@@ -92,11 +97,36 @@ func (r *Rules) Repair(ctx context.Context) error {
 	return nil
 }
 
+// findOwn brings own up to date. If it changes, what was loaded is not what is
+// wanted any more.
+func (r *Rules) findOwn() error {
+	own, err := findOwnSockets()
+	if err != nil {
+		return err
+	}
+	if own.match != r.own.match {
+		clear(r.loaded)
+	}
+	r.own = own
+	return nil
+}
+
+// Warnings say in words where the loaded rules protect less than they could, and
+// what to do; as of the last Install, Repair or Verify.
+func (r *Rules) Warnings() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.own.warning == "" {
+		return nil
+	}
+	return []string{r.own.warning}
+}
+
 func (r *Rules) chains(f family, table string) []chain {
 	if table == "nat" {
-		return r.cfg.natChains(f)
+		return r.cfg.natChains(f, r.own)
 	}
-	return r.cfg.filterChains(f)
+	return r.cfg.filterChains(f, r.own)
 }
 
 func (r *Rules) apply(ctx context.Context, f family, table string) error {
@@ -153,6 +183,9 @@ func commitSaved(ctx context.Context, f family, table string, script func(savedT
 func (r *Rules) Verify(ctx context.Context) (drift []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.findOwn(); err != nil {
+		return nil, err
+	}
 	if drift, err = r.setDrift(ctx); err != nil {
 		return nil, err
 	}

@@ -32,17 +32,17 @@ type chain struct {
 
 // natChains are the redirections. Everything that must hold of them was measured;
 // each rule says what would go wrong without it.
-func (c Config) natChains(f family) []chain {
+func (c Config) natChains(f family, own ownSockets) []chain {
 	const syn = "-p tcp -m tcp --syn"
 	ports := fmt.Sprintf("-m multiport --dports %d,%d", c.OutboundPort, c.InboundPort)
 	live := c.whileAlive(f)
 	in := "-m set --match-set " + setIn + " dst"
 	toInbound := fmt.Sprintf("-j REDIRECT --to-ports %d", c.InboundPort)
 	out := []string{
-		fmt.Sprintf("-m mark --mark %#x -j RETURN", MarkApp),
+		fmt.Sprintf("-m mark --mark %#x%s -j RETURN", MarkApp, own.match),
 		// A tunnel that ends on this host never passes PREROUTING.
-		fmt.Sprintf("%s -m mark --mark %#x -m addrtype --dst-type LOCAL %s%s %s", syn, MarkTunnel, in, live, toInbound),
-		fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask)),
+		fmt.Sprintf("%s -m mark --mark %#x%s -m addrtype --dst-type LOCAL %s%s %s", syn, MarkTunnel, own.match, in, live, toInbound),
+		fmt.Sprintf("-m mark --mark %#x/%#x%s -j RETURN", markBase, uint32(markMask), own.match),
 	}
 	if f.untranslatable != "" {
 		// The connection would hang. The guard decides on it.
@@ -70,14 +70,14 @@ func (c Config) natChains(f family) []chain {
 // (another program's rule came first; the table was flushed; conntrack already
 // knew the tuple, as after a stray ACK that a sender can forge), or could not catch,
 // is refused.
-func (c Config) filterChains(f family) []chain {
+func (c Config) filterChains(f family, own ownSockets) []chain {
 	const (
 		syn    = "-p tcp -m tcp --syn"
 		reject = " -j REJECT --reject-with tcp-reset"
 	)
 	live := c.whileAlive(f)
 	in := " -m set --match-set " + setIn + " dst"
-	out := []string{fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", markBase, uint32(markMask))}
+	out := []string{fmt.Sprintf("-m mark --mark %#x/%#x%s -j RETURN", markBase, uint32(markMask), own.match)}
 	if f.untranslatable != "" {
 		// The host's own address of that kind would be a local process's way around the
 		// protection of local ports, also where other hosts' are excluded.

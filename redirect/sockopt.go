@@ -12,9 +12,9 @@ import (
 )
 
 // Socket marks (SO_MARK) of the proxy's own connections. The rules let everything
-// pass whose upper 16 bits are markBase; 0x4d0003 and 0x4d0010 are kept for
-// source-address preservation and for UDP. Setting one needs CAP_NET_ADMIN or
-// CAP_NET_RAW.
+// of the proxy's cgroup pass whose upper 16 bits are markBase; 0x4d0003 and 0x4d0010
+// are kept for source-address preservation and for UDP. Setting one needs
+// CAP_NET_ADMIN or CAP_NET_RAW.
 const (
 	// MarkTunnel is the leg to the other host's proxy. If the destination turns out
 	// to be this host, the rules lead it to the inbound listener.
