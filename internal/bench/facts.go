@@ -14,13 +14,14 @@ import (
 
 // facts are what a result means nothing without.
 type facts struct {
-	Kernel, CPU, Go     string
-	Cores               int
-	MemoryMB            uint64
-	Descriptors         uint64 // the hard limit of a process
-	Versions            map[string]string
-	Commit              string `json:",omitempty"`
-	LoadAverageAtStart  string
+	Kernel, CPU, Go    string
+	Cores              int
+	MemoryMB           uint64
+	Descriptors        uint64 // the hard limit of a process
+	Versions           map[string]string
+	LoadAverageAtStart string
+	// CongestionControl is what the hosts inherit; a namespace may not choose freely.
+	CongestionControl   string
 	ConntrackMax        string `json:",omitempty"`
 	TransparentHugePage string `json:",omitempty"`
 }
@@ -30,6 +31,7 @@ func machine(ctx context.Context) facts {
 		Go: runtime.Version(), Cores: runtime.NumCPU(), Versions: make(map[string]string),
 		Kernel:              readLine("/proc/sys/kernel/osrelease"),
 		LoadAverageAtStart:  readLine("/proc/loadavg"),
+		CongestionControl:   readLine("/proc/sys/net/ipv4/tcp_congestion_control"),
 		ConntrackMax:        readLine("/proc/sys/net/netfilter/nf_conntrack_max"),
 		TransparentHugePage: readLine("/sys/kernel/mm/transparent_hugepage/enabled"),
 	}
@@ -50,7 +52,6 @@ func machine(ctx context.Context) facts {
 	for name, args := range map[string][]string{"haproxy": {"-v"}, "nginx": {"-v"}, "stunnel": {"-version"}, "openssl": {"version"}} {
 		f.Versions[name] = says(ctx, name, args...)
 	}
-	f.Commit = says(ctx, "git", "describe", "--always", "--dirty")
 	return f
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -49,11 +50,13 @@ type pair struct {
 	handshakes             string // how many of those watched were resumed
 }
 
+var redirecting = []string{"iptables", "ip6tables", "ipset"}
+
 // tools are the programs of the world and of all systems.
 var tools = map[string][]string{
 	"":        {"ip", "tcpdump"},
 	"haproxy": {"haproxy"}, "nginx": {"nginx"}, "nginx-64k": {"nginx"}, "stunnel": {"stunnel"},
-	nameSymbolon: {"iptables", "ip6tables", "ipset"}, nameAuthenticated: {"iptables", "ip6tables", "ipset"},
+	nameSymbolon: redirecting, nameAuthenticated: redirecting, nameSingle: redirecting,
 }
 
 // newLab starts everything and proves that each system does what it is measured
@@ -100,9 +103,12 @@ func (l *lab) add(ctx context.Context, s system) error {
 	p := &pair{system: s, client: l.world.Host(s.name + "-c"), server: l.world.Host(s.name + "-s")}
 	l.world.Link(p.client, p.server, []string{clientAddr + "/24"}, []string{serverAddr + "/24"})
 	for _, h := range []*netlab.Host{p.client, p.server} {
-		// Enough ports for many thousand connections a second, without reusing one
-		// that is in TIME-WAIT; those of the proxies are below.
+		// Enough ports for a thousand connections a second without reusing one that
+		// is in TIME-WAIT; those of the proxies are below.
 		h.Sysctl("net.ipv4.ip_local_port_range", "16000 65000")
+	}
+	if s.start == nil {
+		p.client.Sysctl("net.ipv4.tcp_tw_reuse", "1") // ten thousand a second
 	}
 	if err := l.world.Err(); err != nil {
 		return err
@@ -114,7 +120,7 @@ func (l *lab) add(ctx context.Context, s system) error {
 		return err
 	}
 	if p.start != nil {
-		if p.clientProxy == nil && l.fleet == nil && (s.name == nameSymbolon || s.name == nameAuthenticated) {
+		if s.ours() && l.fleet == nil {
 			if err := l.startController(ctx); err != nil {
 				return err
 			}
@@ -190,6 +196,9 @@ func (l *lab) about() []systemInfo {
 
 // epilogue adds what is known only at the end.
 func (l *lab) epilogue(r *results) {
+	if l.fleet != nil {
+		r.Machine.Versions[nameSymbolon] = says(context.Background(), filepath.Join(l.fleet.Bin, "symbolon-proxy"), "version")
+	}
 	r.Noise, r.Steal = noiseOf(l.noise), noiseOf(l.steal)
 	for _, p := range l.pairs {
 		note, err := p.records()

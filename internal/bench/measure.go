@@ -32,8 +32,8 @@ func (l *lab) run(ctx context.Context, o *options, r *results) error {
 			fmt.Fprintf(l.progress, "round %d of %d, %s:", round+1, o.rounds, w.name)
 			for turn := range l.pairs {
 				p := l.pairs[(turn+round)%len(l.pairs)]
-				if w.fresh && p.start == nil {
-					continue // no proxy, nothing to weigh
+				if w.fresh && p.start == nil || p.only != nil && !slices.Contains(p.only, w.name) {
+					continue // no proxy to weigh, or nothing that another does not show
 				}
 				s := l.cell(ctx, o, p, w, round)
 				if ctx.Err() != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -92,8 +93,12 @@ func (t *table) best(m metric, systems []systemInfo) float64 {
 
 // write prints the tables, in Markdown, so that they can be pasted.
 func (r *results) write(w io.Writer) {
-	fmt.Fprintf(w, "\n%s; %s, %d cores; Linux %s; %s; %d rounds of %.1f s; took %.0f s.\n",
-		r.Started.Format("2006-01-02 15:04"), r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Go, r.Rounds, r.Duration, r.Took)
+	m := &r.Machine
+	fmt.Fprintf(w, "\n%s; %s, %d cores, %d GB; Linux %s, TCP %s; %s; %d rounds of %.1f s; took %.0f s.\n",
+		r.Started.Format("2006-01-02 15:04"), m.CPU, m.Cores, (m.MemoryMB+512)>>10, m.Kernel, m.CongestionControl, m.Go, r.Rounds, r.Duration, r.Took)
+	for _, name := range slices.Sorted(maps.Keys(m.Versions)) {
+		fmt.Fprintf(w, "%s: %s.\n", name, m.Versions[name])
+	}
 	fmt.Fprintf(w, "Noise, in cores: processes that are not ours used %.2f in the median measurement, %.2f or more in a tenth of them, %.2f at most; the hypervisor took %.2f, %.2f, %.2f.\n",
 		r.Noise.Median, r.Noise.P90, r.Noise.Max, r.Steal.Median, r.Steal.P90, r.Steal.Max)
 	fmt.Fprintln(w, "Medians; in parentheses the ratio to the best of the peers; ± is the largest distance of a round from the first column's median.")

@@ -63,14 +63,15 @@ func (l *lab) startController(ctx context.Context) (err error) {
 	return l.fleet.Apply(ctx, policy())
 }
 
-// startSymbolon enrols both hosts, or starts their proxies again.
-func startSymbolon(protection string) func(context.Context, *lab, *pair) error {
+// startSymbolon enrols both hosts, or starts their proxies again. config is added to
+// their proxy.yaml.
+func startSymbolon(protection, config string) func(context.Context, *lab, *pair) error {
 	return func(ctx context.Context, l *lab, p *pair) (err error) {
 		start := func(h *netlab.Host, known **fleet.Proxy, daemon **netlab.Daemon) error {
 			if *known == nil {
 				l.addresses++
 				l.management.Attach(h, fmt.Sprintf("10.9.0.%d/24", 1+l.addresses))
-				if *known, err = l.fleet.Proxy(ctx, h, fleet.Enrolment{Namespace: "/acme/" + protection}); err != nil {
+				if *known, err = l.fleet.Proxy(ctx, h, fleet.Enrolment{Namespace: "/acme/" + protection, Config: config}); err != nil {
 					return err
 				}
 			} else if err := (*known).Start(ctx); err != nil {
@@ -119,10 +120,13 @@ func (p *pair) records() (string, error) {
 			errs = append(errs, err)
 			continue
 		}
-		resumed, other := 0, make(map[string]int)
+		resumed, reused, other := 0, 0, make(map[string]int)
 		exchanges := make(map[string]int)
 		for _, r := range lines {
-			if r.Resumed {
+			switch {
+			case r.Reused:
+				reused++
+			case r.Resumed:
 				resumed++
 			}
 			if r.Outcome != "allow" {
@@ -130,7 +134,7 @@ func (p *pair) records() (string, error) {
 			}
 			exchanges[r.KeyExchange]++
 		}
-		note := fmt.Sprintf("%s: %d records, %d resumed, key exchanges %v", proxy.Host.Name(), len(lines), resumed, exchanges)
+		note := fmt.Sprintf("%s: %d records: %d on a tunnel that had served before, %d on one whose handshake was resumed; key exchanges %v", proxy.Host.Name(), len(lines), reused, resumed, exchanges)
 		if len(other) > 0 {
 			note += fmt.Sprintf(", not allowed %v", other)
 		}

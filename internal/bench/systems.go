@@ -1,6 +1,9 @@
 package main
 
-import "context"
+import (
+	"context"
+	"strings"
+)
 
 // system is something to measure: a pair of proxies, or none.
 type system struct {
@@ -11,6 +14,8 @@ type system struct {
 	encrypted bool
 	// peer: results are held against the best of these.
 	peer bool
+	// only are the workloads in which it differs from another system; nil: all.
+	only []string
 	// start starts the proxies, first or again, and fills in pair's daemons. nil:
 	// there are none.
 	start func(context.Context, *lab, *pair) error
@@ -19,6 +24,7 @@ type system struct {
 const (
 	nameSymbolon      = "symbolon"
 	nameAuthenticated = "symbolon-auth"
+	nameSingle        = "symbolon-single"
 )
 
 func allSystems() []system {
@@ -29,10 +35,14 @@ func allSystems() []system {
 		{name: "nginx-64k", about: "the same with 64 KB buffers", target: near, encrypted: true, peer: true, start: nginxStream("64k")},
 		{name: "stunnel", about: "stunnel pair, sessions resumed", target: near, encrypted: true, peer: true, start: startStunnel},
 		{name: "go", about: "io.Copy over crypto/tls (ghostunnel's technique; in this program), X25519, sessions resumed", target: near, encrypted: true, start: startGo},
-		{name: nameSymbolon, about: "transparent by iptables; identity, policy, records; encrypted", target: remote, encrypted: true, start: startSymbolon("encrypted")},
-		{name: nameAuthenticated, about: "the same, authenticated: TLS proves both ends, then bytes pass in the clear", target: remote, start: startSymbolon("authenticated")},
+		{name: nameSymbolon, about: "transparent by iptables; identity, policy, records; encrypted; tunnels reused, sessions resumed", target: remote, encrypted: true, start: startSymbolon("encrypted", "")},
+		{name: nameSingle, about: "the same without reuse, as behind a balancer: a tunnel for each connection", target: remote, encrypted: true, only: []string{"connect"}, start: startSymbolon("encrypted", "tunnel: {reuse: false}")},
+		{name: nameAuthenticated, about: "transparent, with identity, policy and records, too; authenticated: TLS proves both ends of each connection, then its bytes pass in the clear", target: remote, start: startSymbolon("authenticated", "")},
 	}
 }
+
+// ours: Symbolon's proxies take part.
+func (s *system) ours() bool { return strings.HasPrefix(s.name, nameSymbolon) }
 
 // quickSystems leaves out what others stand for.
 func quickSystems() []system {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,11 +39,19 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 	t := &trace{}
 	for side, daemon := range map[string]*netlab.Daemon{"client": p.clientSide, "server": p.serverSide} {
 		file := filepath.Join(o.traceDir, fmt.Sprintf("%s-%s-%s.%s", p.name, w.name, side, o.trace))
-		pid := fmt.Sprint(daemon.Pid)
+		now, err := processes()
+		if err != nil {
+			return nil, errors.Join(err, t.stop())
+		}
+		var pids []string
+		for _, pid := range now.tree(daemon.Pid) {
+			pids = append(pids, fmt.Sprint(pid))
+		}
+		pid := strings.Join(pids, ",")
 		var c *exec.Cmd
 		if o.trace == "perf" {
 			c = exec.Command(program, "record", "-q", "-g", "-F", "499", "-o", file, "-p", pid)
-			report := exec.Command(program, "report", "-i", file, "--stdio", "--no-children", "-g", "none", "--sort", "symbol", "--percent-limit", "0.4")
+			report := exec.Command(program, "report", "-i", file, "--stdio", "--children", "-g", "none", "--sort", "symbol", "--percent-limit", "0.5")
 			t.then = append(t.then, report)
 			text, err := os.Create(file + ".txt")
 			if err != nil {
