@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -72,13 +73,19 @@ func (s *Server) publish(d *distribution) {
 	s.log.Info("generation published", zap.Uint64("generation", d.generation()))
 }
 
+// refuseChange gives an error its code: invalid_argument for what is wrong in itself,
+// failed_precondition where a PolicyTest failed or a namespace has hosts, aborted
+// for a change by somebody else meanwhile.
 func (s *Server) refuseChange(what string, err error) error {
 	var wrong *policydb.ValidationErrors
 	switch {
+	case errors.As(err, &wrong) && slices.ContainsFunc(wrong.TestResults, func(t *symbolonv1.TestResult) bool { return !t.GetPassed() }):
+		// The files are good; what they would do is not wanted.
+		return refused(connect.CodeFailedPrecondition, err.Error())
 	case errors.As(err, &wrong):
-		return invalid(err.Error())
+		return refused(connect.CodeInvalidArgument, err.Error())
 	case errors.Is(err, store.ErrInvalid):
-		return invalid(err.Error())
+		return refused(connect.CodeInvalidArgument, err.Error())
 	case errors.Is(err, policydb.ErrConflict):
 		return connect.NewError(connect.CodeAborted, err)
 	case errors.Is(err, errOccupied):

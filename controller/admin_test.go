@@ -175,7 +175,11 @@ func TestApplyErrorKeepsGeneration(t *testing.T) {
 				req.Files = append(req.Files, &symbolonv1.SourceFile{Name: string(rune('0'+i)) + ".yaml", Content: []byte(content)})
 			}
 			_, err := w.tryApply(req)
-			wantCode(t, err, connect.CodeInvalidArgument, test.words...)
+			code := connect.CodeInvalidArgument
+			if name == "failing test" {
+				code = connect.CodeFailedPrecondition // a good question, and the answer is no
+			}
+			wantCode(t, err, code, test.words...)
 			res := w.resources("Policy")
 			if res.GetGeneration() != before || len(res.GetResources()) != 2 {
 				t.Errorf("generation %d with %d policies, want %d with 2", res.GetGeneration(), len(res.GetResources()), before)
@@ -186,6 +190,24 @@ func TestApplyErrorKeepsGeneration(t *testing.T) {
 	if err != nil || dry.GetGeneration() != before || len(dry.GetChanges()) != 1 || w.resources("").GetGeneration() != before {
 		t.Errorf("dry run: %v, %v", dry, err)
 	}
+}
+
+// TestFailedPolicyTestIsANegativeAnswer, whatever asks: apply, dry run or delete. A
+// warning under strict is a mistake in the file, though the tests that ran passed.
+func TestFailedPolicyTestIsANegativeAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.apply(tree + "---\nkind: PolicyTest\nnamespace: /acme/prod\nname: open\ntests:\n- {name: open, from: {app: web}, to: {app: db}, port: tcp/5432, expect: allow}\n")
+	deny := []*symbolonv1.SourceFile{{Name: "a.yaml", Content: []byte("kind: Policy\nnamespace: /\nname: shut\nsubject: any\nverb: deny\nobject: any\npropagate: true\n")}}
+	for _, dry := range []bool{false, true} {
+		_, err := w.tryApply(&symbolonv1.ApplyRequest{Files: deny, DryRun: dry})
+		wantCode(t, err, connect.CodeFailedPrecondition, "open", "want allow, got deny by /shut")
+	}
+	_, err := w.admin().Delete(t.Context(), connect.NewRequest(&symbolonv1.DeleteRequest{Keys: []*symbolonv1.ResourceKey{{Kind: "Policy", Namespace: "/acme", Name: "web-to-db"}}}))
+	wantCode(t, err, connect.CodeFailedPrecondition, "open", "want allow")
+	_, err = w.tryApply(&symbolonv1.ApplyRequest{Strict: true, Files: []*symbolonv1.SourceFile{
+		{Name: "a.yaml", Content: []byte("kind: Policy\nnamespace: /acme\nname: x\nsubject: {app: nobody}\nverb: allow\nobject: any\n")},
+	}})
+	wantCode(t, err, connect.CodeInvalidArgument, "nobody", "strict")
 }
 
 func TestApplyConcurrently(t *testing.T) {

@@ -243,12 +243,13 @@ func parseFiles(files []*symbolonv1.SourceFile) ([]policydb.Document, error) {
 	if failed == 0 {
 		return docs, nil
 	}
-	return nil, invalid(strings.TrimSpace(text.String()))
+	return nil, refused(connect.CodeInvalidArgument, strings.TrimSpace(text.String()))
 }
 
-func invalid(text string) error {
+// refused is an error whose text is bounded.
+func refused(code connect.Code, text string) error {
 	if len(text) > maxErrorText {
 		text = strings.ToValidUTF8(text[:maxErrorText], "") + "\n… and more"
 	}
-	return connect.NewError(connect.CodeInvalidArgument, errors.New(text))
+	return connect.NewError(code, errors.New(text))
 }

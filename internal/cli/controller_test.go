@@ -124,6 +124,13 @@ func TestRefusalsOfAController(t *testing.T) {
 		"policy", "apply", "-f", "-")
 	contains(t, talk, "stdin:5:7", "verb: alow\n", "^", "allow")
 
+	// A failed PolicyTest is an answer, not a mistake.
+	const failing = "kind: PolicyTest\nnamespace: /acme\nname: t\ntests:\n- {name: open, from: {app: a}, to: {app: b}, port: tcp/1, expect: allow}\n"
+	for _, command := range []string{"apply", "diff", "test"} {
+		_, talk = o.runs(cli.ExitNegative, failing, "policy", command, "-f", "-")
+		contains(t, talk, "want allow, got deny")
+	}
+
 	o.runs(cli.ExitConflict, "", "namespace", "create", "/acme")
 	o.runs(cli.ExitUsage, "", "namespace", "create", "/nobody/here")
 	o.runs(cli.ExitNegative, "", "policy", "delete", "--yes", "/acme/nothing")
