@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -30,7 +31,7 @@ func debugCommand() *cobra.Command {
   rules         what is in the kernel, and how it differs from what should be
   status        host, controller, generation, certificate`,
 		Example:   "  symbolon-proxy debug connections | jq '.[].source.spiffe_id'",
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      arguments(cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)),
 		ValidArgs: debugPages,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return debugPage(cmd.Context(), socket, args[0], cmd.OutOrStdout())
@@ -51,10 +52,12 @@ func debugPage(ctx context.Context, socket, page string, out io.Writer) error {
 		return err
 	}
 	res, err := client.Do(req)
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED): // refused: it was killed
 		return fmt.Errorf("no proxy runs here with the socket %s; start it, or name its socket with --socket", socket)
-	}
-	if err != nil {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s is for root only: %w", socket, os.ErrPermission)
+	case err != nil:
 		return err
 	}
 	defer res.Body.Close()

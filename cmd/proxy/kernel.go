@@ -77,20 +77,20 @@ func (k *kernel) close() {
 // raiseDescriptorLimit allows as many as root may have: a connection needs two, and
 // more while it is spliced.
 func raiseDescriptorLimit(log *zap.Logger) {
-	var max unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &max); err != nil {
+	var now unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &now); err != nil {
 		log.Warn("descriptor limit unknown", zap.Error(err))
 		return
 	}
 	const want = 1 << 20
 	limit := unix.Rlimit{Cur: want, Max: want}
-	if max.Max > want {
-		limit = unix.Rlimit{Cur: max.Max, Max: max.Max}
+	if now.Max > want {
+		limit = unix.Rlimit{Cur: now.Max, Max: now.Max}
 	}
 	if unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
 		return
 	}
-	limit = unix.Rlimit{Cur: max.Max, Max: max.Max}
+	limit = unix.Rlimit{Cur: now.Max, Max: now.Max}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		log.Warn("descriptor limit not raised", zap.Error(err))
 	}

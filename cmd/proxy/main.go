@@ -33,13 +33,31 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	cmd := command()
-	if err := cmd.ExecuteContext(ctx); err != nil {
+	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "symbolon-proxy:", err)
-		if errors.Is(err, settings.ErrConfig) {
-			os.Exit(exitUsage)
+		stop()
+		os.Exit(exitCode(err))
+	}
+}
+
+// exitCode is exitUsage for what the operator must change before another try, which
+// systemd need not make (RestartPreventExitStatus).
+func exitCode(err error) int {
+	if errors.Is(err, settings.ErrConfig) || errors.Is(err, errUsage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+var errUsage = errors.New("usage")
+
+// arguments makes what is wrong with a command's arguments wrong usage.
+func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return fmt.Errorf("%w: %w", errUsage, err)
 		}
-		os.Exit(exitFailed)
+		return nil
 	}
 }
 
@@ -56,12 +74,14 @@ Configuration: flags, over environment (SYMBOLON_...), over the file. It needs t
 be root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.
 
 While it is dead, protected connections are refused (redirect.on_exit: closed);
-'symbolon-proxy cleanup' takes the rules out of the kernel.`,
+'symbolon-proxy cleanup' takes the rules out of the kernel.
+
+Exit codes: 0 stopped by a signal; 1 failed; 2 wrong usage or configuration.`,
 		Example: `  symbolon-proxy --config /etc/symbolon/proxy.yaml
   symbolon-proxy --controller-address 198.51.100.5:7443 \
       --controller-join-token-file /etc/symbolon/join.token`,
-		Args:          cobra.NoArgs,
-		SilenceErrors: true, SilenceUsage: true,
+		Args:          arguments(cobra.NoArgs),
+		SilenceErrors: true, SilenceUsage: true, // both are main's
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file, err := settings.File(file, defaultFile)
 			if err != nil {
@@ -74,6 +94,7 @@ While it is dead, protected connections are refused (redirect.on_exit: closed);
 			return run(cmd.Context(), cfg)
 		},
 	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.Flags().StringVar(&file, "config", "", "configuration file (default "+defaultFile+", if it is there)")
 	settings.AddFlags(root.Flags(), proxy.Settings())
 	root.AddCommand(cleanupCommand(), forgetCommand(), debugCommand(), versionCommand())
@@ -87,10 +108,9 @@ func cleanupCommand() *cobra.Command {
 		Long: `Removes the iptables chains, jumps and ipsets of the proxy from this network
 namespace, whatever configuration made them. Stop the proxy first, or it will put
 them back. Afterwards the host's connections pass unprotected.`,
-		Example:       "  systemctl stop symbolon-proxy && symbolon-proxy cleanup",
-		Args:          cobra.NoArgs,
-		SilenceErrors: true, SilenceUsage: true,
-		RunE: func(cmd *cobra.Command, _ []string) error { return redirect.Cleanup(cmd.Context()) },
+		Example: "  systemctl stop symbolon-proxy && symbolon-proxy cleanup",
+		Args:    arguments(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return redirect.Cleanup(cmd.Context()) },
 	}
 }
 
@@ -103,7 +123,7 @@ func forgetCommand() *cobra.Command {
 kernel's (the user keyring of root), until the host's SVID ends or the machine
 reboots. This removes it from there; the next start needs a new join token.`,
 		Example: "  symbolon-proxy forget",
-		Args:    cobra.NoArgs,
+		Args:    arguments(cobra.NoArgs),
 		RunE:    func(*cobra.Command, []string) error { return forget(socket) },
 	}
 	c.Flags().StringVar(&socket, "socket", socket, "the proxy's socket, which names it")
@@ -112,7 +132,7 @@ reboots. This removes it from there; the next start needs a new join token.`,
 
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: arguments(cobra.NoArgs),
 		Run: func(cmd *cobra.Command, _ []string) {
 			goVersion := "unknown Go"
 			if info, ok := debug.ReadBuildInfo(); ok {

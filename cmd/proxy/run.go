@@ -309,35 +309,8 @@ func (d *daemonParts) adminListeners() (socket, page net.Listener, err error) {
 	return socket, page, nil
 }
 
-// shownIdentity is a workload as the debug page shows it: never its key.
-type shownIdentity struct {
-	SPIFFEID   string              `json:"spiffe_id,omitempty"`
-	Attributes map[string][]string `json:"attributes,omitempty"`
-	NotAfter   *time.Time          `json:"not_after,omitempty"`
-	CgroupID   uint64              `json:"cgroup_id"`
-	UID        uint32              `json:"uid"`
-	Error      string              `json:"error,omitempty"`
-}
-
-func (d *daemonParts) debugIdentities() any {
-	out := []shownIdentity{}
-	for _, s := range d.manager.Snapshot() {
-		x := shownIdentity{CgroupID: s.Workload.Key.CgroupID, UID: s.Workload.Key.UID, Attributes: make(map[string][]string)}
-		attributes := s.Workload.Attributes
-		if s.Credential != nil {
-			notAfter := s.Credential.SVID.NotAfter()
-			x.SPIFFEID, x.NotAfter, attributes = s.Credential.SVID.ID.String(), &notAfter, s.Credential.SVID.Attributes
-		}
-		for _, a := range attributes {
-			x.Attributes[a.Key] = append(x.Attributes[a.Key], a.Value)
-		}
-		if s.Err != nil {
-			x.Error = s.Err.Error()
-		}
-		out = append(out, x)
-	}
-	return out
-}
+// debugIdentities are the workloads in use; a Status encodes without its key.
+func (d *daemonParts) debugIdentities() any { return d.manager.Snapshot() }
 
 func (d *daemonParts) debugRules() any {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
