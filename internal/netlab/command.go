@@ -37,7 +37,6 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *Cmd {
 		path = name
 	}
 	c := exec.CommandContext(ctx, path, args...)
-	c.Args[0] = name
 	c.WaitDelay = stopTimeout // a child of the killed program may hold its output open
 	return &Cmd{Cmd: c, host: h, err: err}
 }
