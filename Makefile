@@ -7,6 +7,8 @@ SHELL       := /bin/bash
 GO      ?= go
 BIN     := bin
 TOOLS   := $(CURDIR)/bin/tools
+# Tests and demo call iptables and servers by name; not every root's PATH has them.
+export PATH := $(PATH):/usr/sbin:/sbin
 # Builds must not need git, nor an owner of the tree that git trusts.
 export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
 

@@ -7,13 +7,20 @@ set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
 # What is looked for: what provides it. A program counts however it came here.
+# internal/netlab/deps_test.go holds that no test needs another.
 declare -A package=(
-	[iptables-restore]=iptables [ip6tables-restore]=iptables [ipset]=ipset [conntrack]=conntrack
-	[ip]=iproute2 [tcpdump]=tcpdump [tshark]=tshark [nginx]=nginx-light [haproxy]=haproxy
-	[psql]=postgresql [redis-server]=redis-server [sshd]=openssh-server [ssh]=openssh-client
-	[mariadbd]=mariadb-server [nc]=netcat-openbsd [curl]=curl [iperf3]=iperf3 [ps]=procps
+	[iptables]=iptables [ip6tables]=iptables [iptables-restore]=iptables [ip6tables-restore]=iptables
+	[ipset]=ipset [conntrack]=conntrack [ip]=iproute2 [ss]=iproute2 [tc]=iproute2
+	[nsenter]=util-linux [ps]=procps [tcpdump]=tcpdump [tshark]=tshark
+	[nginx]=nginx-light [haproxy]=haproxy [openssl]=openssl
+	[psql]=postgresql-client [redis-server]=redis-server [redis-cli]=redis-tools
+	[mariadbd]=mariadb-server [mariadb-install-db]=mariadb-server [mariadb]=mariadb-client
+	[sshd]=openssh-server [ssh]=openssh-client [ssh-keygen]=openssh-client [ssh-keyscan]=openssh-client
+	[nc]=netcat-openbsd [curl]=curl [iperf3]=iperf3
 	[gcc]=gcc # the race detector is C
 )
+# Debian keeps PostgreSQL's own out of any PATH.
+postgres=(initdb postgres)
 
 missing=()
 if [ "${1:-}" = bench ]; then
@@ -23,7 +30,9 @@ fi
 for program in "${!package[@]}"; do
 	command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done
-compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+for program in "${postgres[@]}"; do
+	compgen -G "/usr/lib/postgresql/*/bin/$program" >/dev/null || missing+=(postgresql)
+done
 [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
 
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -14,7 +14,7 @@ case ${1:-} in
 benchmarks) with '^func Benchmark' ;;
 fuzz) with '^func Fuzz' ;;
 unprivileged)
-	for p in api identity policydb flow mtls controller internal/cli; do
+	for p in api identity policydb flow mtls controller internal/cli internal/settings examples; do
 		[ -d "$p" ] && echo "./$p/..."
 	done
 	;;
