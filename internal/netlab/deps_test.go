@@ -14,8 +14,8 @@ import (
 	"testing"
 )
 
-// What is given the names of programs: our functions, those that wrap them in another
-// package's tests, and variables.
+// What is given the names of programs: our functions, those that wrap them in
+// integration, and variables.
 var (
 	requirers = []string{"Test", "Require", "Missing", "Tool"}
 	wrappers  = []string{"newWorld", "newBareWorld"}
@@ -76,7 +76,7 @@ func programsOf(t *testing.T, root string) map[string]string {
 			case *ast.CallExpr:
 				switch f := n.Fun.(type) {
 				case *ast.Ident:
-					if file.Name.Name == "netlab" && slices.Contains(requirers, f.Name) || slices.Contains(wrappers, f.Name) {
+					if names := map[string][]string{"netlab": requirers, "integration": wrappers}[file.Name.Name]; slices.Contains(names, f.Name) {
 						add(n.Args)
 					}
 				case *ast.SelectorExpr:
