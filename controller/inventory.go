@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"container/list"
 	"context"
 	"fmt"
 	"maps"
@@ -10,10 +11,12 @@ import (
 	"time"
 
 	"github.com/symbolon/symbolon/controller/store"
+	"github.com/symbolon/symbolon/policydb"
 )
 
 const (
-	// maxWorkloadsPerHost bounds what one host can make us remember.
+	// maxWorkloadsPerHost bounds what one host can make us remember: beyond it, its
+	// oldest are forgotten.
 	maxWorkloadsPerHost = 4096
 	// inventoryDelay gathers changes, so that a thousand SVIDs do not cost a thousand
 	// writes to disk. A crash forgets at most that much of the inventory, nothing else.
@@ -23,53 +26,100 @@ const (
 )
 
 // inventory is the last SVID of each workload on each host, until it expires: in
-// memory, and behind it in the store.
+// memory, and behind it in the store. It is for people to look at. Nothing is refused
+// because of what is or is not in it.
 type inventory struct {
 	store store.Store
 	now   func() time.Time
 
 	mu      sync.Mutex
-	records map[string]workloadRecord // by key
-	perHost map[string]int
+	records map[string]*list.Element // by key; the values are *workloadRecord
+	perHost map[string]*hostInventory
 	dirty   map[string]bool // keys to write or delete
 	wake    chan struct{}
+}
+
+// hostInventory is one host's, those whose last SVID is the oldest first. Any local
+// user can make workloads of any number under names that no Profile gives, so those
+// are kept apart, and go first.
+type hostInventory struct{ profiled, unprofiled *list.List }
+
+func (h *hostInventory) of(r *workloadRecord) *list.List {
+	if strings.HasPrefix(r.Name, policydb.UnprofiledPrefix) {
+		return h.unprofiled
+	}
+	return h.profiled
+}
+
+func (h *hostInventory) len() int { return h.profiled.Len() + h.unprofiled.Len() }
+
+func (h *hostInventory) oldest() *workloadRecord {
+	if e := h.unprofiled.Front(); e != nil {
+		return e.Value.(*workloadRecord)
+	}
+	return h.profiled.Front().Value.(*workloadRecord)
 }
 
 func openInventory(ctx context.Context, st store.Store, now func() time.Time) (*inventory, error) {
 	i := &inventory{
 		store: st, now: now, wake: make(chan struct{}, 1),
-		records: make(map[string]workloadRecord), perHost: make(map[string]int), dirty: make(map[string]bool),
+		records: make(map[string]*list.Element), perHost: make(map[string]*hostInventory), dirty: make(map[string]bool),
 	}
 	kvs, _, err := st.List(ctx, workloadPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("inventory: %w", err)
 	}
-	for _, kv := range kvs {
-		var r workloadRecord
-		if err := getJSON(kv, &r); err != nil {
+	stored := make([]workloadRecord, len(kvs))
+	for n, kv := range kvs {
+		if err := getJSON(kv, &stored[n]); err != nil {
 			return nil, fmt.Errorf("inventory: %w", err)
 		}
-		i.records[kv.Key] = r
-		i.perHost[r.HostID]++
+	}
+	slices.SortFunc(stored, func(a, b workloadRecord) int { return a.Issued.Compare(b.Issued) })
+	for _, r := range stored {
+		i.put(r)
 	}
 	i.prune(nil)
 	return i, nil
 }
 
-// record remembers an issued SVID. It fails only if the host has too many.
-func (i *inventory) record(r workloadRecord) error {
+// record remembers an issued SVID, and forgets an older one if the host has too many.
+func (i *inventory) record(r workloadRecord) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.put(r)
+	i.touch(r.key())
+}
+
+func (i *inventory) put(r workloadRecord) {
 	key := r.key()
-	if _, known := i.records[key]; !known {
-		if i.perHost[r.HostID] >= maxWorkloadsPerHost {
-			return fmt.Errorf("host %s has %d workloads, which is the limit", r.HostID, maxWorkloadsPerHost)
-		}
-		i.perHost[r.HostID]++
+	h := i.perHost[r.HostID]
+	if h == nil {
+		h = &hostInventory{list.New(), list.New()}
+		i.perHost[r.HostID] = h
 	}
-	i.records[key] = r
+	if e := i.records[key]; e != nil {
+		e.Value = &r
+		h.of(&r).MoveToBack(e)
+		return
+	}
+	if h.len() >= maxWorkloadsPerHost {
+		i.forget(h.oldest().key()) // it leaves others: the limit is above one
+	}
+	i.records[key] = h.of(&r).PushBack(&r)
+}
+
+// forget removes a record that there is.
+func (i *inventory) forget(key string) {
+	e := i.records[key]
+	r := e.Value.(*workloadRecord)
+	h := i.perHost[r.HostID]
+	h.of(r).Remove(e)
+	if h.len() == 0 {
+		delete(i.perHost, r.HostID)
+	}
+	delete(i.records, key)
 	i.touch(key)
-	return nil
 }
 
 func (i *inventory) touch(key string) {
@@ -85,13 +135,10 @@ func (i *inventory) prune(gone func(*workloadRecord) bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	now := i.now()
-	for key, r := range i.records {
-		if now.After(r.NotAfter) || gone != nil && gone(&r) {
-			delete(i.records, key)
-			if i.perHost[r.HostID]--; i.perHost[r.HostID] == 0 {
-				delete(i.perHost, r.HostID)
-			}
-			i.touch(key)
+	for key, e := range i.records {
+		r := e.Value.(*workloadRecord)
+		if now.After(r.NotAfter) || gone != nil && gone(r) {
+			i.forget(key)
 		}
 	}
 }
@@ -115,8 +162,8 @@ func (i *inventory) list(namespace string) []workloadRecord {
 	now := i.now()
 	var out []workloadRecord
 	for _, key := range slices.Sorted(maps.Keys(i.records)) {
-		if r := i.records[key]; !now.After(r.NotAfter) && within(r.Namespace, namespace) {
-			out = append(out, r)
+		if r := i.records[key].Value.(*workloadRecord); !now.After(r.NotAfter) && within(r.Namespace, namespace) {
+			out = append(out, *r)
 		}
 	}
 	return out
@@ -170,12 +217,12 @@ func (i *inventory) flush(ctx context.Context) error {
 	ops := make([]store.Op, 0, len(dirty))
 	var failure error
 	for key := range dirty {
-		r, live := i.records[key]
-		if !live {
+		e := i.records[key]
+		if e == nil {
 			ops = append(ops, store.Delete(key))
 			continue
 		}
-		op, err := putJSON(key, r)
+		op, err := putJSON(key, e.Value)
 		if err != nil {
 			failure = err
 			continue

@@ -1,9 +1,11 @@
 package controller
 
 import (
+	"fmt"
 	"net/netip"
 	"sync"
 
+	"connectrpc.com/connect"
 	"golang.org/x/time/rate"
 )
 
@@ -16,6 +18,52 @@ const (
 	// common limit still holds.
 	limitedPeers = 4096
 )
+
+// Certificates per second and host, and in one burst. A host asks for one per
+// workload and half an hour, for all of them when it starts or a Profile changes, and
+// tries again later if it is refused. Its own renewals do not compete with those.
+const (
+	issueRate, issueBurst = 50, 500
+	renewRate, renewBurst = 1, 20
+)
+
+// hostLimits bounds what each enrolled host can have signed.
+type hostLimits struct {
+	rate  rate.Limit
+	burst int
+
+	mu    sync.Mutex
+	hosts map[string]*rate.Limiter
+}
+
+func newHostLimits(r rate.Limit, burst int) *hostLimits {
+	return &hostLimits{rate: r, burst: burst, hosts: make(map[string]*rate.Limiter)}
+}
+
+// allow takes one from a host's share, or returns resource_exhausted.
+func (l *hostLimits) allow(host, what string) error {
+	l.mu.Lock()
+	h := l.hosts[host]
+	if h == nil {
+		h = rate.NewLimiter(l.rate, l.burst)
+		l.hosts[host] = h
+	}
+	l.mu.Unlock()
+	if h.Allow() {
+		return nil
+	}
+	err := connect.NewError(connect.CodeResourceExhausted,
+		fmt.Errorf("host %s asked for more than %v %s per second (%d at once); try again in a few seconds", host, l.rate, what, l.burst))
+	err.Meta().Set("Retry-After", "5")
+	return err
+}
+
+// forget is for a host that was removed.
+func (l *hostLimits) forget(host string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.hosts, host)
+}
 
 // limiter bounds calls, in all and per peer: per IPv4 address or IPv6 /64.
 type limiter struct {

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -96,10 +97,7 @@ func TestInventoryIsWrittenBehind(t *testing.T) {
 	}
 	record := func(name, host string) {
 		t.Helper()
-		err := i.record(workloadRecord{SPIFFEID: "spiffe://a/n/" + name, Namespace: "/n", Name: name, HostID: host, Issued: now, NotAfter: now.Add(time.Hour)})
-		if err != nil {
-			t.Fatal(err)
-		}
+		i.record(workloadRecord{SPIFFEID: "spiffe://a/n/" + name, Namespace: "/n", Name: name, HostID: host, Issued: now, NotAfter: now.Add(time.Hour)})
 	}
 	record("a", "h1")
 	st.full.Store(true)
@@ -129,27 +127,76 @@ func TestInventoryIsWrittenBehind(t *testing.T) {
 	}
 }
 
-// TestInventoryIsBounded per host: one host cannot make us remember without end.
+// TestInventoryIsBounded per host: one host cannot make us remember without end, and
+// one user of a host cannot push out what Profiles name.
 func TestInventoryIsBounded(t *testing.T) {
 	st := openFaulty(t)
 	i, err := openInventory(t.Context(), st, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	end := time.Now().Add(time.Hour)
-	name := func(n int) string { return time.Duration(n).String() }
-	for n := range maxWorkloadsPerHost {
-		if err := i.record(workloadRecord{Namespace: "/", Name: name(n), HostID: "greedy", NotAfter: end}); err != nil {
-			t.Fatal(err)
+	now := time.Now()
+	record := func(host, name string) {
+		now = now.Add(time.Millisecond)
+		i.record(workloadRecord{Namespace: "/n", Name: name, HostID: host, Issued: now, NotAfter: now.Add(time.Hour)})
+	}
+	names := func(i *inventory, host string) map[string]bool {
+		out := make(map[string]bool)
+		for _, r := range i.list("") {
+			if r.HostID == host {
+				out[r.Name] = true
+			}
+		}
+		return out
+	}
+	record("another", "unprofiled.old")
+	record("h", "web")
+	for n := range maxWorkloadsPerHost - 1 {
+		record("h", fmt.Sprint("unprofiled.", n))
+	}
+	record("h", "unprofiled.0") // seen again: the youngest now
+	for n := range 10 {
+		record("h", fmt.Sprint("db-", n))
+	}
+	for _, i := range []*inventory{i, reopen(t, i)} {
+		got := names(i, "h")
+		if len(got) != maxWorkloadsPerHost {
+			t.Errorf("%d workloads, want %d", len(got), maxWorkloadsPerHost)
+		}
+		for name, want := range map[string]bool{
+			"web": true, "db-0": true, "db-9": true, "unprofiled.0": true,
+			"unprofiled.1": false, "unprofiled.10": false, "unprofiled.11": true, "unprofiled.4000": true,
+		} {
+			if got[name] != want {
+				t.Errorf("%s: kept %t, want %t", name, got[name], want)
+			}
+		}
+		if !names(i, "another")["unprofiled.old"] {
+			t.Error("another host's was forgotten")
 		}
 	}
-	if err := i.record(workloadRecord{Namespace: "/", Name: "one more", HostID: "greedy", NotAfter: end}); err == nil {
-		t.Error("one more than the limit was taken")
+	// With names of Profiles only, the oldest of those goes.
+	for n := range maxWorkloadsPerHost {
+		record("h", fmt.Sprint("app-", n))
 	}
-	if err := i.record(workloadRecord{Namespace: "/", Name: name(0), HostID: "greedy", NotAfter: end}); err != nil {
-		t.Errorf("a known workload at the limit: %v", err)
+	if got := names(i, "h"); len(got) != maxWorkloadsPerHost || got["web"] || got["db-9"] || !got["app-0"] {
+		t.Errorf("%d workloads, web %t, app-0 %t", len(got), got["web"], got["app-0"])
 	}
-	if err := i.record(workloadRecord{Namespace: "/", Name: "x", HostID: "another", NotAfter: end}); err != nil {
-		t.Errorf("another host: %v", err)
+	i.removeHost("h")
+	if got := i.hosts(); len(got) != 1 || got[0] != "another" || len(i.records) != 1 {
+		t.Errorf("left: hosts %v, %d records", got, len(i.records))
 	}
+}
+
+// reopen is what a controller that starts anew knows.
+func reopen(t *testing.T, i *inventory) *inventory {
+	t.Helper()
+	if err := i.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again, err := openInventory(t.Context(), i.store, i.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return again
 }

@@ -65,6 +65,8 @@ type Server struct {
 	hub        *hub
 	flows      *flowRing
 	enrolLimit *limiter
+	issueLimit *hostLimits
+	renewLimit *hostLimits
 	adminToken [sha256.Size]byte
 
 	listener net.Listener
@@ -92,6 +94,7 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 	s := &Server{
 		cfg: cfg, opts: opts, log: opts.Logger, started: opts.Now(),
 		flows: newFlowRing(), enrolLimit: newLimiter(), stopping: make(chan struct{}),
+		issueLimit: newHostLimits(issueRate, issueBurst), renewLimit: newHostLimits(renewRate, renewBurst),
 	}
 	if s.store, err = store.Open(cfg.storeFile()); err != nil {
 		return nil, err
@@ -299,4 +302,6 @@ func (s *Server) forgetRemoved(ctx context.Context) error {
 func (s *Server) forgetHost(id string) {
 	s.hub.remove(id)
 	s.inventory.removeHost(id)
+	s.issueLimit.forget(id)
+	s.renewLimit.forget(id)
 }

@@ -23,6 +23,9 @@ type proxyService struct{ *Server }
 // IssueSVID signs a workload's key under the name that the Profiles give it.
 func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbolonv1.IssueSVIDRequest]) (*connect.Response[symbolonv1.IssueSVIDResponse], error) {
 	host := hostOf(ctx)
+	if err := s.issueLimit.allow(host.ID, "SVIDs"); err != nil {
+		return nil, err
+	}
 	pub, err := ca.PublicKey(req.Msg.GetCsr())
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)
@@ -47,13 +50,10 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 	case err != nil:
 		return nil, s.internal("issue SVID", err)
 	}
-	err = s.inventory.record(workloadRecord{
+	s.inventory.record(workloadRecord{
 		SPIFFEID: id.String(), Namespace: a.Namespace, Name: a.Workload, Claims: a.Claims,
 		HostID: host.ID, Issued: s.opts.Now(), NotAfter: issued.Leaf.NotAfter,
 	})
-	if err != nil {
-		return nil, connect.NewError(connect.CodeResourceExhausted, err)
-	}
 	s.log.Debug("SVID issued", zap.Stringer("id", id), zap.String("host", host.ID), zap.Strings("profiles", a.Profiles))
 	return connect.NewResponse(&symbolonv1.IssueSVIDResponse{
 		Svid: issuedProto(issued), Namespace: a.Namespace, Workload: a.Workload, Profiles: a.Profiles,
@@ -63,6 +63,9 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 // RenewHost gives a host that still exists its next SVID.
 func (s proxyService) RenewHost(ctx context.Context, req *connect.Request[symbolonv1.RenewHostRequest]) (*connect.Response[symbolonv1.RenewHostResponse], error) {
 	host := hostOf(ctx)
+	if err := s.renewLimit.allow(host.ID, "host SVIDs"); err != nil {
+		return nil, err
+	}
 	pub, err := ca.PublicKey(req.Msg.GetCsr())
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)

@@ -199,6 +199,59 @@ func forge(t *testing.T, id *url.URL) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
+// TestIssuingIsBoundedPerHost: a host that asks without end is told so, and keeps
+// neither itself from renewing nor another host from anything.
+func TestIssuingIsBoundedPerHost(t *testing.T) {
+	w := newWorld(t)
+	greedy, other := w.enrol("/", nil), w.enrol("/", nil)
+	_, der := csr(t)
+	issue := func(h *host, unit string) error {
+		_, err := h.IssueSVID(t.Context(), connect.NewRequest(&symbolonv1.IssueSVIDRequest{Csr: der, Attributes: attributes("proc.unit", unit)}))
+		return err
+	}
+	var mu sync.Mutex
+	var refused error
+	granted := 0
+	var wg sync.WaitGroup
+	for worker := range 16 {
+		wg.Go(func() {
+			for n := range 200 {
+				err := issue(greedy, fmt.Sprintf("u%d-%d.service", worker, n))
+				mu.Lock()
+				if err == nil {
+					granted++
+				} else {
+					refused = err
+				}
+				mu.Unlock()
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	wantCode(t, refused, connect.CodeResourceExhausted, greedy.HostID, "50 SVIDs per second")
+	if granted < 500 {
+		t.Errorf("%d granted, want a burst of 500", granted)
+	}
+	if err := issue(other, "x.service"); err != nil {
+		t.Errorf("another host: %v", err)
+	}
+	renew := func() error {
+		_, err := greedy.RenewHost(t.Context(), connect.NewRequest(&symbolonv1.RenewHostRequest{Csr: der}))
+		return err
+	}
+	if err := renew(); err != nil {
+		t.Errorf("its own renewal: %v", err)
+	}
+	refused = nil
+	for n := 0; refused == nil && n < 100; n++ {
+		refused = renew()
+	}
+	wantCode(t, refused, connect.CodeResourceExhausted, "host SVIDs")
+}
+
 func TestRemovedHostIsRefused(t *testing.T) {
 	w := newWorld(t)
 	h := w.enrol("/", nil)
