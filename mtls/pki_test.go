@@ -77,8 +77,8 @@ func (a *authority) credential(template *x509.Certificate, trusts ...*authority)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	if real, err := identity.NewSVID([]*x509.Certificate{leaf, a.issuer}, key); err == nil {
-		svid = real
+	if parsed, err := identity.NewSVID([]*x509.Certificate{leaf, a.issuer}, key); err == nil {
+		svid = parsed
 	} else {
 		svid.TLS.Certificate[0], svid.TLS.Leaf = leaf.Raw, leaf
 	}

@@ -104,8 +104,10 @@ func (c *Conn) CloseWrite() error {
 	return c.tls.CloseWrite()
 }
 
-// SetReadDeadline and SetWriteDeadline are net.Conn's.
-func (c *Conn) SetReadDeadline(t time.Time) error  { return c.wire.SetReadDeadline(t) }
+// SetReadDeadline is net.Conn's.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.wire.SetReadDeadline(t) }
+
+// SetWriteDeadline is net.Conn's.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.TCPConn.SetWriteDeadline(t) }
 
 // Close releases the connection. It is not a clean end of a direction.
@@ -284,7 +286,7 @@ func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
 	defer stop()
 	if err := writeMessage(c.tls, v); err != nil {
-		c.Reset()
+		_ = c.Reset()
 		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending verdict: %w", err)}
 	}
 	if c.protection != v.GetProtection() {

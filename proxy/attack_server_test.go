@@ -80,7 +80,7 @@ func presents(cert func(w *world) tls.Certificate) func(*world, *net.TCPConn) st
 // A server that is not what it should be gets nothing of the application's, and
 // gives it nothing; the application sees a reset, never an end.
 func TestMaliciousServers(t *testing.T) {
-	w := newWorld(t, func(o *Options) { o.Timeouts.Setup = 3 * time.Second })
+	w := newWorld(t, func(o *Options) { o.Timeouts.Handshake, o.Timeouts.Setup = 3*time.Second, 4*time.Second })
 	w.creds.set("0", w.web())
 	for _, a := range []struct {
 		name string
@@ -225,6 +225,61 @@ func TestMaliciousServers(t *testing.T) {
 	}
 }
 
+// An application that gives up while the verdict is awaited is no fault of the
+// peer's, nor an internal one.
+func TestApplicationGivesUp(t *testing.T) {
+	w := newWorld(t)
+	w.creds.set("0", w.web())
+	waits, saw := make(chan struct{}), make(chan error, 1)
+	to := w.serveOther(other4+":0", func(c *net.TCPConn) {
+		x := w.server(c, w.db(), nil)
+		_, _ = readOpen(x)
+		close(waits)
+		_, err := io.Copy(io.Discard, x)
+		saw <- err
+	})
+	app := w.connect(to)
+	_, _ = io.WriteString(app, "never mind")
+	within(t, waits, "the Open")
+	_ = reset(app)
+	if err := within(t, saw, "the server's end"); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the server sees %v, want a reset", err)
+	}
+	if r := w.records.next(); r.Reason != "reset" || r.Outcome != "error" {
+		t.Errorf("recorded %s %s (%s)", r.Outcome, r.Reason, r.Detail)
+	}
+}
+
+// A refusal is recorded as one, however much the application was sending.
+func TestRefusalUnderLoad(t *testing.T) {
+	w := newWorld(t)
+	w.creds.set("0", w.web())
+	to := w.serveOther(other4+":0", func(c *net.TCPConn) {
+		x := w.server(c, w.db(), nil)
+		_, _ = readOpen(x)
+		_, _ = x.Write(message(&symbolonv1.Verdict{Reason: symbolonv1.Reason_REASON_POLICY, Policy: "/prod/no"}))
+		_, _ = io.CopyN(io.Discard, c, 4<<10)
+		_ = reset(c) // over what it has not read
+	})
+	refused := 0
+	for range 20 {
+		_, _ = w.ask(to, strings.Repeat("x", 1<<20))
+		switch r := w.records.next(); r.Reason {
+		case "peer-refused":
+			refused++
+			if r.PeerReason != "policy" || r.Outcome != "deny" {
+				t.Errorf("recorded %+v", r)
+			}
+		case "reset": // it overtook the verdict
+		default:
+			t.Errorf("recorded %s %s (%s)", r.Outcome, r.Reason, r.Detail)
+		}
+	}
+	if refused == 0 {
+		t.Error("no refusal got through")
+	}
+}
+
 // A client or a server that has AES-128 only is none of ours. This process's own
 // crypto/tls cannot be one, so it is openssl.
 func TestWeakCipherSuite(t *testing.T) {
@@ -247,8 +302,8 @@ func TestWeakCipherSuite(t *testing.T) {
 			"-ciphersuites", "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384", "-quiet")
 		eventually(t, "the application is reached", func() bool { return w.app.accepts.Load() == before+1 })
 		said := out()
-		r := w.records.next() // openssl was killed: no close_notify
-		if r.Reason != "truncated" || r.CipherSuite != "TLS_AES_256_GCM_SHA384" || r.Source.SPIFFEID != webID {
+		r := w.records.next() // openssl was killed, so its end is not a clean one
+		if r.Reason != "truncated" && r.Detail != "reset" || r.CipherSuite != "TLS_AES_256_GCM_SHA384" || r.Source.SPIFFEID != webID {
 			t.Errorf("recorded %+v\n%s", r, said)
 		}
 	})

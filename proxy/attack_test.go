@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/redirect"
 )
@@ -34,6 +35,8 @@ type attack struct {
 	name string
 	// run does its worst on a connection that is already open.
 	run func(t *testing.T, w *world, c *net.TCPConn)
+	// waits: only the deadline ends it.
+	waits bool
 	// reason, outcome (deny if empty), identity and detail are the record's; detail
 	// may be a part.
 	reason, outcome, identity, detail string
@@ -129,23 +132,23 @@ var attacks = []attack{
 		_, _ = c.Write(h[:len(h)-1])
 		_ = c.CloseWrite()
 	}, reason: "peer-unprotected"},
-	{name: "a ClientHello cut short, then silence", run: func(t *testing.T, _ *world, c *net.TCPConn) {
+	{name: "a ClientHello cut short, then silence", waits: true, run: func(t *testing.T, _ *world, c *net.TCPConn) {
 		_, _ = c.Write(hello(t, mtls.ALPN)[:700])
 	}, reason: "peer-unprotected"},
-	{name: "a ClientHello byte by byte that never ends", run: func(t *testing.T, _ *world, c *net.TCPConn) {
+	{name: "a ClientHello byte by byte that never ends", waits: true, run: func(t *testing.T, _ *world, c *net.TCPConn) {
 		_ = c.SetNoDelay(true)
 		for _, b := range hello(t, mtls.ALPN)[:600] {
 			_, _ = c.Write([]byte{b})
 		}
 	}, reason: "peer-unprotected"},
-	{name: "a ClientHello in full, then silence", run: func(t *testing.T, _ *world, c *net.TCPConn) {
+	{name: "a ClientHello in full, then silence", waits: true, run: func(t *testing.T, _ *world, c *net.TCPConn) {
 		_, _ = c.Write(hello(t, mtls.ALPN))
 	}, reason: "handshake-timeout"},
 	{name: "a ClientHello in full, then FIN", run: func(t *testing.T, _ *world, c *net.TCPConn) {
 		_, _ = c.Write(hello(t, mtls.ALPN))
 		_ = c.CloseWrite()
 	}, reason: "handshake-failed"},
-	{name: "silence", run: func(*testing.T, *world, *net.TCPConn) {}, reason: "silent-client"},
+	{name: "silence", waits: true, run: func(*testing.T, *world, *net.TCPConn) {}, reason: "silent-client"},
 	{name: "FIN and nothing else", run: func(_ *testing.T, _ *world, c *net.TCPConn) { _ = c.CloseWrite() }, reason: "reset", outcome: "error"},
 	{name: "another ALPN", run: func(_ *testing.T, w *world, c *net.TCPConn) {
 		w.handshake(c, w.web().SVID.TLS, func(c *tls.Config) { c.NextProtos = []string{"h2", "symbolon/2"} })
@@ -240,8 +243,8 @@ var attacks = []attack{
 	{name: "an Open one byte too large", run: withBytes(0, 0, 0x40, 1), reason: "open-too-large", identity: webID},
 	{name: "an Open of 4 GiB", run: withBytes(0xff, 0xff, 0xff, 0xff), reason: "open-too-large", identity: webID},
 	{name: "application bytes in place of an Open", run: withBytes([]byte("GET / HTTP/1.1\r\n\r\n")...), reason: "open-too-large", identity: webID},
-	{name: "an Open cut short, then silence", run: withBytes(0, 0, 0, 40, 8, 1), reason: "handshake-timeout", identity: webID},
-	{name: "no Open at all", run: withBytes(), reason: "handshake-timeout", identity: webID},
+	{name: "an Open cut short, then silence", waits: true, run: withBytes(0, 0, 0, 40, 8, 1), reason: "handshake-timeout", identity: webID},
+	{name: "no Open at all", waits: true, run: withBytes(), reason: "handshake-timeout", identity: webID},
 	{name: "an Open cut short, then close_notify", run: func(_ *testing.T, w *world, c *net.TCPConn) {
 		x := w.handshake(c, w.web().SVID.TLS, nil)
 		_, _ = x.Write([]byte{0, 0, 0, 40, 8, 1})
@@ -270,12 +273,15 @@ var attacks = []attack{
 	}, reason: "reset", outcome: "error"},
 }
 
-// Each attack is refused with a reason of its own, reaches no application, leaves
-// nothing behind, and keeps nobody else from being served.
+// Each attack is refused with a reason of its own, and at once; it reaches no
+// application, leaves nothing behind, and keeps nobody else from being served.
 func TestAttacks(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, unhurried)
 	w.good() // and what is made once is made
 	for _, a := range attacks {
+		if a.waits {
+			continue
+		}
 		t.Run(a.name, func(t *testing.T) {
 			w := w.in(t)
 			before, reached := w.cost(), w.app.accepts.Load()
@@ -283,19 +289,7 @@ func TestAttacks(t *testing.T) {
 			a.run(t, w, c)
 			_, _ = ended(t, c)
 			c.Close() // a refusal waits a moment for its reader
-			r := w.records.next()
-			if want := a.outcomeOr("deny"); r.Reason != a.reason || r.Outcome != want {
-				t.Errorf("recorded %s %s (%s), want %s %s", r.Outcome, r.Reason, r.Detail, want, a.reason)
-			}
-			if !strings.Contains(r.Detail, a.detail) {
-				t.Errorf("detail %q, want %q in it", r.Detail, a.detail)
-			}
-			if a.identity != "" && r.Source.SPIFFEID != a.identity {
-				t.Errorf("recorded as %q, want %q", r.Source.SPIFFEID, a.identity)
-			}
-			if want := c.LocalAddr().String(); r.Source.Address != want {
-				t.Errorf("recorded from %s, want %s", r.Source.Address, want)
-			}
+			a.check(t, w.records.next(), c)
 			if n := w.app.accepts.Load() - reached; n != 0 {
 				t.Errorf("the application was reached %d times", n)
 			}
@@ -309,6 +303,65 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
+// unhurried gives every phase more time than a test has.
+func unhurried(o *Options) { o.Timeouts.Handshake, o.Timeouts.Setup = 4*patience, 4*patience }
+
+// Who waits for others to wait is ended by the deadline, all alike.
+func TestAttacksThatWait(t *testing.T) {
+	w := newWorld(t, func(o *Options) { o.Timeouts.Handshake = 3 * time.Second })
+	w.good()
+	before, reached := w.cost(), w.app.accepts.Load()
+	by := make(map[string]*attack)
+	conns := make(map[string]*net.TCPConn)
+	for i := range attacks {
+		if a := &attacks[i]; a.waits {
+			c := w.call(w.app.addr)
+			a.run(t, w, c)
+			by[c.LocalAddr().String()], conns[c.LocalAddr().String()] = a, c
+		}
+	}
+	for range by {
+		r := w.records.next()
+		a, ok := by[r.Source.Address]
+		if !ok {
+			t.Errorf("a record of nobody's: %+v", r)
+			continue
+		}
+		t.Run(a.name, func(t *testing.T) { a.check(t, r, conns[r.Source.Address]) })
+	}
+	for _, c := range conns {
+		_, _ = ended(t, c)
+		c.Close()
+	}
+	if n := w.app.accepts.Load() - reached; n != 0 {
+		t.Errorf("the application was reached %d times", n)
+	}
+	w.nothingLeft(before)
+	w.good()
+	w.records.none()
+}
+
+// check compares an attack's record.
+func (a *attack) check(t *testing.T, r *flow.Line, c *net.TCPConn) {
+	t.Helper()
+	outcome := "deny"
+	if a.outcome != "" {
+		outcome = a.outcome
+	}
+	if r.Reason != a.reason || r.Outcome != outcome {
+		t.Errorf("recorded %s %s (%s), want %s %s", r.Outcome, r.Reason, r.Detail, outcome, a.reason)
+	}
+	if !strings.Contains(r.Detail, a.detail) {
+		t.Errorf("detail %q, want %q in it", r.Detail, a.detail)
+	}
+	if a.identity != "" && r.Source.SPIFFEID != a.identity {
+		t.Errorf("recorded as %q, want %q", r.Source.SPIFFEID, a.identity)
+	}
+	if want := c.LocalAddr().String(); r.Source.Address != want {
+		t.Errorf("recorded from %s, want %s", r.Source.Address, want)
+	}
+}
+
 // Reasons tell attacks apart: an operator must not find one word for everything.
 func TestReasonsAreManyAndNoneIsInternal(t *testing.T) {
 	var reasons []string
@@ -319,13 +372,6 @@ func TestReasonsAreManyAndNoneIsInternal(t *testing.T) {
 	if n := len(slices.Compact(reasons)); n < 17 || slices.Contains(reasons, "internal") {
 		t.Errorf("%d different reasons: %v", n, slices.Compact(reasons))
 	}
-}
-
-func (a *attack) outcomeOr(usual string) string {
-	if a.outcome != "" {
-		return a.outcome
-	}
-	return usual
 }
 
 // in is the world in a subtest.

@@ -155,7 +155,7 @@ func TestMistakes(t *testing.T) {
 		name, yaml string
 		want       []string
 	}{
-		{"an unknown key", minimal + "log_levle: debug\n", []string{"log_levle", "2", "^"}},
+		{"an unknown key", minimal + "verbosity: 9\n", []string{"verbosity", "2", "^"}},
 		{"an unknown key below", minimal + "redirect:\n  inbound_prots: [80]\n", []string{"inbound_prots", "3", "^"}},
 		{"a key twice", minimal + "admin: 127.0.0.1:1\nadmin: 127.0.0.1:2\n", []string{"admin", "3"}},
 		{"no YAML", "controller: {address: [\n", []string{"1"}},

@@ -48,7 +48,7 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	}
 	start := time.Now()
 	quiet, deadline := start.Add(x.p.timeouts.Handshake), start.Add(x.p.timeouts.Handshake)
-	source, unprotected := x.source(c, me, tuple)
+	_, unprotected := x.source(c, me, tuple)
 	if unprotected {
 		quiet = start.Add(x.p.timeouts.Quiet)
 	}
@@ -57,7 +57,7 @@ func (x *conn) serveInbound(ctx context.Context) error {
 		return networkError(err)
 	}
 	c = x.p.policy.Load() // the client may have taken its time
-	source, unprotected = x.source(c, me, tuple)
+	source, unprotected := x.source(c, me, tuple)
 	switch kind {
 	case mtls.Tunnel:
 		return x.acceptTunnel(setup, me, socket, tuple)

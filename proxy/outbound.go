@@ -163,8 +163,8 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	x.tunnelled(t)
 	if err != nil {
 		x.rec.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
-		if up := r.wait(); mtls.NetworkReason(up) == symbolonv1.Reason_REASON_RESET {
-			return networkError(up) // the application went first
+		if up := r.wait(); up != nil && errors.Is(err, net.ErrClosed) {
+			return networkError(up) // the application went first, and we closed
 		}
 		return err
 	}

@@ -89,10 +89,10 @@ func (a *authority) host(id string) *identity.Credential {
 	return a.credential(a.leaf("/symbolon/host/"+id, nil), identity.NewHostSVID)
 }
 
-func (a *authority) credential(template *x509.Certificate, make func([]*x509.Certificate, crypto.Signer) (*identity.SVID, error)) *identity.Credential {
+func (a *authority) credential(template *x509.Certificate, newSVID func([]*x509.Certificate, crypto.Signer) (*identity.SVID, error)) *identity.Credential {
 	a.Helper()
 	c := a.issue(template)
-	svid, err := make([]*x509.Certificate{c.Leaf, a.issuer}, c.PrivateKey.(*ecdsa.PrivateKey))
+	svid, err := newSVID([]*x509.Certificate{c.Leaf, a.issuer}, c.PrivateKey.(*ecdsa.PrivateKey))
 	if err != nil {
 		a.Fatal(err)
 	}

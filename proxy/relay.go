@@ -100,19 +100,21 @@ func (r *relay) finish() error {
 // wait is finish for a connection that was refused after start. The error is how
 // the direction away from near had ended; nil: it had not.
 func (r *relay) wait() error {
-	var err error
-	if r.uplink != nil {
-		select {
-		case err = <-r.uplink:
-			r.uplink = nil
-		default:
-		}
+	if r.uplink == nil {
+		r.abort()
+		return nil
+	}
+	select {
+	case err := <-r.uplink:
+		r.abort()
+		return err
+	default:
 	}
 	r.abort()
-	if r.uplink != nil {
-		<-r.uplink
+	if err := <-r.uplink; !errors.Is(err, net.ErrClosed) {
+		return err
 	}
-	return err
+	return nil
 }
 
 // abort resets both sides, which ends both directions.

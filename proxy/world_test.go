@@ -27,9 +27,10 @@ import (
 // patience is how long a test waits for what must happen.
 const patience = 15 * time.Second
 
-// testTimeouts are short, yet long enough for a handshake on a loaded machine.
+// testTimeouts are short, yet long enough for a handshake on a loaded machine. Tests
+// that wait for a deadline shorten it.
 var testTimeouts = Timeouts{
-	Setup: 5 * time.Second, Connect: 2 * time.Second, Handshake: 1500 * time.Millisecond,
+	Setup: patience, Connect: 5 * time.Second, Handshake: 5 * time.Second,
 	Quiet: 200 * time.Millisecond, Drain: time.Second,
 }
 
