@@ -73,6 +73,9 @@ func run(ctx context.Context, cfg proxy.Config) (err error) {
 	if err := d.rules.Install(ctx); err != nil {
 		return err
 	}
+	for _, w := range d.rules.Warnings() {
+		log.Warn("the rules protect less than they could", zap.String("why", w))
+	}
 	d.host = &host{cfg: cfg, log: log}
 	if err := d.host.join(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -316,7 +319,7 @@ func (d *daemonParts) debugRules() any {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	drift, err := d.rules.Verify(ctx)
-	out := map[string]any{"drift": drift, "ipv6": d.rules.IPv6(), "on_exit": d.cfg.Redirect.OnExit}
+	out := map[string]any{"drift": drift, "warnings": d.rules.Warnings(), "ipv6": d.rules.IPv6(), "on_exit": d.cfg.Redirect.OnExit}
 	if err != nil {
 		out["error"] = err.Error()
 	}
