@@ -5,17 +5,29 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.uber.org/zap"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 )
 
-// ReportFlows takes a batch of records of the calling host.
+// ReportFlows takes a batch of records of the calling host. Those that are refused
+// count as lost.
 func (s proxyService) ReportFlows(ctx context.Context, req *connect.Request[symbolonv1.ReportFlowsRequest]) (*connect.Response[symbolonv1.ReportFlowsResponse], error) {
 	host := hostOf(ctx)
+	var taken []*symbolonv1.FlowRecord
+	var why error
 	for _, r := range req.Msg.GetRecords() {
-		r.Host = host.ID // whatever it says: a host reports as itself
+		if err := takeFlow(r, host, s.cfg.trustDomain()); err != nil {
+			why = err
+			continue
+		}
+		taken = append(taken, r)
 	}
-	s.flows.add(req.Msg.GetRecords(), req.Msg.GetLost())
+	refused := len(req.Msg.GetRecords()) - len(taken)
+	if refused > 0 {
+		s.log.Warn("flow records refused", zap.String("host", host.ID), zap.Int("refused", refused), zap.NamedError("last", why))
+	}
+	s.flows.add(host.ID, taken, req.Msg.GetLost(), uint64(refused))
 	return connect.NewResponse(&symbolonv1.ReportFlowsResponse{}), nil
 }
 
@@ -23,7 +35,7 @@ type flowStream = connect.ServerStream[symbolonv1.WatchFlowsResponse]
 
 // WatchFlows replays what is kept, then follows.
 func (s adminService) WatchFlows(ctx context.Context, req *connect.Request[symbolonv1.WatchFlowsRequest], stream *flowStream) error {
-	records, next, _, more := s.flows.since(s.flows.start())
+	records, next, _, more := s.flows.since(0)
 	wanted := records[:0]
 	for _, r := range records {
 		if flowMatches(r, req.Msg) {

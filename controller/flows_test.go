@@ -2,6 +2,7 @@ package controller_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,10 +12,20 @@ import (
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 )
 
+// end is workload w of a namespace; "" is an end without identity.
+func end(namespace string) *symbolonv1.FlowEndpoint {
+	if namespace == "" {
+		return &symbolonv1.FlowEndpoint{Address: "203.0.113.1:40000"}
+	}
+	return &symbolonv1.FlowEndpoint{
+		SpiffeId: "spiffe://acme.example" + strings.TrimSuffix(namespace, "/") + "/w", Namespace: namespace, Workload: "w",
+	}
+}
+
 func record(id, from, to string, outcome symbolonv1.Outcome) *symbolonv1.FlowRecord {
 	return &symbolonv1.FlowRecord{
-		FlowId: id, Host: "somebody else", Outcome: outcome,
-		Source: &symbolonv1.FlowEndpoint{Namespace: from}, Destination: &symbolonv1.FlowEndpoint{Namespace: to},
+		FlowId: id, Reporter: symbolonv1.Reporter_REPORTER_CLIENT, Host: "somebody else", Outcome: outcome,
+		Source: end(from), Destination: end(to),
 	}
 }
 
@@ -105,7 +116,7 @@ func TestHugeFlowRecordIsLost(t *testing.T) {
 	w := newWorld(t)
 	h := w.enrol("/", nil)
 	huge := record("huge", "/", "/", symbolonv1.Outcome_OUTCOME_ALLOW)
-	huge.Detail = strings.Repeat("x", 100<<10)
+	huge.Source.Attributes = map[string]*symbolonv1.LabelValues{"app": {Values: slices.Repeat([]string{strings.Repeat("x", 2000)}, 20)}}
 	h.report(t, 0, huge, record("small", "/", "/", symbolonv1.Outcome_OUTCOME_ALLOW))
 	if got := strings.Join(w.watch(&symbolonv1.WatchFlowsRequest{}, 10), " "); got != "small" {
 		t.Errorf("kept %q", got)
