@@ -43,7 +43,7 @@ func secrets(t testing.TB, s *SVID) []string {
 		out = append(out,
 			string(b), hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)),
 			base64.StdEncoding.EncodeToString(b), base64.RawURLEncoding.EncodeToString(b),
-			fmt.Sprint(b), fmt.Sprintf("%#v", b), strings.ReplaceAll(fmt.Sprint(b), " ", ","),
+			fmt.Sprintf("%d", b), fmt.Sprintf("%#v", b), strings.ReplaceAll(fmt.Sprintf("%d", b), " ", ","),
 			string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b})))
 	}
 	return out
