@@ -253,6 +253,24 @@ ours, round 2: failed: it broke
 	}
 }
 
+func TestCallsPerUnit(t *testing.T) {
+	const text = `% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 60.00    0.003000           3       400        12 read
+ 40.00    0.002000           4       800           write
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.005000           3      1200        12 total
+`
+	for want, work := range map[string]loaded{
+		"6 system calls a request: write 4 read 2":  {Requests: 200},
+		"600 system calls a GB: write 400 read 200": {Bytes: 2e9},
+	} {
+		if got := callsPerUnit(text, work); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestMedian(t *testing.T) {
 	for want, sorted := range map[float64][]float64{2: {1, 2, 9}, 2.5: {1, 2, 3, 9}, 7: {7}} {
 		if got := median(sorted); got != want {

@@ -158,14 +158,12 @@ func bench(ctx context.Context, o *options, out, progress io.Writer) (err error)
 		return err
 	}
 	r := &results{Started: start, Machine: machine(ctx), Rounds: o.rounds, Duration: o.duration.Seconds(), Systems: l.about()}
-	if err := l.run(ctx, o, r); err != nil {
-		return err
-	}
+	err = l.run(ctx, o, r)
 	r.Took = time.Since(start).Seconds()
 	l.epilogue(r)
-	r.write(out)
-	if o.out == "" {
-		return nil
+	r.write(out) // what there is, if interrupted
+	if err != nil || o.out == "" {
+		return err
 	}
 	return r.save(o.out)
 }

@@ -102,7 +102,7 @@ func (l *lab) sample(ctx context.Context, o *options, p *pair, w workload, s *sa
 	var stolen float64
 	var began time.Time
 	var t *trace
-	s.Load, err = l.load(ctx, p, w, o.duration, func(end bool) error {
+	s.Load, err = l.load(ctx, p, w, o.duration, func(end bool, r loaded) error {
 		now, err := processes()
 		if err != nil {
 			return err
@@ -119,7 +119,7 @@ func (l *lab) sample(ctx context.Context, o *options, p *pair, w workload, s *sa
 		}
 		s.Noise = (now.others(os.Getpid()) - before.others(os.Getpid())) / took
 		s.Steal = (steal() - stolen) / took
-		return t.stop()
+		return t.stop(r, l.progress)
 	})
 	return err
 }
@@ -153,7 +153,7 @@ func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sam
 	if err != nil {
 		return err
 	}
-	s.Load, err = l.load(ctx, p, w, o.settle, func(end bool) error {
+	s.Load, err = l.load(ctx, p, w, o.settle, func(end bool, _ loaded) error {
 		if end {
 			return nil
 		}
@@ -173,7 +173,7 @@ func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sam
 
 // load runs the load generator on the client's host. edge is called when it is ready
 // and has not begun, and when it has finished and has its connections still open.
-func (l *lab) load(ctx context.Context, p *pair, w workload, window time.Duration, edge func(end bool) error) (r loaded, err error) {
+func (l *lab) load(ctx context.Context, p *pair, w workload, window time.Duration, edge func(end bool, r loaded) error) (r loaded, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*setupLimit+window)
 	defer cancel()
 	c := p.client.Command(ctx, l.exe, "load", "-kind", w.kind, "-target", p.target, "-conns", fmt.Sprint(w.conns), "-window", window.String())
@@ -197,7 +197,7 @@ func (l *lab) load(ctx context.Context, p *pair, w workload, window time.Duratio
 			return err
 		}
 		if edge != nil {
-			if err := edge(false); err != nil {
+			if err := edge(false, r); err != nil {
 				return err
 			}
 		}
@@ -212,7 +212,7 @@ func (l *lab) load(ctx context.Context, p *pair, w workload, window time.Duratio
 			return fmt.Errorf("load generator said %q: %w", line, err)
 		}
 		if edge != nil {
-			return edge(true)
+			return edge(true, r)
 		}
 		return nil
 	}()

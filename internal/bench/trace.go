@@ -1,11 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -19,8 +23,9 @@ const attachTime = 500 * time.Millisecond
 // trace is perf or strace at both proxies of a pair. A nil trace does nothing.
 type trace struct {
 	running []*exec.Cmd
-	then    []*exec.Cmd // run when the recording has ended
-	files   []*os.File  // they write
+	then    []*exec.Cmd       // run when the recording has ended
+	files   []*os.File        // they write
+	counts  map[string]string // strace's tables, by side
 }
 
 // startTrace attaches what the options ask for. Files are named by system, workload
@@ -36,12 +41,12 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &trace{}
+	t := &trace{counts: make(map[string]string)}
 	for side, daemon := range map[string]*netlab.Daemon{"client": p.clientSide, "server": p.serverSide} {
 		file := filepath.Join(o.traceDir, fmt.Sprintf("%s-%s-%s.%s", p.name, w.name, side, o.trace))
 		now, err := processes()
 		if err != nil {
-			return nil, errors.Join(err, t.stop())
+			return nil, errors.Join(err, t.stop(loaded{}, io.Discard))
 		}
 		var pids []string
 		for _, pid := range now.tree(daemon.Pid) {
@@ -55,15 +60,16 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 			t.then = append(t.then, report)
 			text, err := os.Create(file + ".txt")
 			if err != nil {
-				return nil, errors.Join(err, t.stop())
+				return nil, errors.Join(err, t.stop(loaded{}, io.Discard))
 			}
 			t.files = append(t.files, text)
 			report.Stdout = text
 		} else {
 			c = exec.Command(program, "-c", "-f", "-o", file, "-p", pid)
+			t.counts[p.name+", "+side] = file
 		}
 		if err := c.Start(); err != nil {
-			return nil, errors.Join(err, t.stop())
+			return nil, errors.Join(err, t.stop(loaded{}, io.Discard))
 		}
 		t.running = append(t.running, c)
 	}
@@ -71,8 +77,9 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 	return t, nil
 }
 
-// stop ends the recording. The tools end with the signal that told them to.
-func (t *trace) stop() error {
+// stop ends the recording and says what it needs the load for: system calls by unit
+// of work. The tools end with the signal that told them to.
+func (t *trace) stop(work loaded, say io.Writer) error {
 	if t == nil {
 		return nil
 	}
@@ -89,5 +96,45 @@ func (t *trace) stop() error {
 	for _, f := range t.files {
 		errs = append(errs, f.Close())
 	}
+	for side, file := range t.counts {
+		text, err := os.ReadFile(file)
+		errs = append(errs, err)
+		fmt.Fprintf(say, "\n  %s: %s\n", side, callsPerUnit(string(text), work))
+	}
 	return errors.Join(errs...)
+}
+
+// mostCalls is how many system calls are named.
+const mostCalls = 12
+
+// callsPerUnit reads strace -c's table: the most frequent calls for each request, or
+// for each GB.
+func callsPerUnit(text string, work loaded) string {
+	units, unit := float64(work.Requests), "request"
+	if work.Requests == 0 {
+		units, unit = float64(work.Bytes)/1e9, "GB"
+	}
+	type count struct {
+		name string
+		n    float64
+	}
+	var all []count
+	total := 0.0
+	for line := range strings.Lines(text) {
+		// % time, seconds, usecs/call, calls, errors (or nothing), syscall
+		f := strings.Fields(line)
+		if len(f) < 5 || f[len(f)-1] == "total" {
+			continue
+		}
+		if n, err := strconv.ParseFloat(f[3], 64); err == nil {
+			all = append(all, count{f[len(f)-1], n})
+			total += n
+		}
+	}
+	slices.SortFunc(all, func(a, b count) int { return cmp.Or(cmp.Compare(b.n, a.n), strings.Compare(a.name, b.name)) })
+	said := fmt.Sprintf("%.4g system calls a %s:", total/units, unit)
+	for _, c := range all[:min(len(all), mostCalls)] {
+		said += fmt.Sprintf(" %s %.3g", c.name, c.n/units)
+	}
+	return said
 }
