@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls/record"
 )
 
 const (
@@ -25,6 +26,8 @@ type Endpoint struct {
 	credential     *identity.Credential
 	verified       *identity.VerifiedCache
 	client, server *tls.Config
+	// Each side's traffic secrets on their way to the record layer; nil: stock TLS.
+	clientKeys, serverKeys *record.KeyLog
 }
 
 // Options are what tests and configuration may change.
@@ -34,6 +37,9 @@ type Options struct {
 	// Verified remembers chains that were verified; share one between endpoints. Nil:
 	// each has its own.
 	Verified *identity.VerifiedCache
+	// StockTLS leaves the data phase to crypto/tls; otherwise the own record layer
+	// takes over after the handshake, where it can (not in FIPS 140 mode).
+	StockTLS bool
 	// NoResumption makes every handshake a full one.
 	NoResumption bool
 	// Curves are the key exchanges, X25519MLKEM768 and X25519 by default.
@@ -78,6 +84,10 @@ func NewEndpoint(c *identity.Credential, o Options) *Endpoint {
 	e.client.VerifyConnection = verify(true)
 	e.server.VerifyConnection = verify(false)
 	e.server.ClientAuth = tls.RequireAnyClientCert
+	if !o.StockTLS {
+		e.clientKeys, e.serverKeys = record.NewKeyLog(0), record.NewKeyLog(0)
+		e.client.KeyLogWriter, e.server.KeyLogWriter = e.clientKeys, e.serverKeys
+	}
 	if !o.NoResumption {
 		e.client.ClientSessionCache = tls.NewLRUClientSessionCache(sessionsPerCredential)
 	}

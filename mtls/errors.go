@@ -12,11 +12,12 @@ import (
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls/record"
 )
 
 var (
 	// ErrTruncated: the TCP stream ended inside TLS, without close_notify.
-	ErrTruncated = errors.New("stream ended without close_notify")
+	ErrTruncated = record.ErrTruncated
 	// ErrProtocol: the peer's TLS is not symbolon/1 as we insist on it.
 	ErrProtocol = errors.New("tunnel protocol violated")
 	// ErrOpenMalformed: the Open or Verdict does not parse, or a field is wrong.
@@ -86,13 +87,13 @@ func handshakeError(err error, clientSide bool) error {
 // alert before the client's Finished, which ends the client's handshake.
 func noTunnel(err error) bool {
 	var (
-		record tls.RecordHeaderError // the first bytes are not a TLS record
+		header tls.RecordHeaderError // the first bytes are not a TLS record
 		alert  *net.OpError
 	)
 	return errors.Is(err, ErrProtocol) || errors.As(err, &alert) && alert.Op == "remote error" ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, ErrTruncated) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
-		errors.As(err, &record)
+		errors.As(err, &header)
 }
 
 // ReasonOf finds the reason in err's chain; INTERNAL where there is none.
@@ -106,8 +107,14 @@ func ReasonOf(err error) symbolonv1.Reason {
 
 // NetworkReason translates what ended the data phase: mostly what the kernel said.
 func NetworkReason(err error) symbolonv1.Reason {
-	var timeout interface{ Timeout() bool }
+	var (
+		timeout  interface{ Timeout() bool }
+		protocol *record.ProtocolError
+		alert    *record.AlertError
+	)
 	switch {
+	case errors.As(err, &protocol), errors.As(err, &alert):
+		return symbolonv1.Reason_REASON_PROTOCOL
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return symbolonv1.Reason_REASON_REFUSED
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):

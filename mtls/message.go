@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/mtls/record"
 )
 
 const (
@@ -119,17 +120,22 @@ func validProtection(p symbolonv1.Protection) bool {
 // messageReason is the reason for an Open or a Verdict that cannot be read.
 func messageReason(err error) symbolonv1.Reason {
 	var (
-		record tls.RecordHeaderError // what came is no TLS
+		header tls.RecordHeaderError // what came is no TLS
 		alert  *net.OpError          // "local error": ours, over a record; "remote error": the peer's
+		told   *record.AlertError    // the peer's, heard by the own record layer
 	)
 	switch {
+	case errors.Is(err, ErrTruncated):
+		return symbolonv1.Reason_REASON_TRUNCATED
+	case errors.As(err, &told):
+		return symbolonv1.Reason_REASON_PEER_REFUSED
 	case errors.Is(err, ErrOpenTooLarge):
 		return symbolonv1.Reason_REASON_OPEN_TOO_LARGE
 	case errors.Is(err, ErrOpenMalformed):
 		return symbolonv1.Reason_REASON_OPEN_MALFORMED
 	case errors.Is(err, ErrVersion):
 		return symbolonv1.Reason_REASON_VERSION
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &record), errors.As(err, &alert) && alert.Op == "local error":
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &header), errors.As(err, &alert) && alert.Op == "local error":
 		return symbolonv1.Reason_REASON_PROTOCOL
 	case errors.Is(err, io.EOF), errors.As(err, &alert) && alert.Op == "remote error":
 		return symbolonv1.Reason_REASON_PEER_REFUSED

@@ -2,7 +2,6 @@ package mtls
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -51,7 +50,7 @@ func (c *Conn) Reusable() bool {
 	return c.kept && c.frames != nil && c.frames.readEnd && c.frames.writeEnd
 }
 
-func (f *frames) read(t *tls.Conn, p []byte) (int, error) {
+func (f *frames) read(t io.Reader, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -81,7 +80,7 @@ func unframed(err error) error {
 	return err
 }
 
-func (f *frames) write(t *tls.Conn, p []byte) (written int, err error) {
+func (f *frames) write(t writer, p []byte) (written int, err error) {
 	if f.writeEnd {
 		return 0, net.ErrClosed
 	}
@@ -99,7 +98,7 @@ func (f *frames) write(t *tls.Conn, p []byte) (written int, err error) {
 	return written, nil
 }
 
-func (f *frames) end(t *tls.Conn) error {
+func (f *frames) end(t writer) error {
 	if f.writeEnd {
 		return nil
 	}

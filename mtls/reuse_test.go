@@ -102,10 +102,10 @@ func TestUnfinishedTunnelIsNotReusable(t *testing.T) {
 func TestFramedTruncation(t *testing.T) {
 	for name, end := range map[string]func(*Conn){
 		"FIN":          func(c *Conn) { c.wire.TCPConn.CloseWrite() },
-		"close_notify": func(c *Conn) { c.tls.CloseWrite(); c.wire.TCPConn.CloseWrite() },
+		"close_notify": func(c *Conn) { c.out.CloseWrite(); c.wire.TCPConn.CloseWrite() },
 		"inside a frame": func(c *Conn) {
-			c.tls.Write(append(binary.BigEndian.AppendUint32(nil, 100), "short"...))
-			c.tls.CloseWrite()
+			c.out.Write(append(binary.BigEndian.AppendUint32(nil, 100), "short"...))
+			c.out.CloseWrite()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -120,7 +120,7 @@ func TestFramedTruncation(t *testing.T) {
 
 func TestFrameTooLarge(t *testing.T) {
 	client, server := framedTunnel(t)
-	client.tls.Write([]byte{0, 0x10, 0, 1, 'x'})
+	client.out.Write([]byte{0, 0x10, 0, 1, 'x'})
 	if _, err := server.Read(make([]byte, 10)); !errors.Is(err, ErrProtocol) {
 		t.Errorf("got %v, want ErrProtocol", err)
 	}
@@ -156,7 +156,7 @@ func TestNextOpenEnds(t *testing.T) {
 	})
 	t.Run("nonsense comes", func(t *testing.T) {
 		client, server := finish(t)
-		client.tls.Write([]byte("\x00\x00\x00\x03junk"))
+		client.out.Write([]byte("\x00\x00\x00\x03junk"))
 		if _, err := server.NextOpen(timeout(t)); ReasonOf(err) != symbolonv1.Reason_REASON_OPEN_MALFORMED {
 			t.Errorf("got %v", err)
 		}

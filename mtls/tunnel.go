@@ -11,6 +11,7 @@ import (
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls/record"
 )
 
 const (
@@ -44,12 +45,21 @@ type Info struct {
 type Conn struct {
 	wire       *wire
 	tls        *tls.Conn
+	in         io.Reader // tls, or the record layer that took over from it
+	out        writer
+	taken      *record.Writer // what took over writing, until reading follows
 	peer       Peer
 	info       Info
 	demanded   symbolonv1.Protection
 	protection symbolonv1.Protection
 	frames     *frames // nil: the data phase is not framed
 	kept       bool    // the server waits for another Open after this one
+}
+
+// writer is the encrypting direction.
+type writer interface {
+	io.Writer
+	CloseWrite() error
 }
 
 // Peer is the other end.
@@ -77,9 +87,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return raw.Read(p)
 	}
 	if c.frames != nil {
-		return c.frames.read(c.tls, p)
+		return c.frames.read(c.in, p)
 	}
-	return c.tls.Read(p)
+	return c.in.Read(p)
 }
 
 // Write writes application bytes.
@@ -88,9 +98,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return raw.Write(p)
 	}
 	if c.frames != nil {
-		return c.frames.write(c.tls, p)
+		return c.frames.write(c.out, p)
 	}
-	return c.tls.Write(p)
+	return c.out.Write(p)
 }
 
 // CloseWrite ends this side's direction and leaves the other open.
@@ -99,9 +109,9 @@ func (c *Conn) CloseWrite() error {
 		return raw.CloseWrite()
 	}
 	if c.frames != nil {
-		return c.frames.end(c.tls)
+		return c.frames.end(c.out)
 	}
-	return c.tls.CloseWrite()
+	return c.out.CloseWrite()
 }
 
 // SetReadDeadline is net.Conn's.
@@ -122,17 +132,27 @@ func (c *Conn) Reset() error {
 // handshake runs TLS on tcp until ctx ends.
 func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, now time.Time) (*Conn, error) {
 	c := &Conn{wire: &wire{TCPConn: tcp}}
+	keys, config, make := e.serverKeys, e.server, tls.Server
 	if client {
-		c.tls = tls.Client(c.wire, e.client)
-	} else {
-		c.tls = tls.Server(c.wire, e.server)
+		keys, config, make = e.clientKeys, e.client, tls.Client
 	}
+	if keys != nil {
+		c.wire.tap = record.NewTap(tcp, keys)
+	}
+	c.tls = make(c.wire, config)
+	c.in, c.out = c.tls, c.tls
 	if err := c.tls.HandshakeContext(ctx); err != nil {
+		c.forget()
 		return nil, handshakeError(err, client)
 	}
 	s := c.tls.ConnectionState()
+	if c.wire.tap != nil {
+		// What keeps the secrets from being known says Take again, and crypto/tls goes on.
+		_ = c.wire.tap.Established(s)
+	}
 	peer, err := e.judge(s.PeerCertificates, now, client)
 	if err != nil {
+		c.forget()
 		return nil, handshakeError(err, client)
 	}
 	c.peer = peer
@@ -165,9 +185,11 @@ func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Pe
 	open, err := authorize(&c.peer)
 	if err != nil {
 		_ = c.tls.CloseWrite() // the server tells a refusal from a cut by it
+		c.forget()
 		return nil, err
 	}
 	if err := c.sendOpen(ctx, open); err != nil {
+		c.forget()
 		return nil, err
 	}
 	return c, nil
@@ -178,11 +200,14 @@ func (c *Conn) sendOpen(ctx context.Context, open *symbolonv1.Open) error {
 	c.startFrames(open)
 	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
 	defer stop()
-	if err := writeMessage(c.tls, open); err != nil {
+	if err := writeMessage(c.out, open); err != nil {
 		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending open: %w", err)}
 	}
 	if c.demanded == symbolonv1.Protection_PROTECTION_ENCRYPTED && c.protection != c.demanded {
-		c.begin(c.demanded) // nothing is stricter: the verdict cannot change it
+		// Nothing is stricter: the verdict cannot change it.
+		if err := c.beginWriting(c.demanded); err != nil {
+			return &DeniedError{Reason: messageReason(err), Err: fmt.Errorf("after open: %w", err)}
+		}
 	}
 	return nil
 }
@@ -192,13 +217,14 @@ func (c *Conn) sendOpen(ctx context.Context, open *symbolonv1.Open) error {
 func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err error) {
 	defer func() {
 		if err != nil {
+			c.forget()
 			c.Close()
 		}
 	}()
 	v := &symbolonv1.Verdict{}
 	stop := deadline(ctx, c.wire.TCPConn.SetReadDeadline)
 	defer stop()
-	if err := readMessage(c.tls, v); err != nil {
+	if err := readMessage(c.in, v); err != nil {
 		reason := messageReason(err)
 		if errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) {
 			reason = symbolonv1.Reason_REASON_PROTOCOL // a refusal is a verdict, or an alert
@@ -223,8 +249,12 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 			Err:    fmt.Errorf("%w: verdict offers %s, open demanded %s", ErrProtocol, v.GetProtection(), c.demanded),
 		}
 	}
+	start := c.beginReading
 	if c.protection != v.GetProtection() {
-		c.begin(v.GetProtection())
+		start = func() error { return c.begin(v.GetProtection()) }
+	}
+	if err := start(); err != nil {
+		return v, &DeniedError{Reason: messageReason(err), Err: fmt.Errorf("after the verdict: %w", err)}
 	}
 	c.kept = v.GetKeep() && c.frames != nil
 	return v, nil
@@ -253,7 +283,7 @@ func (c *Conn) readOpen(ctx context.Context) (*symbolonv1.Open, error) {
 	open := &symbolonv1.Open{}
 	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
 	defer stop()
-	if err := readMessage(c.tls, open); err != nil {
+	if err := readMessage(c.in, open); err != nil {
 		return nil, err
 	}
 	if err := checkOpen(open); err != nil {
@@ -285,12 +315,15 @@ func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 	v.Keep = v.GetKeep() && c.frames != nil
 	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
 	defer stop()
-	if err := writeMessage(c.tls, v); err != nil {
+	if err := writeMessage(c.out, v); err != nil {
 		_ = c.Reset()
 		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending verdict: %w", err)}
 	}
 	if c.protection != v.GetProtection() {
-		c.begin(v.GetProtection())
+		if err := c.begin(v.GetProtection()); err != nil {
+			_ = c.Reset()
+			return &DeniedError{Reason: messageReason(err), Err: fmt.Errorf("after the verdict: %w", err)}
+		}
 	}
 	c.kept = v.GetKeep()
 	return nil
@@ -301,19 +334,65 @@ func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 // reset the connection, and with it the verdict.
 func (c *Conn) Refuse(v *symbolonv1.Verdict) {
 	defer c.Close()
+	c.forget()
 	v.Accept = false
 	v.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
 	c.wire.SetDeadline(time.Now().Add(refusalLinger))
-	if writeMessage(c.tls, v) != nil || c.tls.CloseWrite() != nil || c.wire.TCPConn.CloseWrite() != nil {
+	if writeMessage(c.out, v) != nil || c.out.CloseWrite() != nil || c.wire.TCPConn.CloseWrite() != nil {
 		return
 	}
 	_, _ = io.CopyN(io.Discard, c.wire.TCPConn, refusalDrain)
 }
 
-func (c *Conn) begin(p symbolonv1.Protection) {
+// beginWriting starts the data phase of this direction, which nobody may be using;
+// beginReading that of the other. A client reads its verdict in between, and with it,
+// by crypto/tls, the tickets of the server's.
+func (c *Conn) beginWriting(p symbolonv1.Protection) error {
 	c.protection = p
-	if p == symbolonv1.Protection_PROTECTION_ENCRYPTED {
-		c.wire.loosen()
+	if c.wire.tap == nil || p != symbolonv1.Protection_PROTECTION_ENCRYPTED {
+		return nil
+	}
+	w, err := c.wire.tap.TakeWriter()
+	switch {
+	case err == nil:
+		c.out, c.taken = w, w
+		return nil
+	case errors.Is(err, record.ErrNoSecrets), errors.Is(err, record.ErrFIPS):
+		return nil // crypto/tls goes on
+	}
+	return err
+}
+
+func (c *Conn) beginReading() error {
+	switch {
+	case c.protection != symbolonv1.Protection_PROTECTION_ENCRYPTED:
+		c.forget() // raw from here on
+		return nil
+	case c.taken == nil:
+		if c.in == io.Reader(c.tls) {
+			c.wire.loosen()
+		}
+		return nil
+	}
+	r, err := c.wire.tap.TakeReader(c.tls, c.taken)
+	if err != nil {
+		return err
+	}
+	c.in, c.taken = r, nil
+	return nil
+}
+
+func (c *Conn) begin(p symbolonv1.Protection) error {
+	if err := c.beginWriting(p); err != nil {
+		return err
+	}
+	return c.beginReading()
+}
+
+// forget gives up the traffic secrets that were kept for the record layer.
+func (c *Conn) forget() {
+	if c.wire.tap != nil {
+		c.wire.tap.Release()
 	}
 }
 

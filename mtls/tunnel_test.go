@@ -460,7 +460,7 @@ func TestVerdictCannotDowngrade(t *testing.T) {
 	go func() {
 		b, _, err := Accept(ctx, s, db)
 		if err == nil {
-			writeMessage(b.tls, &symbolonv1.Verdict{Accept: true, Protection: authenticated})
+			writeMessage(b.out, &symbolonv1.Verdict{Accept: true, Protection: authenticated})
 		}
 	}()
 	a, err := Dial(ctx, c, web, asking(encrypted))
@@ -512,7 +512,7 @@ func TestBadOpens(t *testing.T) {
 				t.Fatal(err)
 			}
 			a.demanded = encrypted
-			if _, err := a.tls.Write(tc.bytes); err != nil {
+			if _, err := a.out.Write(tc.bytes); err != nil {
 				t.Fatal(err)
 			}
 			_, err = a.ReadVerdict(ctx)
@@ -537,7 +537,7 @@ func TestOpenCutShortTimesOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.tls.Write([]byte{0, 0, 0, 40, 1, 2, 3})
+	a.out.Write([]byte{0, 0, 0, 40, 1, 2, 3})
 	if b := <-ch; ReasonOf(b.err) != symbolonv1.Reason_REASON_HANDSHAKE_TIMEOUT {
 		t.Errorf("got %v, want a handshake timeout", b.err)
 	}

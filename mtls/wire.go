@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/symbolon/symbolon/mtls/record"
 )
 
 // wire is what crypto/tls reads from and writes to. It adds two things to the
@@ -13,8 +15,11 @@ import (
 // at a record boundary as a clean end. And until loosen is called, a read never
 // goes beyond the TLS record under way, so that bytes which follow the Verdict in
 // the clear are still in the kernel when the relay takes over.
+//
+// With the own record layer all of that is its Tap's, which also counts the records.
 type wire struct {
 	*net.TCPConn
+	tap    *record.Tap // nil: crypto/tls keeps the connection
 	loose  bool
 	header [recordHeader]byte
 	have   int // bytes of header seen
@@ -22,6 +27,9 @@ type wire struct {
 }
 
 func (w *wire) Read(p []byte) (int, error) {
+	if w.tap != nil {
+		return w.tap.Read(p)
+	}
 	if w.loose {
 		n, err := w.TCPConn.Read(p)
 		return n, truncated(err)
@@ -50,6 +58,13 @@ func (w *wire) skipEmpty() {
 	}
 }
 
+func (w *wire) Write(p []byte) (int, error) {
+	if w.tap != nil {
+		return w.tap.Write(p)
+	}
+	return w.TCPConn.Write(p)
+}
+
 // SetWriteDeadline does nothing. crypto/tls calls it around close_notify, to give up
 // after five seconds: a peer that reads slowly would lose the end of its stream to
 // a reset. Who needs a deadline sets it on the TCPConn.
@@ -57,7 +72,13 @@ func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
 // loosen lets reads take all there is: the stream stays in TLS.
 // It is called between reads, by the reader.
-func (w *wire) loosen() { w.loose = w.have == 0 }
+func (w *wire) loosen() {
+	if w.tap != nil {
+		w.tap.Loosen()
+	} else {
+		w.loose = w.have == 0
+	}
+}
 
 func truncated(err error) error {
 	if errors.Is(err, io.EOF) {
