@@ -61,6 +61,8 @@ type TunnelConfig struct {
 	// Reuse lets one tunnel serve several connections of a workload to the same
 	// destination, one after another, where no balancer is in between.
 	Reuse bool `yaml:"reuse"`
+	// RecordLayer encrypts the data phase: "own" or "stock" (crypto/tls).
+	RecordLayer string `yaml:"record_layer"`
 }
 
 // DefaultConfig is what holds where nothing is said.
@@ -76,7 +78,7 @@ func DefaultConfig() Config {
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed",
 		},
-		Tunnel: TunnelConfig{Reuse: true},
+		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own"},
 		Admin:  "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
 		DrainTimeout: DefaultTimeouts.Drain, QuietTimeout: DefaultTimeouts.Quiet,
 	}
@@ -106,6 +108,7 @@ func Settings() []settings.Setting[Config] {
 			x.Tunnel.Reuse, err = strconv.ParseBool(v)
 			return err
 		}},
+		{Key: "tunnel.record_layer", Usage: "what encrypts the data: own, or stock for crypto/tls (default own)", Set: text(func(x *c) *string { return &x.Tunnel.RecordLayer })},
 		{Key: "admin", Usage: "loopback address:port of metrics and health (default 127.0.0.1:15020)", Set: text(func(x *c) *string { return &x.Admin })},
 		{Key: "socket", Usage: "Unix socket of the debug commands (default /run/symbolon/proxy.sock)", Set: text(func(x *c) *string { return &x.Socket })},
 		{Key: "flows", Usage: `file for flow records, "-" standard output, "" none (default -)`, Set: text(func(x *c) *string { return &x.Flows })},
@@ -146,6 +149,9 @@ func (c Config) Validate() error {
 		bad("redirect.inbound", "tproxy is not available in this version; use redirect")
 	default:
 		bad("redirect.inbound", "%q is unknown; use redirect", c.Redirect.Inbound)
+	}
+	if c.Tunnel.RecordLayer != "own" && c.Tunnel.RecordLayer != "stock" {
+		bad("tunnel.record_layer", "%q is unknown; use own or stock", c.Tunnel.RecordLayer)
 	}
 	if c.Redirect.OnExit != "closed" && c.Redirect.OnExit != "open" {
 		bad("redirect.on_exit", "%q is unknown; use closed (nothing passes without the proxy) or open", c.Redirect.OnExit)

@@ -112,7 +112,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config) er
 		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound,
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups,
 		Workloads: resolver, Credentials: d.manager, Records: records, Log: d.log,
-		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{}, NoReuse: !d.cfg.Tunnel.Reuse,
+		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
 	})
 	d.manager.Subscribe(d.proxy.CredentialChanged)
 	d.host.changed = d.hostChanged
