@@ -200,4 +200,3 @@ func TestLiveConnectionsAreCut(t *testing.T) {
 		}
 	}
 }
-}

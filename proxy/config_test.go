@@ -77,6 +77,7 @@ var values = map[string][2]string{ // yaml, text
 	"redirect.exclude_outbound":      {"[10.9.0.0/16]", "10.9.0.0/16"},
 	"redirect.on_exit":               {"open", "open"},
 	"tunnel.reuse":                   {"false", "false"},
+	"tunnel.record_layer":            {"stock", "stock"},
 	"admin":                          {`"[::1]:9000"`, "[::1]:9000"},
 	"socket":                         {"/tmp/s", "/tmp/s"},
 	"flows":                          {"/tmp/f", "/tmp/f"},
