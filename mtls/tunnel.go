@@ -132,14 +132,14 @@ func (c *Conn) Reset() error {
 // handshake runs TLS on tcp until ctx ends.
 func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, now time.Time) (*Conn, error) {
 	c := &Conn{wire: &wire{TCPConn: tcp}}
-	keys, config, make := e.serverKeys, e.server, tls.Server
+	keys, config, end := e.serverKeys, e.server, tls.Server
 	if client {
-		keys, config, make = e.clientKeys, e.client, tls.Client
+		keys, config, end = e.clientKeys, e.client, tls.Client
 	}
 	if keys != nil {
 		c.wire.tap = record.NewTap(tcp, keys)
 	}
-	c.tls = make(c.wire, config)
+	c.tls = end(c.wire, config)
 	c.in, c.out = c.tls, c.tls
 	if err := c.tls.HandshakeContext(ctx); err != nil {
 		c.forget()

@@ -91,6 +91,15 @@ func (s *parties) update(key identity.Key, cred *identity.Credential) bool {
 	return true
 }
 
+// forget lets go of a party that has no live connection.
+func (s *parties) forget(key identity.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.byKey[key]; w != nil && w.open.Load() == 0 {
+		delete(s.byKey, key)
+	}
+}
+
 // makeRoom forgets a party without connections; there is no order among them. What
 // is lost is its tickets.
 func (s *parties) makeRoom() {

@@ -195,6 +195,9 @@ func (p *Proxy) CredentialChanged(key identity.Key, c *identity.Credential) {
 	}
 }
 
+// WorkloadDropped lets go of a workload whose credential is not kept any more.
+func (p *Proxy) WorkloadDropped(key identity.Key) { p.parties.forget(key) }
+
 // Addresses are the host's own, as text.
 func (p *Proxy) Addresses() []string { return p.local.list(p.now()) }
 

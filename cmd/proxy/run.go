@@ -115,6 +115,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config) er
 		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
 	})
 	d.manager.Subscribe(d.proxy.CredentialChanged)
+	d.manager.SubscribeDropped(d.proxy.WorkloadDropped)
 	d.host.changed = d.hostChanged
 	d.hostChanged(d.host.cred.Load())
 	d.session = &proxy.Session{
