@@ -200,3 +200,38 @@ func TestAlertWhileWriterIsStuck(t *testing.T) {
 	}
 	_ = a
 }
+
+// TestOneAnswer: however often the peer asked for our key update while we were
+// silent, it gets one (RFC 8446 section 4.6.3), and data after that is plain data.
+func TestOneAnswer(t *testing.T) {
+	p := newState(t, secretOf(1))
+	var stream []byte
+	for range 3 {
+		stream = append(stream, sealed(t, p, typeHandshake, handshakeMessage(messageKeyUpdate, []byte{1}), 0)...)
+		if err := p.update(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream = append(stream, sealed(t, p, typeApplicationData, []byte("now answer"), 0)...)
+	c, m := receiver(t, stream)
+	if got, err := c.Next(); err != nil || string(got) != "now answer" {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	if m.out.Len() > 0 {
+		t.Errorf("%d bytes sent by a silent writer", m.out.Len())
+	}
+	own := newState(t, secretOf(2))
+	want := sealed(t, own, typeHandshake, handshakeMessage(messageKeyUpdate, []byte{0}), 0)
+	if err := own.update(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{"one", "two"} {
+		if _, err := c.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, sealed(t, own, typeApplicationData, []byte(s), 0)...)
+	}
+	if !bytes.Equal(m.out.Bytes(), want) {
+		t.Errorf("sent %x, want %x", m.out.Bytes(), want)
+	}
+}
