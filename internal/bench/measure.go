@@ -76,7 +76,7 @@ func (l *lab) cell(ctx context.Context, o *options, p *pair, w workload, round i
 		began := time.Now()
 		s := &sample{Round: round + 1}
 		if err := l.sample(ctx, o, p, w, s); err != nil {
-			s.Failed = firstLine(err)
+			s.Failed = oneLine(err)
 		} else if s.Load.Requests+s.Load.Bytes == 0 {
 			s.Failed = "nothing came through: " + s.Load.FirstError
 		}
@@ -153,10 +153,12 @@ func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sam
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	s.Load, err = l.load(ctx, p, w, o.settle, func(end bool, _ loaded) error {
 		if end {
 			return nil
 		}
+		s.Opening = time.Since(began).Seconds()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -164,6 +166,7 @@ func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sam
 		}
 		kbC2, fdsC2, kbS2, fdsS2, err := read()
 		n := float64(w.conns)
+		s.Conns = n
 		s.ClientKB, s.ClientFDs = (kbC2-kbC)/n, (fdsC2-fdsC)/n
 		s.ServerKB, s.ServerFDs = (kbS2-kbS)/n, (fdsS2-fdsS)/n
 		return err
@@ -217,6 +220,9 @@ func (l *lab) load(ctx context.Context, p *pair, w workload, window time.Duratio
 		return nil
 	}()
 	if err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(fmt.Errorf("not done within %v", 2*setupLimit+window), err)
+		}
 		cancel()
 	}
 	_ = in.Close()
@@ -240,7 +246,5 @@ func expect(r *bufio.Reader, want string) error {
 	return nil
 }
 
-func firstLine(err error) string {
-	line, _, _ := strings.Cut(err.Error(), "\n")
-	return line
-}
+// oneLine is an error for a table.
+func oneLine(err error) string { return strings.Join(strings.Split(err.Error(), "\n"), "; ") }

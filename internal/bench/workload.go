@@ -36,8 +36,10 @@ type sample struct {
 	ClientCPU, ServerCPU float64
 	// Cores that processes which are not ours used meanwhile, and other machines.
 	Noise, Steal float64
-	// KB of memory and descriptors for each idle connection, by side.
-	ClientKB, ServerKB, ClientFDs, ServerFDs float64 `json:",omitempty"`
+	// KB of memory and descriptors for each of Conns idle connections, by side.
+	Conns, ClientKB, ServerKB, ClientFDs, ServerFDs float64 `json:",omitempty"`
+	// Opening is how long the load generator took until it was ready, seconds.
+	Opening float64
 	// Failed says why there is nothing to see.
 	Failed string `json:",omitempty"`
 }
@@ -65,6 +67,7 @@ var (
 	first50 = metric{"first byte p50 µs", true, 0, p50.of}
 	first99 = metric{"p99 µs", true, 0, p99.of}
 	perConn = metric{"CPU ms/conn", true, 2, func(s *sample) float64 { return s.cpu() / float64(s.Load.Requests) * 1e3 }}
+	opened  = metric{"opened/s", false, 0, func(s *sample) float64 { return s.Conns / s.Opening }}
 	kbC     = metric{"client KB", true, 1, func(s *sample) float64 { return s.ClientKB }}
 	kbS     = metric{"server KB", true, 1, func(s *sample) float64 { return s.ServerKB }}
 	fdsC    = metric{"client fds", true, 2, func(s *sample) float64 { return s.ClientFDs }}
@@ -73,7 +76,7 @@ var (
 	bulkMetrics    = []metric{gbits, perGB}
 	echoMetrics    = []metric{rate, p50, p99, per100k}
 	connectMetrics = []metric{conns, first50, first99, perConn}
-	idleMetrics    = []metric{kbC, kbS, fdsC, fdsS}
+	idleMetrics    = []metric{kbC, kbS, fdsC, fdsS, opened}
 	mixedMetrics   = []metric{p50, p99, gbits}
 )
 
