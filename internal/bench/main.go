@@ -80,7 +80,7 @@ func parse(args []string) (*options, error) {
 	f := flag.NewFlagSet("symbolon-bench", flag.ContinueOnError)
 	f.BoolVar(&o.quick, "quick", false, "less of everything, in under three minutes")
 	f.IntVar(&o.rounds, "rounds", 0, "rounds; 0: 5, or 2 with -quick")
-	f.DurationVar(&o.duration, "duration", 0, "of one measurement; 0: 1.5s, or 600ms with -quick")
+	f.DurationVar(&o.duration, "duration", 0, "of one measurement; 0: 1.5s, or 500ms with -quick")
 	systems := f.String("systems", "", "comma-separated; empty: all ("+strings.Join(names(allSystems()), ", ")+")")
 	workloads := f.String("workloads", "", "comma-separated; empty: all ("+strings.Join(workloadNames(), ", ")+")")
 	f.StringVar(&o.out, "out", "bench/latest.json", "file for the samples, their medians and the machine; empty: none")
@@ -100,7 +100,7 @@ func parse(args []string) (*options, error) {
 	}
 	o.idle, o.settle = []int{2000, 9000}, 5*time.Second
 	if o.quick {
-		o.idle, o.settle, o.patience = []int{2000}, 3*time.Second, 0
+		o.idle, o.settle, o.patience = []int{2000}, 2*time.Second, 0
 	}
 	defaults(o)
 	var err error
@@ -119,7 +119,7 @@ func parse(args []string) (*options, error) {
 func defaults(o *options) {
 	rounds, duration := 5, 1500*time.Millisecond
 	if o.quick {
-		rounds, duration = 2, 600*time.Millisecond
+		rounds, duration = 2, 500*time.Millisecond
 	}
 	if o.rounds <= 0 {
 		o.rounds = rounds

@@ -25,6 +25,7 @@ const (
 	nameSymbolon      = "symbolon"
 	nameAuthenticated = "symbolon-auth"
 	nameSingle        = "symbolon-single"
+	nameStock         = "symbolon-stock"
 )
 
 func allSystems() []system {
@@ -37,6 +38,7 @@ func allSystems() []system {
 		{name: "go", about: "io.Copy over crypto/tls (ghostunnel's technique; in this program), X25519, sessions resumed", target: near, encrypted: true, start: startGo},
 		{name: nameSymbolon, about: "transparent by iptables; identity, policy, records; encrypted; tunnels reused, sessions resumed", target: remote, encrypted: true, start: startSymbolon("encrypted", "")},
 		{name: nameSingle, about: "the same without reuse, as behind a balancer: a tunnel for each connection", target: remote, encrypted: true, only: []string{"connect"}, start: startSymbolon("encrypted", "tunnel: {reuse: false}")},
+		{name: nameStock, about: "symbolon with crypto/tls in the data phase, too (tunnel.record_layer: stock)", target: remote, encrypted: true, start: startSymbolon("encrypted", "tunnel: {record_layer: stock}")},
 		{name: nameAuthenticated, about: "transparent, with identity, policy and records, too; authenticated: TLS proves both ends of each connection, then its bytes pass in the clear", target: remote, start: startSymbolon("authenticated", "")},
 	}
 }
@@ -48,7 +50,7 @@ func (s *system) ours() bool { return strings.HasPrefix(s.name, nameSymbolon) }
 func quickSystems() []system {
 	var quick []system
 	for _, s := range allSystems() {
-		if s.name != "nginx" && s.name != "stunnel" {
+		if s.name != "nginx" && s.name != "stunnel" && s.name != nameStock {
 			quick = append(quick, s)
 		}
 	}
