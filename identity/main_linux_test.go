@@ -74,7 +74,7 @@ func say(inode uint64) error {
 // fewDescriptors is the bound that tests put in the place of maxDescriptors, which
 // may be above what this machine lets a process have; crowdLast is where a crowd's
 // socket is.
-const fewDescriptors, crowdLast = 2048, fewDescriptors + 1000
+const fewDescriptors, crowdLast = 8192, fewDescriptors + 1000
 
 // crowd leaves the socket to the last descriptor, after a gap.
 func crowd(c *net.TCPConn) error {
