@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -21,8 +22,8 @@ import (
 const (
 	// maxFrame bounds a frame; a longer one is a protocol error.
 	maxFrame = 1 << 20
-	// frameBuffer is what one write is framed in: a relay's buffer and the length.
-	frameBuffer = 32<<10 + lengthSize
+	// frameBuffer is what one write is framed in: with its length, two full records.
+	frameBuffer = 32 << 10
 )
 
 // frames is the framing of one data phase. One goroutine reads, one writes.
@@ -30,9 +31,14 @@ type frames struct {
 	left      int  // bytes still to come of the frame being read
 	readEnd   bool // the peer's empty frame came
 	writeEnd  bool // ours went
-	out       []byte
 	headBytes [lengthSize]byte
 }
+
+var frameBuffers = sync.Pool{New: func() any { return new([frameBuffer]byte) }}
+
+// MaxFrameData is how much one frame carries that fills its records exactly: whoever
+// writes so much at a time wastes none.
+const MaxFrameData = frameBuffer - lengthSize
 
 func (c *Conn) startFrames(o *symbolonv1.Open) {
 	c.kept, c.frames = false, nil
@@ -84,13 +90,12 @@ func (f *frames) write(t writer, p []byte) (written int, err error) {
 	if f.writeEnd {
 		return 0, net.ErrClosed
 	}
-	if f.out == nil {
-		f.out = make([]byte, frameBuffer)
-	}
+	out := frameBuffers.Get().(*[frameBuffer]byte)
+	defer frameBuffers.Put(out)
 	for len(p) > 0 {
-		n := copy(f.out[lengthSize:], p)
-		binary.BigEndian.PutUint32(f.out, uint32(n))
-		if _, err := t.Write(f.out[:lengthSize+n]); err != nil {
+		n := copy(out[lengthSize:], p)
+		binary.BigEndian.PutUint32(out[:], uint32(n))
+		if _, err := t.Write(out[:lengthSize+n]); err != nil {
 			return written, err
 		}
 		p, written = p[n:], written+n
@@ -102,7 +107,7 @@ func (f *frames) end(t writer) error {
 	if f.writeEnd {
 		return nil
 	}
-	f.writeEnd, f.out = true, nil
+	f.writeEnd = true
 	_, err := t.Write(make([]byte, lengthSize))
 	return err
 }

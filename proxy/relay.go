@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/symbolon/symbolon/mtls"
 )
 
-// relayBuffer is one direction's, bytes: two full TLS records.
-const relayBuffer = 32 << 10
+// relayBuffer is one direction's, bytes: what fills two TLS records of a tunnel.
+const relayBuffer = mtls.MaxFrameData
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return &b }}
 
