@@ -177,7 +177,8 @@ func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sam
 // load runs the load generator on the client's host. edge is called when it is ready
 // and has not begun, and when it has finished and has its connections still open.
 func (l *lab) load(ctx context.Context, p *pair, w workload, window time.Duration, edge func(end bool, r loaded) error) (r loaded, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*setupLimit+window)
+	limit := w.limit() + window
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c := p.client.Command(ctx, l.exe, "load", "-kind", w.kind, "-target", p.target, "-conns", fmt.Sprint(w.conns), "-window", window.String())
 	c.Unit = loadUnit
@@ -221,7 +222,7 @@ func (l *lab) load(ctx context.Context, p *pair, w workload, window time.Duratio
 	}()
 	if err != nil {
 		if ctx.Err() != nil {
-			err = errors.Join(fmt.Errorf("not done within %v", 2*setupLimit+window), err)
+			err = errors.Join(fmt.Errorf("not done within %v", limit), err)
 		}
 		cancel()
 	}

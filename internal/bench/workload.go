@@ -109,6 +109,8 @@ func workloadNames() []string {
 	return append(names, "idle")
 }
 
-// setupLimit bounds the time from a load generator's start to its readiness, and
-// from the end of its window to its last word.
-const setupLimit = 60 * time.Second
+// limit bounds a load generator's life beyond its window, with time for opening its
+// connections however slowly.
+func (w workload) limit() time.Duration {
+	return 2*time.Minute + time.Duration(w.conns)*20*time.Millisecond
+}
