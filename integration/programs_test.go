@@ -118,8 +118,8 @@ func checkWire(t *testing.T, w *world, capture *netlab.Capture) {
 		}
 	}
 	rows, err := capture.Tshark(w.ctx(), "tls.handshake.type == 2", "tls.handshake.ciphersuite", "tls.handshake.extensions.supported_version")
-	if err != nil || len(rows) < 10 {
-		t.Fatalf("%d ServerHellos (%v), want at least 10", len(rows), err)
+	if err != nil || len(rows) < 4 { // tunnels are reused: fewer handshakes than connections
+		t.Fatalf("%d ServerHellos (%v), want at least 4", len(rows), err)
 	}
 	for _, r := range rows {
 		if r[0] != "0x1302" || r[1] != "0x0304" {
