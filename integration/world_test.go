@@ -149,7 +149,8 @@ func (w *world) tryAs(h *netlab.Host, unit string, args ...string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	c := h.Command(ctx, self(w.t))
-	c.Env = append(os.Environ(), programEnv+"="+strings.Join(args, " "))
+	// The race detector would sleep for a second at each program's end.
+	c.Env = append(os.Environ(), programEnv+"="+strings.Join(args, " "), "GORACE=atexit_sleep_ms=0")
 	c.Unit = unit
 	r, err := c.Result()
 	if err != nil {
