@@ -72,11 +72,17 @@ func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time
 		w = &party{key: key}
 		s.byKey[key] = w
 	}
-	if e := w.current.Load(); e == nil || e.Credential() != cred {
-		w.current.Store(mtls.NewEndpoint(cred, s.options))
-	}
+	w.use(cred, s.options)
 	w.lastUsed.Store(now.Unix())
 	return w
+}
+
+// use makes cred the party's, unless it is already: a new endpoint has no tickets,
+// and tunnels of the old one are not reused.
+func (w *party) use(cred *identity.Credential, o mtls.Options) {
+	if e := w.current.Load(); e == nil || e.Credential() != cred {
+		w.current.Store(mtls.NewEndpoint(cred, o))
+	}
 }
 
 // update replaces a known party's credential; false: nobody uses it.
@@ -87,7 +93,7 @@ func (s *parties) update(key identity.Key, cred *identity.Credential) bool {
 	if w == nil {
 		return false
 	}
-	w.current.Store(mtls.NewEndpoint(cred, s.options))
+	w.use(cred, s.options)
 	return true
 }
 
