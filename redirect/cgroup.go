@@ -76,16 +76,6 @@ func (c *Cgroups) Path(id uint64) (string, error) {
 	return path.Join("/", within), nil
 }
 
-// CgroupPath is OpenCgroups and Path in one, for single questions.
-func CgroupPath(id uint64) (string, error) {
-	c, err := OpenCgroups()
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	return c.Path(id)
-}
-
 // cgroup2Mount finds in /proc/self/mountinfo (proc(5)) where cgroup v2 is mounted,
 // rather as a whole than a part of it.
 func cgroup2Mount(mountinfo string) (mount string, ok bool) {

@@ -214,7 +214,7 @@ func TestSocketCgroupWithLoopbackDown(t *testing.T) {
 		path, ok := cgroup2Path(string(list))
 		id, err := newSocketCgroup()
 		check(t, err)
-		if got, err := CgroupPath(id); err != nil || !ok || got != path {
+		if got, err := cgroupPath(id); err != nil || !ok || got != path {
 			t.Errorf("cgroup %d is %q, %v; want %q", id, got, err, path)
 		}
 	})

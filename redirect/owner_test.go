@@ -276,7 +276,7 @@ func TestRedirectedClientIsRecognized(t *testing.T) {
 		if s.owner.UID != 1234 || s.owner.CgroupID != id || !s.owner.Reliable() {
 			t.Errorf("%s: owner %+v, want uid 1234 in cgroup %d", dst, s.owner, id)
 		}
-		if path, err := CgroupPath(s.owner.CgroupID); err != nil || !strings.HasSuffix(dir, path) || filepath.Base(path) != filepath.Base(dir) {
+		if path, err := cgroupPath(s.owner.CgroupID); err != nil || !strings.HasSuffix(dir, path) || filepath.Base(path) != filepath.Base(dir) {
 			t.Errorf("%s: cgroup %q, %v; want %s", dst, path, err, dir)
 		}
 	}
@@ -479,4 +479,14 @@ func TestOwnerOfAHalfClosedSocket(t *testing.T) {
 		}
 		return owner.State == StateFinWait2
 	})
+}
+
+// cgroupPath is OpenCgroups and Path in one, for single questions.
+func cgroupPath(id uint64) (string, error) {
+	c, err := OpenCgroups()
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return c.Path(id)
 }
