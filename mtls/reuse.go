@@ -32,6 +32,7 @@ type frames struct {
 	readEnd   bool // the peer's empty frame came
 	writeEnd  bool // ours went
 	headBytes [lengthSize]byte
+	have      int // of headBytes
 }
 
 var frameBuffers = sync.Pool{New: func() any { return new([frameBuffer]byte) }}
@@ -67,15 +68,23 @@ func (f *frames) read(t io.Reader, p []byte) (int, error) {
 		if _, err := io.ReadFull(t, f.headBytes[:]); err != nil {
 			return 0, unframed(err)
 		}
-		n := binary.BigEndian.Uint32(f.headBytes[:])
-		if n > maxFrame {
-			return 0, fmt.Errorf("%w: a frame of %d bytes", ErrProtocol, n)
+		if err := f.begin(); err != nil {
+			return 0, err
 		}
-		f.left, f.readEnd = int(n), n == 0
 	}
 	n, err := t.Read(p[:min(len(p), f.left)])
 	f.left -= n
 	return n, unframed(err)
+}
+
+// begin starts the frame whose length has been read.
+func (f *frames) begin() error {
+	n := binary.BigEndian.Uint32(f.headBytes[:])
+	if n > maxFrame {
+		return fmt.Errorf("%w: a frame of %d bytes", ErrProtocol, n)
+	}
+	f.left, f.readEnd = int(n), n == 0
+	return nil
 }
 
 // unframed: an end of TLS is no end of a framed direction.

@@ -16,6 +16,7 @@ import (
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/policydb"
+	"github.com/symbolon/symbolon/proxy/loop"
 )
 
 // conn is one accepted connection and its record.
@@ -28,6 +29,8 @@ type conn struct {
 	allowed  bool
 	reported bool
 	release  func() // gives back the place among the unauthorized; once
+	// after is called at the end of a connection that has gone on by itself.
+	after func(error)
 }
 
 func (p *Proxy) newConn(c *net.TCPConn, reporter symbolonv1.Reporter) *conn {
@@ -36,6 +39,7 @@ func (p *Proxy) newConn(c *net.TCPConn, reporter symbolonv1.Reporter) *conn {
 		Reporter: reporter, Host: p.host,
 		Source: &symbolonv1.FlowEndpoint{}, Destination: &symbolonv1.FlowEndpoint{},
 	}
+	x.after = x.end
 	return x
 }
 
@@ -98,30 +102,56 @@ func (x *conn) tunnelled(t *mtls.Conn) {
 	x.rec.Protection = t.Protection()
 }
 
-// open registers the connection among the live ones and relays until it ends. local
-// are the workloads of this host that take part in it.
+// errRelaying: the connection goes on by itself, and after is called at its end.
+var errRelaying = errors.New("relaying")
+
+// open registers the connection among the live ones and lets it run. local are the
+// workloads of this host that take part in it.
 func (x *conn) open(r *relay, l *live, local ...*party) error {
 	x.allowed = true
 	x.release() // from here on it is authorized
-	defer x.p.hold(local...)()
+	unhold := x.p.hold(local...)
+	over := func(err error) error {
+		x.p.table.remove(l)
+		count(x.rec, r)
+		unhold()
+		if why := l.cutReason(); why != symbolonv1.Reason_REASON_UNSPECIFIED {
+			return deny(why, errors.New("cut while open"))
+		}
+		return err
+	}
+	err := errCopy
+	if r.copier == nil {
+		err = r.detach(func(err error, k *loop.Kept) {
+			err = over(err)
+			if k != nil {
+				r.attach(k)
+			}
+			x.after(err)
+			x.p.conns.Done()
+		})
+	}
 	l.cut = r.abort
 	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
 	x.p.table.add(l, x.p.now())
-	err := r.finish()
-	x.p.table.remove(l)
-	count(x.rec, r)
-	if why := l.cutReason(); why != symbolonv1.Reason_REASON_UNSPECIFIED {
-		return deny(why, errors.New("cut while open"))
+	switch {
+	case err == nil:
+		x.p.conns.Add(1)
+		x.p.loops.Add(r.loop)
+		return errRelaying
+	case errors.Is(err, errCopy), errors.Is(err, mtls.ErrNotDetachable):
+		err = r.copy().finish()
 	}
-	return err
+	return over(err)
 }
 
+var errCopy = errors.New("goroutines carry it already")
+
 func count(rec *symbolonv1.FlowRecord, r *relay) {
-	rec.BytesSent, rec.BytesReceived = r.toFar.Load(), r.toNear.Load()
+	rec.BytesSent, rec.BytesReceived, rec.FirstByteMicros = r.counts()
 	if r.serverIsNear {
 		rec.BytesSent, rec.BytesReceived = rec.BytesReceived, rec.BytesSent
 	}
-	rec.FirstByteMicros = r.firstByte.Load()
 }
 
 // snapshot is the record of a connection that is still open. Everything but the
@@ -141,8 +171,12 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 // serve runs f, and ends the connection by what it returns. When ctx ends, the proxy
 // stops: whatever f waits for is cut, a client that says nothing included.
 func (x *conn) serve(ctx context.Context, f func(context.Context) error) {
-	defer context.AfterFunc(ctx, func() { _ = reset(x.accepted) })()
+	stop := context.AfterFunc(ctx, func() { _ = reset(x.accepted) })
 	err := f(ctx)
+	stop()
+	if errors.Is(err, errRelaying) {
+		return
+	}
 	if err != nil && ctx.Err() != nil {
 		err = deny(symbolonv1.Reason_REASON_SHUTTING_DOWN, err)
 	}

@@ -153,14 +153,24 @@ func (x *conn) acceptTunnel(ctx context.Context, me *party, socket redirect.Sock
 		return err
 	}
 	in := &incoming{conn: x, me: me, socket: socket, tuple: tuple, endpoint: endpoint, tunnel: t}
-	if err := in.serve(ctx, x.p.policy.Load(), open); err != nil || !t.Reusable() {
+	x.after = in.over
+	if err := in.serve(ctx, x.p.policy.Load(), open); err != nil {
 		return err
 	}
-	x.report(nil)
-	for in.next() == nil && t.Reusable() {
-	}
-	_ = t.Close()
+	in.over(nil)
 	return nil
+}
+
+// over writes the record of a connection that has ended, and serves the next ones
+// of its tunnel, if there may be any.
+func (in *incoming) over(err error) {
+	in.report(err)
+	for err == nil && in.tunnel.Reusable() {
+		err = in.next()
+	}
+	if !errors.Is(err, errRelaying) { // or its own over goes on
+		_ = in.tunnel.Close()
+	}
 }
 
 // incoming is the server's side of the connections on one tunnel.
@@ -213,8 +223,10 @@ func (in *incoming) next() error {
 		return errTunnelOver
 	}
 	again := &incoming{conn: x, me: me, socket: socket, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}
-	err = again.serve(ctx, c, open)
-	x.report(err)
+	x.after = again.over
+	if err = again.serve(ctx, c, open); !errors.Is(err, errRelaying) {
+		x.report(err)
+	}
 	return err
 }
 
@@ -247,7 +259,7 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		return err
 	}
 	x.tunnelled(t)
-	r := &relay{near: app, far: keeper{t, func(*mtls.Conn) {}}, started: x.started, serverIsNear: true}
+	r := &relay{near: app, tunnel: t, back: func(*mtls.Conn) {}, started: x.started, serverIsNear: true}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := judge(c, now)
@@ -282,7 +294,7 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 	if err != nil {
 		return err
 	}
-	r := &relay{near: app, far: plain{x.accepted}, started: x.started, serverIsNear: true}
+	r := &relay{near: app, plain: x.accepted, started: x.started, serverIsNear: true}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, ok := x.source(c, me, tuple)

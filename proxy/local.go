@@ -31,7 +31,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err != nil {
 		return err
 	}
-	r := &relay{near: x.accepted, far: plain{app}, started: x.started}
+	r := &relay{near: x.accepted, plain: app, started: x.started}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			q := localQuery(me, server, tuple)
@@ -52,7 +52,7 @@ func (x *conn) serveAdmin(ctx context.Context, tuple redirect.Tuple) error {
 	if err != nil {
 		return networkError(err)
 	}
-	r := &relay{near: x.accepted, far: plain{own}, started: x.started}
+	r := &relay{near: x.accepted, plain: own, started: x.started}
 	return x.open(r, &live{judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }})
 }
 

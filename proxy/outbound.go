@@ -99,7 +99,7 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 	if err != nil {
 		return networkError(err)
 	}
-	r := &relay{near: x.accepted, far: plain{remote}, started: x.started}
+	r := &relay{near: x.accepted, plain: remote, started: x.started}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
@@ -155,15 +155,30 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	if err != nil {
 		return err
 	}
-	r := &relay{near: x.accepted, far: x.p.keep(t, way), started: x.started}
+	r := &relay{near: x.accepted, tunnel: t, back: x.p.keeper(way), started: x.started}
 	if t.Protection() == symbolonv1.Protection_PROTECTION_ENCRYPTED {
-		r.start() // a round trip earlier; the peer's proxy holds it back
+		if err := r.speakEarly(); err != nil {
+			_ = t.Reset()
+			return networkError(err)
+		}
 	}
+	stop := r.watch(func() { _ = t.Reset() })
 	v, err := t.ReadVerdict(ctx)
+	up := stop()
 	x.tunnelled(t)
+	if err == nil {
+		err = up
+	}
 	if err != nil {
 		x.rec.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
-		if up := r.wait(); up != nil && errors.Is(err, net.ErrClosed) {
+		if r.copier == nil {
+			if up != nil {
+				_ = t.Reset()
+				return networkError(up)
+			}
+			return err
+		}
+		if up := r.copier.wait(); up != nil && errors.Is(err, net.ErrClosed) {
 			return networkError(up) // the application went first, and we closed
 		}
 		return err
@@ -219,7 +234,13 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 		_ = t.Close()
 		return false, nil
 	}
+	r := &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started}
+	stop := r.watch(func() { _ = t.Reset() })
 	v, err := t.ReadVerdict(ctx)
+	if up := stop(); up != nil {
+		_ = t.Reset()
+		return true, networkError(up)
+	}
 	if err != nil {
 		if mtls.ReasonOf(err) != symbolonv1.Reason_REASON_PEER_REFUSED {
 			return false, nil // it stopped waiting just now
@@ -228,7 +249,7 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 	}
 	o.tunnelled(t)
 	o.rec.Reused = true
-	return true, o.relay(&relay{near: o.accepted, far: o.p.keep(t, way), started: o.started}, t, v)
+	return true, o.relay(r, t, v)
 }
 
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
@@ -243,9 +264,9 @@ func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 	}, o.me)
 }
 
-// keep is t as far, which is given back to the pool after a clean end.
-func (p *Proxy) keep(t *mtls.Conn, way route) far {
-	return keeper{t, func(t *mtls.Conn) { p.pool.put(way, t, p.now()) }}
+// keeper puts a tunnel that has ended cleanly where its next connection finds it.
+func (p *Proxy) keeper(way route) func(*mtls.Conn) {
+	return func(t *mtls.Conn) { p.pool.put(way, t, p.now()) }
 }
 
 // dial connects to dst from the application's own source address, so that the

@@ -124,17 +124,3 @@ func (p *pool) close() {
 		}
 	}
 }
-
-// keeper is a tunnel as far: a clean end gives it back instead of closing it.
-type keeper struct {
-	*mtls.Conn
-	back func(*mtls.Conn)
-}
-
-func (k keeper) Close() error {
-	if k.Reusable() {
-		k.back(k.Conn)
-		return nil
-	}
-	return k.Conn.Close()
-}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/policydb"
+	"github.com/symbolon/symbolon/proxy/loop"
 	"github.com/symbolon/symbolon/redirect"
 )
 
@@ -118,6 +120,9 @@ type Proxy struct {
 	stopAccepting context.CancelFunc
 	local         localAddresses
 	metrics       *metrics
+	// loops carry the open connections; conns counts everything that is under way.
+	loops *loop.Loops
+	conns sync.WaitGroup
 }
 
 // New prepares a proxy. It serves nothing before Run, and denies everything before
@@ -205,15 +210,21 @@ func (p *Proxy) Addresses() []string { return p.local.list(p.now()) }
 // Timeouts.Drain to end, and cuts the rest. The error is that of a listener that
 // failed; nil after ctx has ended.
 func (p *Proxy) Run(ctx context.Context) error {
+	loops, err := loop.Start(runtime.GOMAXPROCS(0))
+	if err != nil {
+		return err
+	}
+	p.loops = loops
+	defer loops.Close()
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	var accepting, conns sync.WaitGroup
+	var accepting sync.WaitGroup
 	failed := make(chan error, len(p.outboundListeners)+len(p.inboundListeners))
 	listen := func(ls []*net.TCPListener, serve func(context.Context, *net.TCPConn)) {
 		for _, l := range ls {
 			accepting.Go(func() {
 				if err := p.accept(l, func(c *net.TCPConn) {
-					conns.Go(func() { serve(serving, c) })
+					p.conns.Go(func() { serve(serving, c) })
 				}); err != nil {
 					failed <- err
 				}
@@ -225,7 +236,6 @@ func (p *Proxy) Run(ctx context.Context) error {
 	var sweeping sync.WaitGroup
 	sweeping.Go(func() { p.sweep(serving) })
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -235,17 +245,17 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.stopAccepting()
 	accepting.Wait()
-	p.drain(&conns)
+	p.drain()
 	p.pool.close()
 	stop()
-	conns.Wait()
+	p.conns.Wait()
 	sweeping.Wait()
 	return err
 }
 
-func (p *Proxy) drain(conns *sync.WaitGroup) {
+func (p *Proxy) drain() {
 	done := make(chan struct{})
-	go func() { conns.Wait(); close(done) }()
+	go func() { p.conns.Wait(); close(done) }()
 	timer := time.NewTimer(p.timeouts.Drain)
 	defer timer.Stop()
 	select {

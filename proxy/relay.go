@@ -2,15 +2,14 @@ package proxy
 
 import (
 	"errors"
-	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/proxy/loop"
 )
 
 // relayBuffer is one direction's, bytes: what fills two TLS records of a tunnel.
@@ -18,166 +17,198 @@ const relayBuffer = mtls.MaxFrameData
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return &b }}
 
-// far is the side away from the accepted connection: a tunnel, or plain TCP.
-// Reset ends both directions with an RST; Close and Reset may be called more than
-// once and from any goroutine.
-type far interface {
-	io.Reader
-	io.Writer
-	CloseWrite() error
-	Close() error
-	Reset() error
-	// Raw is the socket to splice with, or nil.
-	Raw() *net.TCPConn
+// relay is an open connection's bytes: between near, the local application's side,
+// and far, the side away from it, a tunnel or plain TCP. It is carried by an event
+// loop where the socket can be taken away from the runtime, and by goroutines (copier)
+// where crypto/tls has the tunnel's data phase.
+type relay struct {
+	near, plain *net.TCPConn // plain: far, where it is no tunnel
+	tunnel      *mtls.Conn   // far, where it is one
+	// back takes a tunnel that has ended cleanly and may serve again; nil: it is
+	// closed.
+	back func(*mtls.Conn)
+	// started is when the connection was accepted.
+	started time.Time
+	// serverIsNear tells which side the first byte is measured from.
+	serverIsNear bool
+
+	early  uint64 // bytes that went to far before the loop took over
+	loop   *loop.Relay
+	copier *copier
 }
 
-// plain is TCP without a tunnel, as far.
-type plain struct{ *net.TCPConn }
+// speakEarly sends what the application has said already, behind Open: it saves a
+// round trip, and the peer's proxy holds it back until it has decided.
+func (r *relay) speakEarly() error {
+	if !r.tunnel.Detachable() {
+		r.copy().start()
+		return nil
+	}
+	raw, err := r.near.SyscallConn()
+	if err != nil {
+		return err
+	}
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	n := 0
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, rerr = unix.Read(int(fd), (*b)[:maxEarly])
+		return true
+	})
+	switch {
+	case err != nil:
+		return err
+	case n <= 0 && (rerr == nil || errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR)):
+		return nil // not yet, or never: the relay finds out
+	case rerr != nil:
+		return rerr
+	}
+	r.early = uint64(n)
+	_, err = r.tunnel.Write((*b)[:n])
+	return err
+}
 
-func (p plain) Raw() *net.TCPConn { return p.TCPConn }
-func (p plain) Reset() error      { return reset(p.TCPConn) }
+// patient is how long a verdict may take before somebody looks whether the
+// application still waits for it.
+const patient = 100 * time.Millisecond
+
+// watch calls gone when the application resets its connection, until stop, which
+// returns what it said.
+func (r *relay) watch(gone func()) (stop func() error) {
+	if r.copier != nil {
+		return func() error { return nil } // it watches
+	}
+	var said error
+	over := make(chan struct{})
+	timer := time.AfterFunc(patient, func() {
+		defer close(over)
+		if said = hangup(r.near); said != nil {
+			gone()
+		}
+	})
+	return func() error {
+		if timer.Stop() {
+			return nil
+		}
+		_ = r.near.SetReadDeadline(time.Unix(1, 0))
+		<-over
+		_ = r.near.SetReadDeadline(time.Time{})
+		return said
+	}
+}
+
+// hangup waits until c is reset, or its read deadline passes: nil. Nothing is read.
+func hangup(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var said error
+	_ = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if err == nil || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			return false // whatever else happens wakes us up again
+		}
+		said = err
+		return true
+	})
+	return said
+}
+
+// maxEarly is how much may go out before the verdict, bytes: a record, which no
+// socket's buffer is too small for.
+const maxEarly = 16<<10 - 64
+
+// detach prepares the event loop's relay. mtls.ErrNotDetachable: there is only the
+// copier.
+func (r *relay) detach(done func(error, *loop.Kept)) error {
+	far := loop.Side{}
+	if r.tunnel != nil {
+		far.Alerts = &loop.Alerts{}
+		far.Keep = r.back != nil && r.tunnel.Kept()
+		var err error
+		if far.FD, far.Stream, far.Sealed, err = r.tunnel.Detach(far.Alerts); err != nil {
+			return err
+		}
+	} else {
+		var err error
+		if far.FD, err = mtls.DetachTCP(r.plain); err != nil {
+			return err
+		}
+	}
+	near, err := mtls.DetachTCP(r.near)
+	if err != nil {
+		_ = unix.Close(far.FD)
+		return err
+	}
+	r.loop = loop.New(loop.Side{FD: near}, far, done)
+	if r.early > 0 {
+		r.loop.ToFar.Store(r.early)
+		r.loop.FirstToFar.Store(time.Now().UnixNano())
+	}
+	return nil
+}
+
+// attach gives the tunnel its socket back, and the tunnel to whoever keeps it.
+func (r *relay) attach(k *loop.Kept) {
+	if err := r.tunnel.Attach(k.FD, k.Stream, k.Sealed); err == nil && r.tunnel.Reusable() {
+		r.back(r.tunnel)
+	} else {
+		_ = r.tunnel.Close()
+	}
+}
+
+// abort resets both sides, which ends both directions.
+func (r *relay) abort() {
+	switch {
+	case r.loop != nil:
+		r.loop.Cut()
+	case r.tunnel != nil:
+		_ = r.tunnel.Reset()
+		_ = reset(r.near)
+	default:
+		_ = reset(r.plain)
+		_ = reset(r.near)
+	}
+}
+
+// counts are the bytes each way so far, and the microseconds until the server's
+// first byte, 0: there was none.
+func (r *relay) counts() (toFar, toNear, firstByte uint64) {
+	if r.copier != nil {
+		return r.copier.toFar.Load(), r.copier.toNear.Load(), r.copier.firstByte.Load()
+	}
+	if r.loop == nil {
+		return r.early, 0, 0
+	}
+	first := r.loop.FirstToNear.Load()
+	if r.serverIsNear {
+		first = r.loop.FirstToFar.Load()
+	}
+	if first > 0 {
+		firstByte = uint64(max(time.Unix(0, first).Sub(r.started).Microseconds(), 1))
+	}
+	return r.loop.ToFar.Load(), r.loop.ToNear.Load(), firstByte
+}
+
+// copy is the relay by goroutines.
+func (r *relay) copy() *copier {
+	if r.copier == nil {
+		var f far = tunnelled{r.tunnel, r.back}
+		if r.tunnel == nil {
+			f = plain{r.plain}
+		}
+		r.copier = &copier{near: r.near, far: f, started: r.started, serverIsNear: r.serverIsNear}
+	}
+	return r.copier
+}
 
 // reset closes c with an RST instead of a FIN.
 func reset(c *net.TCPConn) error {
 	_ = c.SetLinger(0) // fails only on a closed socket
 	return c.Close()
-}
-
-// relay carries bytes between near, the local application, and far, until both
-// directions have ended. A clean end of one is passed on as such (half-close);
-// anything else resets both sides at once.
-type relay struct {
-	near *net.TCPConn
-	far  far
-	// started is when the connection was accepted.
-	started time.Time
-	// serverIsNear tells which side the first byte is measured from.
-	serverIsNear bool
-	// toFar and toNear count bytes by direction, firstByte the microseconds until
-	// the server's first byte.
-	toFar, toNear, firstByte atomic.Uint64
-
-	uplink chan error
-}
-
-// start begins the direction away from near. It may run before the far side has
-// given its verdict, where what is written cannot reach an application before.
-func (r *relay) start() {
-	inlineUrgent(r.near)
-	inlineUrgent(r.far.Raw())
-	r.uplink = make(chan error, 1)
-	go func() {
-		err := pump(r.far, r.far.Raw(), r.near, r.near, &r.toFar, r.firstIf(r.serverIsNear))
-		if err != nil {
-			r.abort()
-		}
-		r.uplink <- err
-	}()
-}
-
-// finish runs the other direction, waits for both, and closes everything. The
-// error is the first that cut a direction short; nil: both ended cleanly.
-func (r *relay) finish() error {
-	if r.uplink == nil {
-		r.start()
-	}
-	down := pump(plain{r.near}, r.near, r.far, r.far.Raw(), &r.toNear, r.firstIf(!r.serverIsNear))
-	if down != nil {
-		r.abort()
-	}
-	up := <-r.uplink
-	if up == nil && down == nil {
-		r.far.Close()
-		return r.near.Close()
-	}
-	if up != nil && !errors.Is(up, net.ErrClosed) {
-		return up
-	}
-	if down != nil {
-		return down
-	}
-	return up
-}
-
-// wait is finish for a connection that was refused after start. The error is how
-// the direction away from near had ended; nil: it had not.
-func (r *relay) wait() error {
-	if r.uplink == nil {
-		r.abort()
-		return nil
-	}
-	select {
-	case err := <-r.uplink:
-		r.abort()
-		return err
-	default:
-	}
-	r.abort()
-	if err := <-r.uplink; !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
-}
-
-// abort resets both sides, which ends both directions.
-func (r *relay) abort() {
-	_ = r.far.Reset()
-	_ = reset(r.near)
-}
-
-// firstIf is what a pump does at its first byte: note the time, if it is the
-// server's.
-func (r *relay) firstIf(server bool) func() {
-	if !server {
-		return nil
-	}
-	return func() { r.firstByte.Store(uint64(max(time.Since(r.started).Microseconds(), 1))) }
-}
-
-type writeCloser interface {
-	io.Writer
-	CloseWrite() error
-}
-
-// pump copies one direction and passes its clean end on. first is called at the
-// first byte. rawDst and rawSrc, where both are given, let the kernel splice.
-func pump(dst writeCloser, rawDst *net.TCPConn, src io.Reader, rawSrc *net.TCPConn, count *atomic.Uint64, first func()) error {
-	for {
-		err := pumpUser(dst, src, rawDst != nil && rawSrc != nil, count, first)
-		if errors.Is(err, io.EOF) {
-			return dst.CloseWrite()
-		}
-		if err != nil {
-			return err
-		}
-		first = nil
-		if err := splice(rawDst, rawSrc, count); err != nil {
-			return err
-		}
-	}
-}
-
-// pumpUser copies by way of user space until src ends, io.EOF, or, where the kernel
-// can splice, until there is so much at once that it is worth a pipe.
-func pumpUser(dst io.Writer, src io.Reader, canSplice bool, count *atomic.Uint64, first func()) error {
-	b := buffers.Get().(*[]byte)
-	defer buffers.Put(b)
-	for {
-		n, err := src.Read(*b)
-		if n > 0 {
-			if first != nil {
-				first()
-				first = nil
-			}
-			if _, werr := dst.Write((*b)[:n]); werr != nil {
-				return werr
-			}
-			count.Add(uint64(n))
-		}
-		if err != nil || canSplice && n == len(*b) {
-			return err
-		}
-	}
 }
 
 // inlineUrgent keeps TCP's urgent byte, which nobody reads out of band here, in its

@@ -17,23 +17,51 @@ import (
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/proxy/loop"
 )
 
+// relayedFunc makes an application and a far side with a relay between them.
+type relayedFunc func() (app, peer *net.TCPConn, r *relay, done <-chan error)
+
+// onBoth runs a test with either way to carry bytes: an event loop, and goroutines.
+func onBoth(t *testing.T, test func(*testing.T, relayedFunc)) {
+	for _, looped := range []bool{true, false} {
+		t.Run(map[bool]string{true: "loop", false: "copier"}[looped], func(t *testing.T) {
+			test(t, func() (app, peer *net.TCPConn, r *relay, done <-chan error) { return relayed(t, looped) })
+		})
+	}
+}
+
 // relayed is an application and a far side with a relay between them.
-func relayed(t *testing.T) (app, peer *net.TCPConn, r *relay, done <-chan error) {
+func relayed(t *testing.T, looped bool) (app, peer *net.TCPConn, r *relay, done <-chan error) {
 	t.Helper()
 	app, near := pair(t)
 	far, peer := pair(t)
 	_ = near.SetDeadline(time.Time{})
 	_ = far.SetDeadline(time.Time{})
-	r = &relay{near: near, far: plain{far}, started: time.Now()}
+	r = &relay{near: near, plain: far, started: time.Now()}
 	ch := make(chan error, 1)
-	go func() { ch <- r.finish() }()
+	if !looped {
+		c := r.copy()
+		go func() { ch <- c.finish() }()
+		return app, peer, r, ch
+	}
+	loops, err := loop.Start(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(loops.Close)
+	if err := r.detach(func(err error, _ *loop.Kept) { ch <- err }); err != nil {
+		t.Fatal(err)
+	}
+	loops.Add(r.loop)
 	return app, peer, r, ch
 }
 
-func TestRelayHalfClose(t *testing.T) {
-	app, peer, r, done := relayed(t)
+func TestRelayHalfClose(t *testing.T) { onBoth(t, relayHalfClose) }
+
+func relayHalfClose(t *testing.T, relayed relayedFunc) {
+	app, peer, r, done := relayed()
 	blob := make([]byte, 1<<20)
 	_, _ = rand.Read(blob)
 	go func() {
@@ -54,14 +82,16 @@ func TestRelayHalfClose(t *testing.T) {
 	if err := within(t, done, "the relay's end"); err != nil {
 		t.Error(err)
 	}
-	if r.toFar.Load() != 1<<20 || r.toNear.Load() != 14 || r.firstByte.Load() == 0 {
-		t.Errorf("counted %d, %d, first byte at %d", r.toFar.Load(), r.toNear.Load(), r.firstByte.Load())
+	if counted(r)[0] != 1<<20 || counted(r)[1] != 14 || counted(r)[2] == 0 {
+		t.Errorf("counted %d, %d, first byte at %d", counted(r)[0], counted(r)[1], counted(r)[2])
 	}
 }
 
-func TestRelayPassesResetsOn(t *testing.T) {
+func TestRelayPassesResetsOn(t *testing.T) { onBoth(t, relayPassesResetsOn) }
+
+func relayPassesResetsOn(t *testing.T, relayed relayedFunc) {
 	for _, fromApp := range []bool{true, false} {
-		a, b, _, done := relayed(t)
+		a, b, _, done := relayed()
 		if !fromApp {
 			a, b = b, a
 		}
@@ -77,8 +107,10 @@ func TestRelayPassesResetsOn(t *testing.T) {
 }
 
 // A half-closed direction does not hide a reset of the other.
-func TestRelayResetAfterHalfClose(t *testing.T) {
-	app, peer, _, done := relayed(t)
+func TestRelayResetAfterHalfClose(t *testing.T) { onBoth(t, relayResetAfterHalfClose) }
+
+func relayResetAfterHalfClose(t *testing.T, relayed relayedFunc) {
+	app, peer, _, done := relayed()
 	_ = app.CloseWrite()
 	if _, err := ended(t, peer); err != nil {
 		t.Fatal(err)
@@ -94,9 +126,11 @@ func TestRelayResetAfterHalfClose(t *testing.T) {
 
 // Urgent data stops splice(2), which is neither an end nor a reason to wait:
 // nothing is lost, the urgent byte included, and nothing is late.
-func TestRelayUrgentData(t *testing.T) {
+func TestRelayUrgentData(t *testing.T) { onBoth(t, relayUrgentData) }
+
+func relayUrgentData(t *testing.T, relayed relayedFunc) {
 	for _, bulk := range []bool{false, true} {
-		app, peer, r, done := relayed(t)
+		app, peer, r, done := relayed()
 		urgent := func(b string) {
 			t.Helper()
 			raw, err := app.SyscallConn()
@@ -137,14 +171,16 @@ func TestRelayUrgentData(t *testing.T) {
 		if err := within(t, done, "the relay's end"); err != nil {
 			t.Error(err)
 		}
-		if want := uint64(3*8 + 3); r.toFar.Load()%(1<<20) != want {
-			t.Errorf("bulk %v: counted %d", bulk, r.toFar.Load())
+		if want := uint64(3*8 + 3); counted(r)[0]%(1<<20) != want {
+			t.Errorf("bulk %v: counted %d", bulk, counted(r)[0])
 		}
 	}
 }
 
-func TestRelayAbort(t *testing.T) {
-	app, peer, r, done := relayed(t)
+func TestRelayAbort(t *testing.T) { onBoth(t, relayAbort) }
+
+func relayAbort(t *testing.T, relayed relayedFunc) {
+	app, peer, r, done := relayed()
 	speaksRaw(t, app, peer)
 	r.abort()
 	r.abort() // harmless
@@ -156,6 +192,11 @@ func TestRelayAbort(t *testing.T) {
 	if err := within(t, done, "the relay's end"); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("the relay ends with %v", err)
 	}
+}
+
+func counted(r *relay) [3]uint64 {
+	toFar, toNear, first := r.counts()
+	return [3]uint64{toFar, toNear, first}
 }
 
 // speaksRaw holds that bytes pass both ways.

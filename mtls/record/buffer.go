@@ -35,10 +35,12 @@ func getBuffer(size int) *buffer {
 	return large.Get().(*buffer)
 }
 
+// putBuffer gives b back; what Attach has made larger goes with the garbage.
 func putBuffer(b *buffer) {
-	if len(b.data) == smallSize {
+	switch len(b.data) {
+	case smallSize:
 		small.Put(b)
-		return
+	case largeSize:
+		large.Put(b)
 	}
-	large.Put(b)
 }

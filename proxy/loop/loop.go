@@ -1,0 +1,300 @@
+package loop
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/symbolon/symbolon/mtls/record"
+)
+
+const (
+	// batch is how many events one epoll_wait(2) brings.
+	batch = 128
+	// budget is how much a direction may carry before others have their turn, bytes.
+	budget = 256 << 10
+
+	interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
+)
+
+// Loops are the event loops of a process.
+type Loops struct {
+	loops []*Loop
+	next  atomic.Uint32
+	done  sync.WaitGroup
+}
+
+// Start starts n loops. Errors: the kernel's, out of descriptors.
+func Start(n int) (*Loops, error) {
+	s := &Loops{}
+	for range max(n, 1) {
+		l, err := newLoop()
+		if err != nil {
+			s.Close()
+			return nil, fmt.Errorf("event loop: %w", err)
+		}
+		s.loops = append(s.loops, l)
+		s.done.Go(l.run)
+	}
+	return s, nil
+}
+
+// Close stops the loops, and cuts the relays that are still on them.
+func (s *Loops) Close() {
+	for _, l := range s.loops {
+		l.stop()
+	}
+	s.done.Wait()
+}
+
+// Add begins to relay, on the loop that has the least to do.
+func (s *Loops) Add(r *Relay) {
+	best := s.loops[int(s.next.Add(1))%len(s.loops)]
+	for _, l := range s.loops {
+		if l.relays.Load() < best.relays.Load() {
+			best = l
+		}
+	}
+	best.add(r)
+}
+
+// Loop is one event loop.
+type Loop struct {
+	epoll, wake int
+	relays      atomic.Int64
+
+	mu     sync.Mutex
+	ends   []*end // by slot; nil: free
+	free   []int32
+	ages   []int32 // of slots: an event for an earlier use is none
+	posted []*Relay
+	closed bool
+
+	// Only the loop's own goroutine uses what follows.
+	now    int64
+	events [batch]unix.EpollEvent
+	ready  []*direction // have something to do, and no event to tell so
+	spare  []*direction
+	in     []byte // read into, opened in
+	out    []byte // sealed in
+	vec    [record.MaxSlots * 4]unix.Iovec
+	data   [record.MaxSlots * 4][]byte
+	pipes  []*pipe
+}
+
+func newLoop() (*Loop, error) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err == nil {
+		err = unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: -1})
+	}
+	if err != nil {
+		_ = unix.Close(ep)
+		return nil, err
+	}
+	return &Loop{epoll: ep, wake: wake, in: make([]byte, inSize), out: make([]byte, record.SealBuffer(slots))}, nil
+}
+
+// add takes r, which has not been on a loop.
+func (l *Loop) add(r *Relay) {
+	l.relays.Add(1)
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		l.relays.Add(-1)
+		r.close(ErrCut)
+		return
+	}
+	l.place(&r.near)
+	l.place(&r.far)
+	r.loop.Store(l)
+	// Both under the lock, without which the loop handles no event: the first comes at
+	// once, and might end r before its second descriptor is in.
+	err := errors.Join(l.watch(&r.near), l.watch(&r.far))
+	l.mu.Unlock()
+	if err != nil || r.cut.Load() {
+		r.Cut()
+	}
+}
+
+// place gives an end a slot; with the lock.
+func (l *Loop) place(e *end) {
+	if n := len(l.free); n > 0 {
+		e.slot = l.free[n-1]
+		l.free = l.free[:n-1]
+		l.ends[e.slot] = e
+		return
+	}
+	e.slot = int32(len(l.ends))
+	l.ends = append(l.ends, e)
+	l.ages = append(l.ages, 0)
+}
+
+// watch asks for an end's events; with the lock.
+func (l *Loop) watch(e *end) error {
+	return unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, e.fd, &unix.EpollEvent{Events: interest, Fd: e.slot, Pad: l.ages[e.slot]})
+}
+
+// post asks the loop to look at r. A loop that stops cuts all there are.
+func (l *Loop) post(r *Relay) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		l.posted = append(l.posted, r)
+		l.ring()
+	}
+}
+
+// ring wakes the loop up; with the lock, since the descriptor lives as long as
+// closed is not set.
+func (l *Loop) ring() {
+	one := [8]byte{1}
+	_, _ = write(l.wake, one[:]) // full: it will wake up
+}
+
+func (l *Loop) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		l.closed = true
+		l.ring()
+	}
+}
+
+// run is the loop.
+func (l *Loop) run() {
+	defer l.shut()
+	for {
+		n, err := poll(l.epoll, l.events[:], len(l.ready) == 0)
+		if err != nil {
+			panic(fmt.Sprintf("epoll_wait: %v", err)) // our own descriptor is broken
+		}
+		l.now = time.Now().UnixNano()
+		turn := l.ready
+		l.ready, l.spare = l.spare[:0], nil
+		if !l.serve(l.events[:n]) {
+			return
+		}
+		for i, d := range turn {
+			turn[i] = nil
+			if d.queued = false; !d.relay.over {
+				l.pump(d)
+			}
+		}
+		l.spare = turn[:0]
+	}
+}
+
+// serve handles events. False: the loop is to stop.
+func (l *Loop) serve(events []unix.EpollEvent) bool {
+	for i := range events {
+		v := &events[i]
+		if v.Fd < 0 {
+			if !l.woken() {
+				return false
+			}
+			continue
+		}
+		l.mu.Lock()
+		e := l.ends[v.Fd]
+		if v.Pad != l.ages[v.Fd] {
+			e = nil
+		}
+		l.mu.Unlock()
+		if e != nil {
+			l.happened(e, v.Events)
+		}
+	}
+	return true
+}
+
+func (l *Loop) woken() bool {
+	var b [8]byte
+	_, _ = read(l.wake, b[:])
+	l.mu.Lock()
+	posted, closed := l.posted, l.closed
+	l.posted = nil
+	l.mu.Unlock()
+	for _, r := range posted {
+		if !r.over && r.cut.Load() {
+			l.finish(r, ErrCut)
+		}
+	}
+	return !closed
+}
+
+// happened handles one end's events.
+func (l *Loop) happened(e *end, events uint32) {
+	r := e.relay
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLPRI) != 0 {
+		e.greedy = true
+	}
+	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 && !e.writes.flushed() {
+		l.pump(e.writes)
+	}
+	if r.over {
+		return
+	}
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLPRI) != 0 {
+		e.readable = true
+	}
+	if e.readable {
+		l.pump(e.reads)
+	}
+	// Nobody reads what has ended: the error has to be asked for.
+	if !r.over && events&unix.EPOLLERR != 0 && e.reads.eof {
+		if err := socketError(e.fd); err != nil {
+			l.finish(r, err)
+		}
+	}
+}
+
+// later gives d another turn, after the others'.
+func (l *Loop) later(d *direction) {
+	if !d.queued {
+		d.queued = true
+		l.ready = append(l.ready, d)
+	}
+}
+
+// finish ends a relay. It does nothing the second time.
+func (l *Loop) finish(r *Relay, err error) {
+	if r.over {
+		return
+	}
+	l.mu.Lock()
+	for _, e := range []*end{&r.near, &r.far} {
+		l.ends[e.slot] = nil
+		l.ages[e.slot]++
+		l.free = append(l.free, e.slot)
+	}
+	l.mu.Unlock()
+	if err == nil && r.far.keep {
+		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, r.far.fd, nil)
+	}
+	l.relays.Add(-1)
+	r.close(err)
+}
+
+// shut cuts what is left, when the loop stops.
+func (l *Loop) shut() {
+	l.mu.Lock()
+	left := append([]*end(nil), l.ends...)
+	l.mu.Unlock()
+	for _, e := range left {
+		if e != nil && e == &e.relay.near {
+			l.finish(e.relay, ErrCut)
+		}
+	}
+	for _, p := range l.pipes {
+		p.close()
+	}
+	_ = errors.Join(unix.Close(l.epoll), unix.Close(l.wake))
+}

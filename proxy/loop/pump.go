@@ -1,0 +1,263 @@
+package loop
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/mtls/record"
+)
+
+// pump carries d's bytes until src has none, dst takes none, or it has had its turn.
+func (l *Loop) pump(d *direction) {
+	left := budget
+	for !d.relay.over {
+		switch {
+		case !l.flush(d):
+			return
+		case d.ended:
+			l.half(d)
+			return
+		case d.eof:
+			l.end(d)
+			continue
+		case !d.src.readable:
+			return
+		case left <= 0:
+			l.later(d)
+			return
+		}
+		var n int
+		var err error
+		switch {
+		case d.dst.stream != nil:
+			n, err = l.seal(d)
+		case d.src.stream != nil:
+			n, err = l.open(d)
+		default:
+			n, err = l.copy(d)
+		}
+		if err != nil {
+			l.finish(d.relay, err)
+			return
+		}
+		if n > 0 {
+			l.moved(d, n)
+			left -= n
+		}
+	}
+}
+
+func (l *Loop) moved(d *direction, n int) {
+	if d.count.Add(uint64(n)) == uint64(n) {
+		d.first.Store(l.now)
+	}
+	d.relay.active.Store(l.now)
+}
+
+// flush writes what waits. False: dst does not take all of it now, or the relay is
+// over.
+func (l *Loop) flush(d *direction) bool {
+	for !d.pending.empty() {
+		n, err := write(d.dst.fd, d.pending.data)
+		if err == errAgain { //nolint:errorlint // one value, made for this
+			return false
+		}
+		if err != nil {
+			l.finish(d.relay, err)
+			return false
+		}
+		d.pending.taken(n)
+		d.relay.active.Store(l.now)
+	}
+	return d.pipe == nil || l.drain(d)
+}
+
+// flushed tells whether nothing waits.
+func (d *direction) flushed() bool { return d.pending.empty() && d.pipe == nil }
+
+// put writes b to dst, and keeps what it does not take.
+func (l *Loop) put(d *direction, b []byte) error {
+	if d.pending.empty() {
+		n, err := write(d.dst.fd, b)
+		if err != nil && err != errAgain { //nolint:errorlint // one value, made for this
+			return err
+		}
+		b = b[n:]
+	}
+	d.pending.add(b)
+	return nil
+}
+
+// read is one read from src: n bytes of b. 0: there is nothing now, or d has ended.
+func (d *direction) read(n int, err error, asked int) (int, error) {
+	switch {
+	case err == errAgain: //nolint:errorlint // one value, made for this
+		d.src.readable = false
+		d.asked = false
+		return 0, nil
+	case err != nil:
+		return 0, err
+	case n == 0:
+		d.eof = true
+	case n < asked:
+		// A stream that gives less than asked for has no more, but for its end, and what
+		// stands behind an urgent byte.
+		d.src.readable = d.src.greedy
+	}
+	d.asked = n >= min(asked, smallRead)
+	return n, nil
+}
+
+// size is how much to ask for.
+func (d *direction) size() int {
+	if d.asked {
+		return readSize
+	}
+	return smallRead
+}
+
+// seal carries application bytes into a tunnel: read into the slots of records,
+// sealed in place, written at once.
+func (l *Loop) seal(d *direction) (int, error) {
+	lead := d.dst.stream.Lead()
+	n := 1
+	if d.asked {
+		n = slots
+	}
+	asked := -lead
+	for i := range n {
+		at := record.SlotsAt + i*record.SlotStride
+		v, from := &l.vec[i], 0
+		if i == 0 {
+			from = lead
+		}
+		v.Base = &l.out[at+from]
+		v.SetLen(record.SlotData - from)
+		asked += record.SlotData
+	}
+	got, err := readv(d.src.fd, l.vec[:n])
+	if got, err = d.read(got, err, asked); got == 0 || err != nil {
+		return 0, err
+	}
+	b, err := d.dst.stream.Seal(l.out, got)
+	if err != nil {
+		return 0, err
+	}
+	return got, l.put(d, b)
+}
+
+// open carries a tunnel's records to the application: read, opened in place, written
+// at once.
+func (l *Loop) open(d *direction) (int, error) {
+	src := d.src
+	have := copy(l.in, src.carry.data)
+	src.carry.drop()
+	asked := d.size()
+	got, err := read(src.fd, l.in[have:have+asked])
+	if got, err = d.read(got, err, asked); err != nil {
+		return 0, err
+	}
+	fin := d.eof // TCP's, which is not the data phase's
+	d.eof = false
+	in, total := l.in[:have+got], 0
+	for {
+		n, data, err := src.stream.Open(in, l.data[:0])
+		in = in[n:]
+		sum, werr := l.gather(d, data)
+		total += sum
+		if werr != nil {
+			return total, werr
+		}
+		if isEnd(err) {
+			d.eof = true
+			break
+		}
+		if err != nil {
+			return total, err
+		}
+		if n == 0 && len(data) == 0 {
+			break
+		}
+	}
+	if fin && !d.eof {
+		return total, mtls.ErrTruncated
+	}
+	src.carry.add(in)
+	return total, nil
+}
+
+// gather writes slices to dst, and keeps what it does not take. n is their size.
+func (l *Loop) gather(d *direction, data [][]byte) (n int, err error) {
+	if len(data) == 0 {
+		return 0, nil
+	}
+	for i, b := range data {
+		l.vec[i].Base = &b[0]
+		l.vec[i].SetLen(len(b))
+		n += len(b)
+	}
+	took := 0
+	if d.pending.empty() {
+		took, err = writev(d.dst.fd, l.vec[:len(data)])
+		if err != nil && err != errAgain { //nolint:errorlint // one value, made for this
+			return n, err
+		}
+	}
+	if took == n {
+		return n, nil
+	}
+	if d.pending.buf == nil {
+		d.pending = newStore(n - took)
+	}
+	for _, b := range data {
+		skip := min(took, len(b))
+		took -= skip
+		d.pending.add(b[skip:])
+	}
+	return n, nil
+}
+
+// copy carries bytes between two plain sockets: through the buffer while there are
+// few, through a pipe once they fill it.
+func (l *Loop) copy(d *direction) (int, error) {
+	if d.bulk {
+		if p := l.pipe(); p != nil {
+			return l.splice(d, p)
+		}
+	}
+	asked := d.size()
+	n, err := read(d.src.fd, l.in[:asked])
+	if n, err = d.read(n, err, asked); n == 0 || err != nil {
+		return 0, err
+	}
+	d.bulk = n == readSize
+	return n, l.put(d, l.in[:n])
+}
+
+// end tells dst that d has ended.
+func (l *Loop) end(d *direction) {
+	d.ended = true
+	if d.dst.stream == nil {
+		if err := unix.Shutdown(d.dst.fd, unix.SHUT_WR); err != nil {
+			l.finish(d.relay, err)
+		}
+		return
+	}
+	b, err := d.dst.stream.End(l.out)
+	if err == nil {
+		err = l.put(d, b)
+	}
+	if err != nil {
+		l.finish(d.relay, err)
+	}
+}
+
+// half ends the relay, when both directions have ended and nothing waits.
+func (l *Loop) half(d *direction) {
+	r := d.relay
+	if r.up.ended && r.down.ended && r.up.flushed() && r.down.flushed() {
+		l.finish(r, nil)
+		return
+	}
+	r.halfSince.CompareAndSwap(0, l.now)
+}

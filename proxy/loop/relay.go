@@ -1,0 +1,190 @@
+package loop
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/symbolon/symbolon/mtls"
+)
+
+// Side is one end of a relay.
+type Side struct {
+	// FD is a connected stream socket, non-blocking, that nobody else uses. The relay
+	// closes it.
+	FD int
+	// Stream is what is on it; nil: plain bytes. At most one side has one.
+	Stream *mtls.Stream
+	// Sealed is what was read of Stream's records already.
+	Sealed []byte
+	// Alerts is where Stream's go; nil: nowhere.
+	Alerts *Alerts
+	// Keep: do not close FD after a clean end, but hand it back.
+	Keep bool
+}
+
+// Kept is a descriptor that is handed back, and what was read from it behind the end.
+type Kept struct {
+	FD     int
+	Stream *mtls.Stream
+	Sealed []byte
+}
+
+// Relay carries bytes between two sides until both directions have ended. Its
+// methods may be called by anyone; the counters too may be read at any time.
+type Relay struct {
+	// ToFar and ToNear count application bytes by direction.
+	ToFar, ToNear atomic.Uint64
+	// FirstToFar and FirstToNear are when the first byte of a direction came, Unix
+	// nanoseconds; 0: not yet.
+	FirstToFar, FirstToNear atomic.Int64
+	// active is when anything last moved, Unix nanoseconds.
+	active atomic.Int64
+	// halfSince is when one of the two directions ended; 0: neither has.
+	halfSince atomic.Int64
+
+	near, far end
+	up, down  direction // from near to far, and back
+	done      func(err error, kept *Kept)
+
+	loop atomic.Pointer[Loop]
+	cut  atomic.Bool
+	over bool // the loop's
+}
+
+// end is one side as its loop sees it.
+type end struct {
+	fd       int
+	slot     int32
+	relay    *Relay
+	stream   *mtls.Stream
+	alerts   *Alerts
+	carry    store // the beginning of a record
+	reads    *direction
+	writes   *direction
+	keep     bool
+	readable bool // there may be something to read
+	greedy   bool // read until there is nothing: a short read does not say so
+}
+
+// direction is one of the two.
+type direction struct {
+	relay    *Relay
+	src, dst *end
+	count    *atomic.Uint64
+	first    *atomic.Int64
+	pending  store // taken from src, and not by dst
+	pipe     *pipe // the same, within the kernel
+	asked    bool  // much flows: read much
+	bulk     bool  // so much that splice(2) pays
+	eof      bool  // src has ended it
+	ended    bool  // dst was told
+	queued   bool  // its turn comes
+}
+
+// ErrCut: the relay was cut by Cut. It is net.ErrClosed.
+var ErrCut = net.ErrClosed
+
+// New prepares a relay. done is called once, on a goroutine of its own: without an
+// error both directions have ended cleanly; kept is far's, if it is to be kept. In
+// any other case both sides are reset and closed. The error is the first that cut a
+// direction short: ErrCut, mtls.ErrTruncated, the kernel's, the tunnel's.
+func New(near, far Side, done func(err error, kept *Kept)) *Relay {
+	r := &Relay{done: done}
+	r.near.use(r, near, &r.up, &r.down)
+	r.far.use(r, far, &r.down, &r.up)
+	r.up = direction{relay: r, src: &r.near, dst: &r.far, count: &r.ToFar, first: &r.FirstToFar}
+	r.down = direction{relay: r, src: &r.far, dst: &r.near, count: &r.ToNear, first: &r.FirstToNear}
+	r.active.Store(time.Now().UnixNano())
+	return r
+}
+
+func (e *end) use(r *Relay, s Side, reads, writes *direction) {
+	*e = end{fd: s.FD, relay: r, stream: s.Stream, alerts: s.Alerts, keep: s.Keep, reads: reads, writes: writes}
+	if e.alerts != nil {
+		e.alerts.fd = s.FD
+	}
+	if e.stream != nil {
+		e.carry.add(s.Sealed)
+		e.readable = true // what was read already gives no edge
+		return
+	}
+	_ = unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // TCP has it always
+}
+
+// Alerts writes to a Side's socket what that takes at once, as long as the relay
+// lasts. It is for mtls.Conn.Detach, which is called before the descriptor is known.
+type Alerts struct{ fd int }
+
+func (a *Alerts) Write(b []byte) (int, error) {
+	if a.fd <= 0 {
+		return 0, net.ErrClosed
+	}
+	return write(a.fd, b)
+}
+
+// Cut resets both sides.
+func (r *Relay) Cut() {
+	r.cut.Store(true)
+	if l := r.loop.Load(); l != nil {
+		l.post(r)
+	}
+}
+
+// Idle is how long nothing has moved.
+func (r *Relay) Idle(now time.Time) time.Duration {
+	return now.Sub(time.Unix(0, r.active.Load()))
+}
+
+// HalfClosed tells whether exactly one direction has ended.
+func (r *Relay) HalfClosed() bool { return r.halfSince.Load() != 0 }
+
+// socketError is what a socket has to report, once.
+func socketError(fd int) error {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && n != 0 {
+		err = unix.Errno(n)
+	}
+	return err
+}
+
+// close ends a relay: with err by resets.
+func (r *Relay) close(err error) {
+	r.over = true
+	for _, d := range []*direction{&r.up, &r.down} {
+		d.pending.drop()
+		if d.pipe != nil {
+			d.pipe.close()
+			d.pipe = nil
+		}
+	}
+	var kept *Kept
+	for _, e := range []*end{&r.near, &r.far} {
+		if e.alerts != nil {
+			e.alerts.fd = 0
+		}
+		if err == nil && e.keep {
+			kept = &Kept{FD: e.fd, Stream: e.stream, Sealed: append([]byte(nil), e.carry.data...)}
+			e.carry.drop()
+			continue
+		}
+		e.carry.drop()
+		if err != nil {
+			_ = unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+		_ = unix.Close(e.fd)
+		if e.stream != nil {
+			e.stream.Release()
+		}
+	}
+	done := r.done
+	r.done = nil
+	go done(err, kept)
+}
+
+// isEnd tells a direction's clean end from a failure.
+func isEnd(err error) bool { return errors.Is(err, io.EOF) }
