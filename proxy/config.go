@@ -29,6 +29,9 @@ type Config struct {
 	LogLevel string `yaml:"log_level"`
 	// DrainTimeout is how long open connections have to end when the proxy stops.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// HandoverTimeout is how long a new process may take until it is ready to take
+	// over (SIGHUP, SIGUSR2).
+	HandoverTimeout time.Duration `yaml:"handover_timeout"`
 	// QuietTimeout is how long an unprotected client may wait for the server to
 	// speak first.
 	QuietTimeout time.Duration `yaml:"quiet_timeout"`
@@ -80,7 +83,7 @@ func DefaultConfig() Config {
 		},
 		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own"},
 		Admin:  "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
-		DrainTimeout: DefaultTimeouts.Drain, QuietTimeout: DefaultTimeouts.Quiet,
+		DrainTimeout: DefaultTimeouts.Drain, HandoverTimeout: 30 * time.Second, QuietTimeout: DefaultTimeouts.Quiet,
 	}
 }
 
@@ -114,6 +117,7 @@ func Settings() []settings.Setting[Config] {
 		{Key: "flows", Usage: `file for flow records, "-" standard output, "" none (default -)`, Set: text(func(x *c) *string { return &x.Flows })},
 		{Key: "log_level", Usage: "debug, info, warn or error (default info)", Set: text(func(x *c) *string { return &x.LogLevel })},
 		{Key: "drain_timeout", Usage: "how long open connections have to end at a stop (default 10s)", Set: settings.Duration(func(x *c) *time.Duration { return &x.DrainTimeout })},
+		{Key: "handover_timeout", Usage: "how long a new process may take to take over at a reload (default 30s)", Set: settings.Duration(func(x *c) *time.Duration { return &x.HandoverTimeout })},
 		{Key: "quiet_timeout", Usage: "how long an unprotected client may be silent (default 200ms)", Set: settings.Duration(func(x *c) *time.Duration { return &x.QuietTimeout })},
 	}
 }
@@ -171,6 +175,9 @@ func (c Config) Validate() error {
 	}
 	if c.DrainTimeout < 0 {
 		bad("drain_timeout", "%v is negative", c.DrainTimeout)
+	}
+	if c.HandoverTimeout <= 0 {
+		bad("handover_timeout", "%v is no time; use such as 30s", c.HandoverTimeout)
 	}
 	if c.QuietTimeout < 0 || c.QuietTimeout > DefaultTimeouts.Handshake {
 		bad("quiet_timeout", "%v is out of range; use 0s to %v", c.QuietTimeout, DefaultTimeouts.Handshake)

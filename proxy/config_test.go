@@ -83,6 +83,7 @@ var values = map[string][2]string{ // yaml, text
 	"flows":                          {"/tmp/f", "/tmp/f"},
 	"log_level":                      {"debug", "debug"},
 	"drain_timeout":                  {"3s", "3s"},
+	"handover_timeout":               {"7s", "7s"},
 	"quiet_timeout":                  {"1500ms", "1500ms"},
 }
 
@@ -177,6 +178,7 @@ func TestMistakes(t *testing.T) {
 		{"metrics without a port", minimal + "admin: 127.0.0.1\n", []string{"admin", "127.0.0.1:15020"}},
 		{"an unknown level", minimal + "log_level: loud\n", []string{"log_level", "loud", "debug, info, warn or error"}},
 		{"a negative drain", minimal + "drain_timeout: -1s\n", []string{"drain_timeout", "-1s"}},
+		{"no time to hand over", minimal + "handover_timeout: 0s\n", []string{"handover_timeout", "30s"}},
 		{"no duration", minimal + "drain_timeout: soon\n", []string{"soon", "proxy.yaml"}},
 		{"too much patience", minimal + "quiet_timeout: 1h\n", []string{"quiet_timeout", "1h", "use 0s to 10s"}},
 		{"no boolean", minimal + "tunnel: {reuse: perhaps}\n", []string{"2", "perhaps"}},

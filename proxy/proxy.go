@@ -64,6 +64,9 @@ type Options struct {
 	// Outbound and Inbound are the listeners that the kernel redirects to. Run
 	// closes them.
 	Outbound, Inbound []*net.TCPListener
+	// KeepAlive, if enabled, is set on accepted connections: listeners that another
+	// process has opened do not know it.
+	KeepAlive net.KeepAliveConfig
 
 	Diag        *redirect.Diag
 	Conntrack   *redirect.Conntrack
@@ -93,6 +96,7 @@ type Proxy struct {
 	admin             netip.AddrPort
 	outboundListeners []*net.TCPListener
 	inboundListeners  []*net.TCPListener
+	keepAlive         net.KeepAliveConfig
 	diag              *redirect.Diag
 	conntrack         *redirect.Conntrack
 	cgroups           *redirect.Cgroups
@@ -139,7 +143,7 @@ func New(o Options) *Proxy {
 		o.TLS.Verified = identity.NewVerifiedCache(verifiedChains)
 	}
 	p := &Proxy{
-		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound,
+		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound, keepAlive: o.KeepAlive,
 		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups,
 		workloads: o.Workloads, credentials: o.Credentials, records: o.Records, log: o.Log,
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
@@ -245,8 +249,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.stopAccepting()
 	accepting.Wait()
+	p.pool.close() // no connection will come that could use a tunnel again
 	p.drain()
-	p.pool.close()
 	stop()
 	p.conns.Wait()
 	sweeping.Wait()
@@ -279,6 +283,9 @@ func (p *Proxy) accept(l *net.TCPListener, serve func(*net.TCPConn)) error {
 		switch {
 		case err == nil:
 			pause = acceptPauseMin
+			if p.keepAlive.Enable {
+				_ = c.SetKeepAliveConfig(p.keepAlive) // a connection that has gone shows later
+			}
 			serve(c)
 		case errors.Is(err, net.ErrClosed):
 			return nil

@@ -38,6 +38,8 @@ type host struct {
 	log  *zap.Logger
 	cred atomic.Pointer[enrol.HostCredential]
 	api  atomic.Pointer[controllerAPI]
+	// inKeyring: the newest credential is kept there.
+	inKeyring atomic.Bool
 	// changed hears of each new credential.
 	changed func(*enrol.HostCredential)
 }
@@ -53,15 +55,28 @@ func keyName(socket string) string { return "symbolon:host:" + socket }
 
 func forget(socket string) error { return keyring.Remove(keyName(socket)) }
 
-// join takes the credential that an earlier run left in the kernel, or enrols.
-func (h *host) join(ctx context.Context) error {
-	if kept, err := keyring.Load(keyName(h.cfg.Socket)); err == nil {
-		c, err := enrol.Unmarshal(kept)
-		if err == nil {
-			h.use(c)
-			h.log.Info("host identity taken over from an earlier run", zap.String("host_id", c.HostID), zap.Time("not_after", c.NotAfter()))
-			return nil
-		}
+// kept is the credential that an earlier run has left in the kernel.
+func (h *host) kept() (*enrol.HostCredential, error) {
+	b, err := keyring.Load(keyName(h.cfg.Socket))
+	if err != nil {
+		return nil, err
+	}
+	defer clear(b)
+	return enrol.Unmarshal(b)
+}
+
+// join takes the credential that an earlier run left, or enrols.
+func (h *host) join(ctx context.Context, left *estate) error {
+	c, err := h.kept()
+	if left != nil {
+		c, err = left.host, nil
+	}
+	switch {
+	case err == nil:
+		h.use(c)
+		h.log.Info("host identity taken over from an earlier run", zap.String("host_id", c.HostID), zap.Time("not_after", c.NotAfter()))
+		return nil
+	case !errors.Is(err, keyring.ErrNotFound) && !errors.Is(err, keyring.ErrUnavailable):
 		h.log.Warn("the kept host identity is of no use", zap.Error(err))
 	}
 	for pause := retryFirst; ; pause = min(2*pause, retryMax) {
@@ -124,14 +139,25 @@ func (h *host) use(c *enrol.HostCredential) {
 	if old := h.api.Swap(&controllerAPI{client, transport}); old != nil {
 		old.transport.CloseIdleConnections()
 	}
-	if kept, err := c.Marshal(); err != nil {
-		h.log.Error("the host identity cannot be kept", zap.Error(err))
-	} else if err := keyring.Save(keyName(h.cfg.Socket), kept, time.Until(c.NotAfter())); err != nil {
-		h.log.Warn("the host identity is not kept across restarts: the next start needs a new join token", zap.Error(err))
-	}
+	h.inKeyring.Store(h.keep(c))
 	if h.changed != nil {
 		h.changed(c)
 	}
+}
+
+// keep puts c in the kernel's keeping.
+func (h *host) keep(c *enrol.HostCredential) bool {
+	kept, err := c.Marshal()
+	if err != nil {
+		h.log.Error("the host identity cannot be kept", zap.Error(err))
+		return false
+	}
+	defer clear(kept)
+	if err := keyring.Save(keyName(h.cfg.Socket), kept, time.Until(c.NotAfter())); err != nil {
+		h.log.Warn("the host identity is not in the kernel's keyring: without a service manager that keeps it, the next start needs a new join token", zap.Error(err))
+		return false
+	}
+	return true
 }
 
 // client is the newest.

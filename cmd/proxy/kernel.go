@@ -9,19 +9,21 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/symbolon/symbolon/internal/handover"
 	"github.com/symbolon/symbolon/redirect"
 )
 
 // kernel is what the proxy has open there.
 type kernel struct {
 	outbound, inbound []*net.TCPListener
+	listeners         map[string]*net.TCPListener // the same, by the names they are handed over under
 	diag              *redirect.Diag
 	conntrack         *redirect.Conntrack
 	cgroups           *redirect.Cgroups // nil without cgroup v2
 }
 
-func openKernel(cfg redirect.Config) (_ *kernel, err error) {
-	k := &kernel{}
+func openKernel(cfg redirect.Config, in *handover.Inherited, log *zap.Logger) (_ *kernel, err error) {
+	k := &kernel{listeners: make(map[string]*net.TCPListener)}
 	defer func() {
 		if err != nil {
 			k.close()
@@ -37,13 +39,17 @@ func openKernel(cfg redirect.Config) (_ *kernel, err error) {
 		return nil, err
 	}
 	for _, a := range cfg.OutboundAddrs() {
-		l, err := listen(a.String())
+		name := "outbound-6"
+		if a.Addr().Is4() {
+			name = "outbound-4"
+		}
+		l, err := k.listen(in, log, name, a.String())
 		if err != nil {
 			return nil, fmt.Errorf("outbound listener: %w", err)
 		}
 		k.outbound = append(k.outbound, l)
 	}
-	l, err := listen(cfg.InboundAddr().String())
+	l, err := k.listen(in, log, "inbound", cfg.InboundAddr().String())
 	if err != nil {
 		return nil, fmt.Errorf("inbound listener: %w", err)
 	}
@@ -51,7 +57,21 @@ func openKernel(cfg redirect.Config) (_ *kernel, err error) {
 	return k, nil
 }
 
-func listen(address string) (*net.TCPListener, error) {
+func (k *kernel) listen(in *handover.Inherited, log *zap.Logger, name, address string) (*net.TCPListener, error) {
+	l, err := listen(in, log, name, address)
+	if err == nil {
+		k.listeners[name] = l
+	}
+	return l, err
+}
+
+// listen takes over the listener of that name, or opens one.
+func listen(in *handover.Inherited, log *zap.Logger, name, address string) (*net.TCPListener, error) {
+	if l, err := in.TakeListener(name, address); err != nil {
+		log.Warn("a listener is not taken over, but opened anew", zap.Error(err))
+	} else if l != nil {
+		return l, nil
+	}
 	l, err := redirect.ListenConfig(redirect.DefaultKeepAlive).Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, err

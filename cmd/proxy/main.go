@@ -73,6 +73,10 @@ mutual TLS, decides by policy on both sides, and only then lets bytes through.
 Configuration: flags, over environment (SYMBOLON_...), over the file. It needs to
 be root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH.
 
+SIGHUP or SIGUSR2 start it anew beside itself: the new process takes over sockets,
+policy and certificates, the old one lets its connections end. SIGTERM stops it;
+under systemd the next start takes over the same.
+
 While it is dead, protected connections are refused (redirect.on_exit: closed);
 'symbolon-proxy cleanup' takes the rules out of the kernel.
 

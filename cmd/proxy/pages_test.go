@@ -29,6 +29,7 @@ import (
 	"github.com/symbolon/symbolon/controller"
 	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/internal/handover"
 	"github.com/symbolon/symbolon/proxy"
 	"github.com/symbolon/symbolon/redirect"
 )
@@ -99,7 +100,7 @@ func newJoined(t *testing.T) *joined {
 		}
 	})
 	j := &joined{daemonParts: &daemonParts{cfg: cfg, log: zap.NewNop(), host: &host{cfg: cfg, log: zap.NewNop()}}, token: token}
-	if err := j.host.join(t.Context()); err != nil {
+	if err := j.host.join(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { j.host.api.Load().transport.CloseIdleConnections() })
@@ -112,6 +113,7 @@ func newJoined(t *testing.T) *joined {
 	}
 	j.source = identity.NewControllerSource(newest{j.host})
 	j.manager = identity.NewManager(j.source)
+	j.keeper = newKeeper(handover.Store{}, j.log, j.snapshot)
 	t.Cleanup(j.manager.Close)
 	j.reports = flow.NewReporter(func(context.Context, *symbolonv1.ReportFlowsRequest) error { return nil })
 	j.session = &proxy.Session{}
@@ -258,6 +260,10 @@ func TestPagesKeepKeysToThemselves(t *testing.T) {
 func TestAdminPageHasNoDebugging(t *testing.T) {
 	j := newJoined(t)
 	j.cfg.Admin = freePort(t)
+	var err error
+	if j.page, err = j.pageListener(&handover.Inherited{}); err != nil {
+		t.Fatal(err)
+	}
 	stop, err := j.serveAdmin()
 	if err != nil {
 		t.Fatal(err)
@@ -285,9 +291,9 @@ func TestAdminPageHasNoDebugging(t *testing.T) {
 		t.Errorf("the socket is %v", m)
 	}
 	// A second run takes the socket of one that was killed.
-	l, page, err := (&daemonParts{cfg: proxy.Config{Socket: j.cfg.Socket}}).adminListeners()
-	if err != nil || page != nil {
-		t.Fatalf("%v, page %v", err, page)
+	l, err := (&daemonParts{cfg: proxy.Config{Socket: j.cfg.Socket}}).debugListener()
+	if err != nil {
+		t.Fatal(err)
 	}
 	_ = l.Close()
 }
@@ -336,7 +342,7 @@ func TestHostKeyWaitsInTheKernel(t *testing.T) {
 	j := newJoined(t)
 	again := &host{cfg: j.cfg, log: zap.NewNop()}
 	again.cfg.Controller.JoinTokenFile = ""
-	if err := again.join(t.Context()); err != nil {
+	if err := again.join(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	defer again.api.Load().transport.CloseIdleConnections()
@@ -349,13 +355,13 @@ func TestHostKeyWaitsInTheKernel(t *testing.T) {
 	other := &host{cfg: j.cfg, log: zap.NewNop()}
 	other.cfg.Socket += "2" // another proxy of the same machine
 	other.cfg.Controller.JoinTokenFile = ""
-	if err := other.join(t.Context()); err == nil {
+	if err := other.join(t.Context(), nil); err == nil {
 		t.Error("took over another proxy's identity")
 	}
 	if err := forget(j.cfg.Socket); err != nil {
 		t.Fatal(err)
 	}
-	err := (&host{cfg: j.cfg, log: zap.NewNop()}).join(t.Context())
+	err := (&host{cfg: j.cfg, log: zap.NewNop()}).join(t.Context(), nil)
 	if err == nil || !strings.Contains(err.Error(), "used") {
 		t.Errorf("after forget, with a spent token: %v", err)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +9,10 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/symbolon/symbolon/controller/enrol"
 	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/internal/handover"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/proxy"
 	"github.com/symbolon/symbolon/redirect"
@@ -34,6 +36,7 @@ import (
 
 const (
 	rulesEvery  = 10 * time.Second
+	rulesNever  = 1000 * time.Hour // only what keeps those of a host that fails open
 	reportGrace = 2 * time.Second
 	adminHeader = 5 * time.Second
 	adminIdle   = time.Minute
@@ -50,6 +53,17 @@ type daemonParts struct {
 	proxy   *proxy.Proxy
 	session *proxy.Session
 	reports *flow.Reporter
+
+	kernel *kernel
+	page   *net.TCPListener // metrics and health; nil: none
+	// generation is the policy in force, as it came; nil: none.
+	generation atomic.Pointer[symbolonv1.Generation]
+	keeper     *keeper
+	requests   chan os.Signal // to hand over
+	unused     []string       // names of what was inherited and is not needed
+
+	tell        sync.Mutex
+	predecessor *handover.Control // the process that handed over, and drains; nil: none
 }
 
 // run is the daemon: rules first, so that nothing passes unprotected while the rest
@@ -60,13 +74,21 @@ func run(ctx context.Context, cfg proxy.Config) (err error) {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
+	requests := make(chan os.Signal, 1)
+	signal.Notify(requests, syscall.SIGHUP, syscall.SIGUSR2)
+	defer signal.Stop(requests)
+	inherited, err := handover.Inherit()
+	if err != nil {
+		return err
+	}
+	defer inherited.Close()
 	raiseDescriptorLimit(log)
 
 	rulesConfig, err := cfg.Rules()
 	if err != nil {
 		return err
 	}
-	d := &daemonParts{cfg: cfg, log: log}
+	d := &daemonParts{cfg: cfg, log: log, requests: requests, predecessor: inherited.Control}
 	if d.rules, err = redirect.NewRules(rulesConfig); err != nil {
 		return err
 	}
@@ -77,21 +99,23 @@ func run(ctx context.Context, cfg proxy.Config) (err error) {
 		log.Warn("the rules protect less than they could", zap.String("why", w))
 	}
 	d.host = &host{cfg: cfg, log: log}
-	if err := d.host.join(ctx); err != nil {
+	left := d.host.openEstate(inherited, log)
+	if err := d.host.join(ctx, left); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	return d.serve(ctx, rulesConfig)
+	return d.serve(ctx, rulesConfig, inherited, left)
 }
 
-func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config) error {
-	kernel, err := openKernel(rulesConfig)
+func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, inherited *handover.Inherited, left *estate) error {
+	kernel, err := openKernel(rulesConfig, inherited, d.log)
 	if err != nil {
 		return err
 	}
 	defer kernel.close()
+	d.kernel = kernel
 	resolver, err := identity.NewResolver()
 	if err != nil {
 		return err
@@ -109,12 +133,14 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config) er
 	timeouts.Drain, timeouts.Quiet = d.cfg.DrainTimeout, d.cfg.QuietTimeout
 	admin, _ := netip.ParseAddrPort(d.cfg.Admin) // validated; zero if none
 	d.proxy = proxy.New(proxy.Options{
-		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound,
+		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound, KeepAlive: redirect.DefaultKeepAlive,
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups,
 		Workloads: resolver, Credentials: d.manager, Records: records, Log: d.log,
 		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
 	})
+	d.keeper = newKeeper(handover.ManagerStore(), d.log, d.snapshot)
 	d.manager.Subscribe(d.proxy.CredentialChanged)
+	d.manager.Subscribe(func(identity.Key, *identity.Credential) { d.keeper.changed() })
 	d.manager.SubscribeDropped(d.proxy.WorkloadDropped)
 	d.host.changed = d.hostChanged
 	d.hostChanged(d.host.cred.Load())
@@ -123,57 +149,112 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config) er
 		Hello: func() *symbolonv1.Hello {
 			return &symbolonv1.Hello{Version: version, Generation: d.proxy.Generation(), Addresses: d.proxy.Addresses()}
 		},
-		Apply: d.apply, Reissue: d.source.Reissue, Log: d.log,
+		Apply: func(g *symbolonv1.Generation) error {
+			if err := d.apply(g); err != nil {
+				return err
+			}
+			d.tellPredecessor(handover.Policy, g)
+			return nil
+		},
+		Reissue: func() {
+			d.source.Reissue()
+			d.tellPredecessor(handover.Reissue, nil)
+		},
+		Log: d.log,
+	}
+	d.restore(left)
+	page, err := d.pageListener(inherited)
+	if err != nil {
+		return err
+	}
+	d.page = page
+	d.unused = inherited.Names()
+	inherited.Close()
+	if err := d.awaitGo(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
 	}
 	closeAdmin, err := d.serveAdmin()
 	if err != nil {
 		return err
 	}
-	defer closeAdmin()
-	return d.work(ctx)
+	d.keepListeners(kernel)
+	return d.work(ctx, closeAdmin)
 }
 
-// work runs every part until ctx ends or the proxy fails, and waits for all.
-func (d *daemonParts) work(ctx context.Context) error {
+// work runs every part until ctx ends, the proxy fails or another process has taken
+// over, and waits for all.
+func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, removed := context.WithCancelCause(ctx)
 	defer removed(nil)
+	u := &duties{
+		rules: duty{run: func(ctx context.Context) { d.watchRules(ctx, rulesEvery) }},
+		beats: duty{run: func(ctx context.Context) { d.watchRules(ctx, rulesNever) }},
+		rest: []*duty{
+			{run: func(ctx context.Context) {
+				if err := d.session.Run(ctx); err != nil {
+					removed(err)
+				}
+			}},
+			{run: d.host.renew}, {run: d.keeper.run}, {run: d.notifyReady},
+		},
+	}
+	u.start(background)
 	var parts sync.WaitGroup
+	parts.Go(func() { d.reports.Run(background, reportGrace) })
+
+	serving, stopServing := context.WithCancel(ctx)
+	successor := make(chan *handover.Next, 1)
 	parts.Go(func() {
-		if err := d.session.Run(background); err != nil {
-			removed(err)
+		next := d.succeed(serving, background, u)
+		successor <- next
+		if next != nil {
+			closeAdmin()
+			stopServing()
+			d.follow(next.Control)
 		}
 	})
-	parts.Go(func() { d.host.renew(background) })
-	parts.Go(func() { d.reports.Run(background, reportGrace) })
-	parts.Go(func() { d.watchRules(background) })
-	parts.Go(func() { d.notifyReady(background) })
-
-	err := d.proxy.Run(ctx) // drains after ctx has ended
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	err := d.proxy.Run(serving) // drains after its context has ended
+	stopServing()
+	next := <-successor
+	if next == nil {
+		_ = d.keeper.store.Notify(daemon.SdNotifyStopping)
+	} else {
+		_ = next.Control.Close()
+	}
+	u.stop()
 	stop()
 	parts.Wait()
+	closeAdmin()
+	return errors.Join(err, d.leave(ctx, next != nil))
+}
+
+// leave puts the host in order for the time after this process.
+func (d *daemonParts) leave(ctx context.Context, succeeded bool) (err error) {
+	if succeeded {
+		return nil // all of it is the next one's
+	}
+	_ = os.Remove(d.cfg.Socket)
 	if cause := context.Cause(ctx); errors.Is(cause, proxy.ErrRemoved) {
 		// The next start enrols anew, if there is a fresh join token.
-		err = errors.Join(err, cause, forget(d.cfg.Socket))
+		d.keeper.forget()
+		err = errors.Join(cause, forget(d.cfg.Socket))
 	}
 	if d.cfg.Redirect.OnExit == "open" {
-		err = errors.Join(err, d.rules.Remove(context.WithoutCancel(ctx), nil))
-	} else {
-		d.log.Info("stopped; protected connections are refused until the proxy runs again ('symbolon-proxy cleanup' removes the rules)")
+		return errors.Join(err, d.rules.Remove(context.WithoutCancel(ctx), nil))
 	}
+	d.log.Info("stopped; protected connections are refused until the proxy runs again ('symbolon-proxy cleanup' removes the rules)")
 	return err
 }
 
 // apply puts a generation from the controller in force.
 func (d *daemonParts) apply(g *symbolonv1.Generation) error {
-	var roots []*x509.Certificate
-	for _, der := range g.GetBundle() {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return fmt.Errorf("bundle: %w", err)
-		}
-		roots = append(roots, c)
+	roots, err := parseRoots(g.GetBundle())
+	if err != nil {
+		return err
 	}
 	if err := d.proxy.SetPolicy(g.GetResources(), g.GetNumber()); err != nil {
 		return err
@@ -181,6 +262,8 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	if len(roots) > 0 {
 		d.source.SetBundle(d.host.cred.Load().TrustDomain, roots)
 	}
+	d.generation.Store(g)
+	d.keeper.save() // before the controller hears of it
 	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
 	return nil
 }
@@ -193,10 +276,11 @@ func (d *daemonParts) hostChanged(c *enrol.HostCredential) {
 		return
 	}
 	d.proxy.SetHostCredential(cred)
+	d.keeper.changed()
 }
 
-func (d *daemonParts) watchRules(ctx context.Context) {
-	err := d.rules.Watch(ctx, rulesEvery, func(drift []string, err error) {
+func (d *daemonParts) watchRules(ctx context.Context, every time.Duration) {
+	err := d.rules.Watch(ctx, every, func(drift []string, err error) {
 		if err != nil {
 			d.log.Error("rules not verified or not repaired", zap.Strings("drift", drift), zap.Error(err))
 			return
@@ -219,7 +303,7 @@ func (d *daemonParts) notifyReady(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	_ = d.keeper.store.Notify(daemon.SdNotifyReady)
 	d.log.Info("ready")
 }
 
@@ -264,7 +348,7 @@ func (d *daemonParts) serveAdmin() (stop func(), err error) {
 	reg.MustRegister(d.proxy, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	public := proxy.AdminHandler(reg, d.ready)
 	private := d.proxy.DebugHandler(public, proxy.Debug{Identities: d.debugIdentities, Rules: d.debugRules, Status: d.debugStatus})
-	socket, page, err := d.adminListeners()
+	socket, err := d.debugListener()
 	if err != nil {
 		return nil, err
 	}
@@ -276,41 +360,51 @@ func (d *daemonParts) serveAdmin() (stop func(), err error) {
 		serving.Go(func() { _ = s.Serve(l) }) // ErrServerClosed
 	}
 	serve(socket, private)
-	if page != nil {
-		serve(page, public)
+	if d.page != nil {
+		serve(d.page, public)
 	}
-	return func() {
+	return sync.OnceFunc(func() {
 		for _, s := range servers {
 			_ = s.Close()
 		}
 		serving.Wait()
-	}, nil
+	}), nil
 }
 
-// adminListeners are the debug socket, which only root can open, and the page, nil
-// where none is wanted.
-func (d *daemonParts) adminListeners() (socket, page net.Listener, err error) {
+// debugListener opens the debug socket, which only root can open.
+func (d *daemonParts) debugListener() (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(d.cfg.Socket), 0o755); err != nil {
-		return nil, nil, fmt.Errorf("socket: %w", err)
+		return nil, fmt.Errorf("socket: %w", err)
 	}
-	if err := os.Remove(d.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of a run that was killed
-		return nil, nil, fmt.Errorf("socket: %w", err)
+	// It is of a run that was killed, or of the one that has just handed over.
+	if err := os.Remove(d.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("socket: %w", err)
 	}
 	// The mode must hold from the first moment on, and nothing else makes files now.
 	mask := syscall.Umask(0o177)
-	socket, err = net.Listen("unix", d.cfg.Socket)
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.cfg.Socket, Net: "unix"})
 	syscall.Umask(mask)
 	if err != nil {
-		return nil, nil, fmt.Errorf("socket: %w", err)
+		return nil, fmt.Errorf("socket: %w", err)
 	}
+	socket.SetUnlinkOnClose(false) // the name may be the next process's by then
+	return socket, nil
+}
+
+// pageName is what the page's listener is handed over as. It does not wait with the
+// service manager: who asks for health shall hear that nobody is there.
+const pageName = "page"
+
+// pageListener takes over or opens the page's listener; nil where no page is wanted.
+func (d *daemonParts) pageListener(inherited *handover.Inherited) (*net.TCPListener, error) {
 	if d.cfg.Admin == "" {
-		return socket, nil, nil
+		return nil, nil
 	}
-	if page, err = net.Listen("tcp", d.cfg.Admin); err != nil {
-		_ = socket.Close()
-		return nil, nil, fmt.Errorf("admin: %w", err)
+	l, err := listen(inherited, d.log, pageName, d.cfg.Admin)
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
 	}
-	return socket, page, nil
+	return l, nil
 }
 
 // debugIdentities are the workloads in use; a Status encodes without its key.
