@@ -28,6 +28,9 @@ type processFacts struct {
 // root made the socket, its maker gave up being root since, and its uid is what
 // counts. A socket that somebody else made gives its maker's name to nobody.
 func (r *Resolver) owner(ctx context.Context, s Socket) (facts, error) {
+	if f, err := r.stillListens(s); !errors.Is(err, errGone) {
+		return f, err
+	}
 	if was, ok := r.sockets.Get(s.Inode); ok {
 		if f, err := r.again(ctx, s, was); !errors.Is(err, errGone) {
 			return f, err
@@ -361,6 +364,7 @@ func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, erro
 	// A manager holds a socket only until its service starts.
 	if !isManager(f.cgroup) {
 		r.remember(s, h.key, fd)
+		r.rememberListener(s, h, fd, f)
 	}
 	return f, nil
 }
@@ -393,6 +397,15 @@ func (r *Resolver) describe(h *holder) (processFacts, error) {
 	// Root may act for others; a set-user-ID program acts for whoever called it.
 	if ruid != h.euid && ruid != 0 {
 		return processFacts{}, fmt.Errorf("%w: process %d of user %d runs as user %d", ErrAmbiguousOwner, h.pid, ruid, h.euid)
+	}
+	return r.name(h)
+}
+
+// name finds the name of what h runs.
+func (r *Resolver) name(h *holder) (processFacts, error) {
+	was, ok := r.processes.Get(h.key)
+	if ok && was.exe == h.exe && was.euid == h.euid {
+		return was, nil
 	}
 	birth, err := h.exeBirth()
 	if err != nil {

@@ -117,6 +117,11 @@ func (p *process) cgroups() (v2, v1 string, err error) {
 	if err != nil {
 		return "", "", err
 	}
+	v2, v1 = parseCgroups(b)
+	return v2, v1, nil
+}
+
+func parseCgroups(b []byte) (v2, v1 string) {
 	for line := range strings.Lines(string(b)) {
 		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
 		controllers, path, _ := strings.Cut(rest, ":")
@@ -131,7 +136,7 @@ func (p *process) cgroups() (v2, v1 string, err error) {
 			v1 = path
 		}
 	}
-	return v2, v1, nil
+	return v2, v1
 }
 
 // exe tells which file the process runs. Attributes that the kernel has at hand
@@ -159,13 +164,17 @@ func statFile(dir int, name string, flags int) (FileID, error) {
 	if err != nil {
 		return FileID{}, procError("statx", err)
 	}
+	return fileID(&st), nil
+}
+
+func fileID(st *unix.Statx_t) FileID {
 	return FileID{
 		Dev:   unix.Mkdev(st.Dev_major, st.Dev_minor),
 		Ino:   st.Ino,
 		Size:  int64(st.Size),
 		Mtime: st.Mtime.Sec*1e9 + int64(st.Mtime.Nsec),
 		Ctime: st.Ctime.Sec*1e9 + int64(st.Ctime.Nsec),
-	}, nil
+	}
 }
 
 // exePath is the name that the kernel gives the executable. It is true in the mount
@@ -218,7 +227,7 @@ func (p *process) holds(ctx context.Context, inode uint64, guesses []int, most i
 	}
 	f := os.NewFile(uintptr(table), "fd")
 	defer f.Close()
-	want := "socket:[" + strconv.FormatUint(inode, 10) + "]"
+	want := socketLink(inode)
 	for _, fd := range guesses {
 		if isLink(table, strconv.Itoa(fd), want) {
 			return fd, nil
@@ -264,6 +273,9 @@ func (p *process) holds(ctx context.Context, inode uint64, guesses []int, most i
 		}
 	}
 }
+
+// socketLink is what a descriptor of a socket points to.
+func socketLink(inode uint64) string { return "socket:[" + strconv.FormatUint(inode, 10) + "]" }
 
 func isLink(dir int, name, want string) bool {
 	var buf [64]byte

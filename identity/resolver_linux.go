@@ -34,6 +34,13 @@ type Socket struct {
 	// Trusted is false when UID may not be the maker's: in FIN_WAIT2 and TIME_WAIT
 	// the kernel says 0 of everybody's socket.
 	Trusted bool
+	// Listener is the cookie of a socket that listens, 0 of one that is connected:
+	// listeners are asked for again and again, so their owners are remembered.
+	Listener uint64
+	// Caller is who connected the socket, if the kernel recorded it: then that is
+	// whose the socket is, and UID and the cgroup above are only who made it. Inode
+	// and Trusted do not matter.
+	Caller *Caller
 }
 
 // Bounds of what a Resolver remembers; beyond, the least recently used goes.
@@ -42,6 +49,9 @@ const (
 	maxProcesses   = 8192
 	maxExecutables = 1024
 	maxHints       = 4096
+	// Each of these has a descriptor open.
+	maxListeners   = 1024
+	maxCgroupFiles = 1024
 )
 
 // How many searches for a socket's owner run at a time, in all and for one user.
@@ -49,7 +59,8 @@ const (
 const maxScans, maxScansPerUser = 64, 4
 
 // Resolver finds the workload behind a socket. Safe for concurrent use; it has no
-// goroutines and nothing to close.
+// goroutines, and nothing that must be closed: the descriptors that it holds are
+// bounded.
 type Resolver struct {
 	proc   string // mount point of procfs
 	cgroup string // mount point of cgroup v2, "" if there is none
@@ -64,6 +75,11 @@ type Resolver struct {
 	processes *lru.Cache[processKey, processFacts]
 	sockets   *lru.Cache[uint64, hint]   // by inode: listeners are asked for again and again
 	groups    *lru.Cache[groupKey, hint] // the last owner in a cgroup
+
+	listeners   *lru.Cache[uint64, *heldListener] // by cookie
+	callers     *lru.Cache[callerKey, seenProgram]
+	programs    *lru.Cache[FileID, seenProgram] // by what a caller's record says
+	cgroupFiles *lru.Cache[processKey, *cgroupFile]
 }
 
 type workloadKey struct {
@@ -117,11 +133,17 @@ func NewResolver() (*Resolver, error) {
 		processes: newLRU[processKey, processFacts](maxProcesses),
 		sockets:   newLRU[uint64, hint](maxHints),
 		groups:    newLRU[groupKey, hint](maxHints),
+
+		listeners:   newClosingLRU[uint64, *heldListener](maxListeners),
+		callers:     newLRU[callerKey, seenProgram](maxProcesses),
+		programs:    newLRU[FileID, seenProgram](maxExecutables),
+		cgroupFiles: newClosingLRU[processKey, *cgroupFile](maxCgroupFiles),
 	}, nil
 }
 
-// Resolve finds the workload behind s: the process that holds the socket, or its
-// container. The attributes are
+// Resolve finds the workload behind s: the process that connected the socket where
+// that was recorded, otherwise the one that holds it; or its container. The
+// attributes are
 //
 //	os.kernel os.distribution       of the host
 //	os.user os.group                by passwd(5) and group(5)
@@ -133,7 +155,8 @@ func NewResolver() (*Resolver, error) {
 //	container.id
 //
 // A process that has ended leaves what the socket itself tells, its uid and
-// cgroup, so policy that asks for more does not match. In a container the
+// cgroup, so policy that asks for more does not match; a recorded caller also
+// leaves its executable, if that was seen running before. In a container the
 // workload is the container: users and files there are its image's, and get no
 // os.user and no proc.exe.
 //
@@ -144,6 +167,9 @@ func NewResolver() (*Resolver, error) {
 //
 // Errors: ErrUnknownOwner, ErrAmbiguousOwner, and those of ctx and of reading.
 func (r *Resolver) Resolve(ctx context.Context, s Socket) (*Workload, error) {
+	if s.Caller != nil {
+		return r.caller(ctx, s)
+	}
 	if !s.Trusted || s.Inode == 0 {
 		return nil, fmt.Errorf("%w: the socket is closed, or closing", ErrUnknownOwner)
 	}
@@ -215,13 +241,21 @@ func (r *Resolver) workload(f facts) (*Workload, error) {
 // a machine where systemd uses cgroup v1, alone or beside an empty v2, it is the
 // owner's there.
 func (r *Resolver) place(s Socket, p *process) (id uint64, path string, err error) {
-	if s.CgroupID != 0 && s.CgroupPath != "" && s.CgroupPath != "/" {
+	if s.placed() {
 		return s.CgroupID, s.CgroupPath, nil
 	}
 	v2, v1, err := p.cgroups()
 	if err != nil {
 		return 0, "", err
 	}
+	return r.placeOf(s, v2, v1)
+}
+
+// placed tells whether the socket's cgroup says where its owner belongs.
+func (s *Socket) placed() bool { return s.CgroupID != 0 && s.CgroupPath != "" && s.CgroupPath != "/" }
+
+// placeOf is place for an owner that is in the cgroups v2 and v1.
+func (r *Resolver) placeOf(s Socket, v2, v1 string) (id uint64, path string, err error) {
 	if v2 == "" || v2 == "/" {
 		if s.CgroupPath == "" && s.CgroupID > rootCgroup {
 			return 0, "", fmt.Errorf("%w: the socket was made in another cgroup than its owner's", ErrAmbiguousOwner)

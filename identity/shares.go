@@ -72,3 +72,12 @@ func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
 	}
 	return c
 }
+
+// newClosingLRU closes what it lets go of.
+func newClosingLRU[K comparable, V interface{ close() }](size int) *lru.Cache[K, V] {
+	c, err := lru.NewWithEvict(size, func(_ K, v V) { v.close() })
+	if err != nil {
+		panic(err) // only for a size below one
+	}
+	return c
+}

@@ -57,7 +57,18 @@ type RedirectConfig struct {
 	Outbound            []string         `yaml:"outbound"`
 	ExcludeOutbound     []string         `yaml:"exclude_outbound"`
 	OnExit              string           `yaml:"on_exit"`
+	// Owner is how the process behind an outbound connection is found: "ebpf" by the
+	// kernel's record of the connect call, "sock_diag" by who has the socket, "auto"
+	// by the first if the kernel can.
+	Owner string `yaml:"owner"`
 }
+
+// The values of RedirectConfig.Owner.
+const (
+	OwnerAuto     = "auto"
+	OwnerEBPF     = "ebpf"
+	OwnerSockDiag = "sock_diag"
+)
 
 // TunnelConfig is about the way to other proxies.
 type TunnelConfig struct {
@@ -79,7 +90,7 @@ func DefaultConfig() Config {
 		Identity: IdentityConfig{Source: "controller"},
 		Redirect: RedirectConfig{
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
-			Outbound: outbound, OnExit: "closed",
+			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
 		},
 		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own"},
 		Admin:  "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
@@ -107,6 +118,7 @@ func Settings() []settings.Setting[Config] {
 		{Key: "redirect.outbound", Usage: "destinations to intercept, CIDRs (default all)", Set: settings.List(func(x *c) *[]string { return &x.Redirect.Outbound })},
 		{Key: "redirect.exclude_outbound", Usage: "destinations to leave alone, CIDRs", Set: settings.List(func(x *c) *[]string { return &x.Redirect.ExcludeOutbound })},
 		{Key: "redirect.on_exit", Usage: "what protected traffic does without the proxy: closed or open (default closed)", Set: text(func(x *c) *string { return &x.Redirect.OnExit })},
+		{Key: "redirect.owner", Usage: "how clients' processes are found: auto, ebpf (do not start without) or sock_diag (default auto)", Set: text(func(x *c) *string { return &x.Redirect.Owner })},
 		{Key: "tunnel.reuse", Usage: "let one tunnel serve several connections in turn: true or false (default true)", Set: func(x *c, v string) (err error) {
 			x.Tunnel.Reuse, err = strconv.ParseBool(v)
 			return err
@@ -159,6 +171,11 @@ func (c Config) Validate() error {
 	}
 	if c.Redirect.OnExit != "closed" && c.Redirect.OnExit != "open" {
 		bad("redirect.on_exit", "%q is unknown; use closed (nothing passes without the proxy) or open", c.Redirect.OnExit)
+	}
+	switch c.Redirect.Owner {
+	case OwnerAuto, OwnerEBPF, OwnerSockDiag:
+	default:
+		bad("redirect.owner", "%q is unknown; use auto, ebpf or sock_diag", c.Redirect.Owner)
 	}
 	if _, err := c.Rules(); err != nil {
 		errs = append(errs, fmt.Errorf("%w: %w", settings.ErrConfig, err))

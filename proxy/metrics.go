@@ -13,6 +13,7 @@ type metrics struct {
 	connections *prometheus.CounterVec
 	bytes       *prometheus.CounterVec
 	overloaded  *prometheus.CounterVec
+	owners      *prometheus.CounterVec
 	live        prometheus.GaugeFunc
 	generation  prometheus.GaugeFunc
 }
@@ -28,6 +29,10 @@ func newMetrics(p *Proxy) *metrics {
 		overloaded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "symbolon_connections_overload_total", Help: "Connections reset unseen, because too many were waiting for their authorization.",
 		}, []string{"direction"}),
+		owners: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "symbolon_client_lookups_total",
+			Help: "How the client of an outbound connection was found: by the kernel's connect_record, or by sock_diag.",
+		}, []string{"by"}),
 		live: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "symbolon_connections_live", Help: "Connections open now.",
 		}, func() float64 { return float64(p.table.size()) }),
@@ -53,7 +58,7 @@ func (p *Proxy) Collect(ch chan<- prometheus.Metric) {
 
 func (p *Proxy) collectors() []prometheus.Collector {
 	m := p.metrics
-	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.live, m.generation}
+	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.live, m.generation}
 }
 
 func (p *Proxy) count(r *symbolonv1.FlowRecord) {

@@ -33,7 +33,7 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	if tuple.Dst == x.p.admin {
 		return x.serveAdmin(setup, tuple)
 	}
-	owner, err := x.p.diag.Owner(tuple.Src, tuple.Dst)
+	owner, err := x.p.caller(x.accepted, tuple)
 	if err != nil {
 		return deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
 	}
@@ -42,7 +42,7 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return deny(symbolonv1.Reason_REASON_OVERLOADED, fmt.Errorf("user %d has %d connections waiting for a decision", owner.UID, pendingPerUser))
 	}
 	x.release = leave
-	me, err := x.p.identify(setup, owner)
+	me, err := x.p.identifySocket(setup, owner)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -145,19 +146,87 @@ func (p *Proxy) hold(parties ...*party) (release func()) {
 	}
 }
 
-// identify finds the workload behind a socket and its credential.
+// caller is the socket of whoever made the connection that was accepted as c: by the
+// kernel's record of the connect call, or else by who has the socket now.
+func (p *Proxy) caller(c syscall.Conn, tuple redirect.Tuple) (identity.Socket, error) {
+	if p.connects != nil {
+		r, err := p.connects.Caller(c)
+		switch {
+		case err == nil && r.Tuple == tuple:
+			p.metrics.owners.WithLabelValues("connect_record").Inc()
+			return p.recorded(r)
+		case err == nil:
+			return identity.Socket{}, fmt.Errorf("the connect record of the connection from %s is of one from %s", tuple, r.Tuple)
+		case !errors.Is(err, redirect.ErrNoCaller):
+			return identity.Socket{}, err
+		}
+	}
+	p.metrics.owners.WithLabelValues("sock_diag").Inc()
+	owner, err := p.diag.Owner(tuple.Src, tuple.Dst)
+	if err != nil {
+		return identity.Socket{}, err
+	}
+	// Whoever resets frees the port, and another program may connect from there at
+	// once. While ours is open, nobody can have.
+	if err := redirect.StillOpen(c); err != nil {
+		return identity.Socket{}, err
+	}
+	return p.socket(owner)
+}
+
+// recorded is the socket of a caller on record.
+func (p *Proxy) recorded(r redirect.Caller) (identity.Socket, error) {
+	s, err := p.socket(r.Socket)
+	if err != nil {
+		return s, err
+	}
+	c := &identity.Caller{
+		PID: r.PID, Start: r.Start,
+		RealUID: r.RealUID, UID: r.UID, ActingRealUID: r.ActingRealUID, ActingUID: r.ActingUID,
+		CgroupID: r.CgroupID, CgroupPath: s.CgroupPath,
+		Exe: identity.FileID(r.Exe),
+	}
+	if c.CgroupID != s.CgroupID {
+		c.CgroupPath, err = p.cgroupPath(c.CgroupID)
+	}
+	s.Caller = c
+	return s, err
+}
+
+// socket is what identity is told of a socket.
+func (p *Proxy) socket(o redirect.SocketOwner) (identity.Socket, error) {
+	path, err := p.cgroupPath(o.CgroupID)
+	s := identity.Socket{UID: o.UID, Inode: o.Inode, CgroupID: o.CgroupID, CgroupPath: path, Trusted: o.Reliable()}
+	if o.State == redirect.StateListen {
+		s.Listener = o.Cookie
+	}
+	return s, err
+}
+
+// cgroupPath is "" where there is no such cgroup any more, or none at all.
+func (p *Proxy) cgroupPath(id uint64) (string, error) {
+	if p.cgroups == nil || id == 0 {
+		return "", nil
+	}
+	path, err := p.cgroups.Path(id)
+	if errors.Is(err, redirect.ErrCgroupGone) {
+		return "", nil
+	}
+	return path, err
+}
+
+// identify finds the workload behind a listening socket and its credential.
 // Errors carry UNKNOWN_WORKLOAD or NO_IDENTITY.
 func (p *Proxy) identify(ctx context.Context, owner redirect.SocketOwner) (*party, error) {
-	s := identity.Socket{
-		UID: owner.UID, Inode: owner.Inode, CgroupID: owner.CgroupID, Trusted: owner.Reliable(),
+	s, err := p.socket(owner)
+	if err != nil {
+		return nil, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
 	}
-	if p.cgroups != nil && owner.CgroupID != 0 {
-		path, err := p.cgroups.Path(owner.CgroupID)
-		if err != nil && !errors.Is(err, redirect.ErrCgroupGone) {
-			return nil, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
-		}
-		s.CgroupPath = path
-	}
+	return p.identifySocket(ctx, s)
+}
+
+// identifySocket is identify for any socket.
+func (p *Proxy) identifySocket(ctx context.Context, s identity.Socket) (*party, error) {
 	w, err := p.workloads.Resolve(ctx, s)
 	if err != nil {
 		return nil, deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)

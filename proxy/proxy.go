@@ -70,7 +70,8 @@ type Options struct {
 
 	Diag        *redirect.Diag
 	Conntrack   *redirect.Conntrack
-	Cgroups     *redirect.Cgroups // nil on a machine without cgroup v2
+	Cgroups     *redirect.Cgroups  // nil on a machine without cgroup v2
+	Connects    *redirect.Connects // nil where the kernel keeps no connect records
 	Workloads   Resolver
 	Credentials Credentials
 	Records     flow.Sink
@@ -100,6 +101,7 @@ type Proxy struct {
 	diag              *redirect.Diag
 	conntrack         *redirect.Conntrack
 	cgroups           *redirect.Cgroups
+	connects          *redirect.Connects
 	workloads         Resolver
 	credentials       Credentials
 	records           flow.Sink
@@ -144,7 +146,7 @@ func New(o Options) *Proxy {
 	}
 	p := &Proxy{
 		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound, keepAlive: o.KeepAlive,
-		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups,
+		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups, connects: o.Connects,
 		workloads: o.Workloads, credentials: o.Credentials, records: o.Records, log: o.Log,
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},

@@ -91,7 +91,8 @@ func newWorld(t *testing.T, change ...func(*Options)) *world {
 	} else if !errors.Is(err, redirect.ErrNoCgroup) {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _, _ = o.Diag.Close(), o.Conntrack.Close() })
+	o.Connects = must(redirect.OpenConnects(cfg))(t)
+	t.Cleanup(func() { _, _, _ = o.Diag.Close(), o.Conntrack.Close(), o.Connects.Close() })
 	for _, f := range change {
 		f(&o)
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,7 +30,13 @@ const fileIDKernfs = 0xfe
 type Cgroups struct {
 	root  *os.File
 	mount string
+	// paths of ids that were asked for: a cgroup v2 keeps its path as long as it is
+	// there, and its id is never another's.
+	paths *lru.Cache[uint64, string]
 }
+
+// maxPaths is how many paths are remembered.
+const maxPaths = 4096
 
 // OpenCgroups finds the cgroup v2 hierarchy. ErrNoCgroup on machines with v1 only.
 func OpenCgroups() (*Cgroups, error) {
@@ -45,7 +52,11 @@ func OpenCgroups() (*Cgroups, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find cgroups: %w", err)
 	}
-	return &Cgroups{root, mount}, nil
+	paths, err := lru.New[uint64, string](maxPaths)
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return &Cgroups{root, mount, paths}, nil
 }
 
 // Close releases the hierarchy.
@@ -53,8 +64,19 @@ func (c *Cgroups) Close() error { return c.root.Close() }
 
 // Path is the path of a cgroup within the hierarchy, such as
 // /system.slice/nginx.service. It needs CAP_DAC_READ_SEARCH. ErrCgroupGone if it
-// has been removed.
+// has been removed, unless its path was asked for before.
 func (c *Cgroups) Path(id uint64) (string, error) {
+	if p, ok := c.paths.Get(id); ok {
+		return p, nil
+	}
+	p, err := c.find(id)
+	if err == nil {
+		c.paths.Add(id, p)
+	}
+	return p, err
+}
+
+func (c *Cgroups) find(id uint64) (string, error) {
 	handle := unix.NewFileHandle(fileIDKernfs, binary.NativeEndian.AppendUint64(nil, id))
 	// Not O_PATH: the kernel must not find a directory that is going away.
 	fd, err := unix.OpenByHandleAt(int(c.root.Fd()), handle, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)

@@ -47,6 +47,11 @@ func TestCgroupPath(t *testing.T) {
 		t.Errorf("root: %q, %v", got, err)
 	}
 	check(t, os.Remove(dir))
+	// Exited clients are still known by where they were.
+	if got, err := c.Path(id); err != nil || got != "/"+within {
+		t.Errorf("after its removal: %q, %v; want %q", got, err, "/"+within)
+	}
+	c.paths.Purge()
 	for _, gone := range []uint64{id, 1 << 62, 0} {
 		if got, err := c.Path(gone); !errors.Is(err, ErrCgroupGone) {
 			t.Errorf("cgroup %d: %q, %v", gone, got, err)

@@ -5,19 +5,26 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoSocket means that no such socket is on this host now, or that nobody
-// listens.
-var ErrNoSocket = errors.New("no such socket")
+var (
+	// ErrNoSocket means that no such socket is on this host now, or that nobody
+	// listens.
+	ErrNoSocket = errors.New("no such socket")
+	// ErrReset means that a connection is over, and its addresses are free for others.
+	ErrReset = errors.New("connection was reset")
+)
 
 // TCP states that matter here (net/tcp_states.h).
 const (
 	StateEstablished = 1
+	StateSynSent     = 2
 	StateFinWait2    = 5
 	StateTimeWait    = 6
+	StateClosed      = 7
 	StateListen      = 10
 )
 
@@ -62,18 +69,43 @@ func (d *Diag) Close() error { return d.nl.close() }
 
 // Owner is the owner of the connected socket whose own address is src and whose
 // peer is dst, as its process sees them: for a redirected client, the Tuple that
-// Conntrack gives. ErrNoSocket if it is gone.
+// Conntrack gives. ErrNoSocket if it is gone, or not connected yet.
+//
+// A client that resets its connection frees its addresses; another program may use
+// them at once. So the answer holds for an accepted connection only if that is
+// StillOpen afterwards.
 func (d *Diag) Owner(src, dst netip.AddrPort) (SocketOwner, error) {
 	src, dst = plain(src), plain(dst)
 	owner, err := d.lookup(src, dst, func(f socketFound) bool {
 		// The kernel falls back to a listener on src when the connection is gone: that
 		// may be somebody else's.
-		return f.owner.State != StateListen && f.src == src && f.dst == dst
+		return f.owner.State != StateListen && f.owner.State != StateSynSent && f.src == src && f.dst == dst
 	})
 	if err != nil {
 		return SocketOwner{}, fmt.Errorf("owner of socket %s to %s: %w", src, dst, err)
 	}
 	return owner, nil
+}
+
+// StillOpen returns ErrReset if the connection has been reset. Until then no other
+// connection can have its addresses: the kernel would have answered that with a
+// challenge, and the other end this one with a reset.
+func StillOpen(c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("state of a connection: %w", err)
+	}
+	var info *unix.TCPInfo
+	if cerr := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); cerr != nil {
+		err = cerr
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("state of a connection: %w", err)
+	case info.State == StateClosed:
+		return ErrReset
+	}
+	return nil
 }
 
 // Listener is the owner of the listening socket that a connection from peer to

@@ -40,9 +40,14 @@
 //
 // An accepted connection is asked three questions:
 //
-//	tuple, err := conntrack.ClientTuple(conn)     // who called, whom did it call
+//	tuple, err := conntrack.ClientTuple(conn) // who called, whom did it call
+//	caller, err := connects.Caller(conn)      // the process that called connect
+//	path, err := cgroups.Path(caller.CgroupID) // the cgroup's path
+//
+// Without a record (ErrNoCaller) the second one is
+//
 //	owner, err := diag.Owner(tuple.Src, tuple.Dst) // its socket: uid, inode, cgroup
-//	path, err := cgroups.Path(owner.CgroupID)      // the cgroup's path
+//	err = StillOpen(conn)                          // the answer was about this connection
 //
 // conn.RemoteAddr is no substitute for ClientTuple: where two connections from
 // one client port to different destinations meet in one listener, the kernel

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/symbolon/symbolon/internal/handover"
+	"github.com/symbolon/symbolon/proxy"
 	"github.com/symbolon/symbolon/redirect"
 )
 
@@ -19,10 +20,13 @@ type kernel struct {
 	listeners         map[string]*net.TCPListener // the same, by the names they are handed over under
 	diag              *redirect.Diag
 	conntrack         *redirect.Conntrack
-	cgroups           *redirect.Cgroups // nil without cgroup v2
+	cgroups           *redirect.Cgroups  // nil without cgroup v2
+	connects          *redirect.Connects // nil where noConnects says why
+	noConnects        error
 }
 
-func openKernel(cfg redirect.Config, in *handover.Inherited, log *zap.Logger) (_ *kernel, err error) {
+// openKernel takes the value of redirect.owner beside the rules' configuration.
+func openKernel(cfg redirect.Config, owner string, in *handover.Inherited, log *zap.Logger) (_ *kernel, err error) {
 	k := &kernel{listeners: make(map[string]*net.TCPListener)}
 	defer func() {
 		if err != nil {
@@ -36,6 +40,9 @@ func openKernel(cfg redirect.Config, in *handover.Inherited, log *zap.Logger) (_
 		return nil, err
 	}
 	if k.cgroups, err = redirect.OpenCgroups(); err != nil && !errors.Is(err, redirect.ErrNoCgroup) {
+		return nil, err
+	}
+	if err := k.openConnects(cfg, owner); err != nil {
 		return nil, err
 	}
 	for _, a := range cfg.OutboundAddrs() {
@@ -55,6 +62,30 @@ func openKernel(cfg redirect.Config, in *handover.Inherited, log *zap.Logger) (_
 	}
 	k.inbound = append(k.inbound, l)
 	return k, nil
+}
+
+var errSockDiag = errors.New("redirect.owner is sock_diag")
+
+// openConnects comes before the listeners: what they accept has a record.
+func (k *kernel) openConnects(cfg redirect.Config, owner string) (err error) {
+	if owner == proxy.OwnerSockDiag {
+		k.noConnects = errSockDiag
+		return nil
+	}
+	k.connects, err = redirect.OpenConnects(cfg)
+	if owner == proxy.OwnerEBPF && err != nil {
+		return fmt.Errorf("redirect.owner: ebpf is not to be had here; auto goes on without: %w", err)
+	}
+	k.noConnects = err
+	return nil
+}
+
+// owners tells which way clients are found, and why.
+func (k *kernel) owners() string {
+	if k.noConnects != nil {
+		return fmt.Sprintf("%s: %v", proxy.OwnerSockDiag, k.noConnects)
+	}
+	return proxy.OwnerEBPF
 }
 
 func (k *kernel) listen(in *handover.Inherited, log *zap.Logger, name, address string) (*net.TCPListener, error) {
@@ -91,6 +122,9 @@ func (k *kernel) close() {
 	}
 	if k.cgroups != nil {
 		_ = k.cgroups.Close()
+	}
+	if k.connects != nil {
+		_ = k.connects.Close()
 	}
 }
 

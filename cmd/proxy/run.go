@@ -110,12 +110,15 @@ func run(ctx context.Context, cfg proxy.Config) (err error) {
 }
 
 func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, inherited *handover.Inherited, left *estate) error {
-	kernel, err := openKernel(rulesConfig, inherited, d.log)
+	kernel, err := openKernel(rulesConfig, d.cfg.Redirect.Owner, inherited, d.log)
 	if err != nil {
 		return err
 	}
 	defer kernel.close()
 	d.kernel = kernel
+	if errors.Is(kernel.noConnects, redirect.ErrNoConnects) {
+		d.log.Warn("clients that exit at once will be denied where policy asks for their executable", zap.Error(kernel.noConnects))
+	}
 	resolver, err := identity.NewResolver()
 	if err != nil {
 		return err
@@ -134,7 +137,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	admin, _ := netip.ParseAddrPort(d.cfg.Admin) // validated; zero if none
 	d.proxy = proxy.New(proxy.Options{
 		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound, KeepAlive: redirect.DefaultKeepAlive,
-		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups,
+		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups, Connects: kernel.connects,
 		Workloads: resolver, Credentials: d.manager, Records: records, Log: d.log,
 		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
 	})
@@ -414,7 +417,7 @@ func (d *daemonParts) debugRules() any {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	drift, err := d.rules.Verify(ctx)
-	out := map[string]any{"drift": drift, "warnings": d.rules.Warnings(), "ipv6": d.rules.IPv6(), "on_exit": d.cfg.Redirect.OnExit}
+	out := map[string]any{"drift": drift, "warnings": d.rules.Warnings(), "ipv6": d.rules.IPv6(), "on_exit": d.cfg.Redirect.OnExit, "owner": d.kernel.owners()}
 	if err != nil {
 		out["error"] = err.Error()
 	}
