@@ -19,8 +19,8 @@ var (
 	// allow connect records.
 	ErrNoConnects = errors.New("no connect records")
 	// ErrNoCaller means that an accepted connection has no connect record: its socket
-	// was connected before the records began, by multipath TCP, or its source port was
-	// rewritten; or a flood of handshakes pushed its record out.
+	// was connected before the records began, or by multipath TCP, or a flood of
+	// handshakes pushed its record out.
 	ErrNoCaller = errors.New("no record of who connected")
 )
 
@@ -146,8 +146,10 @@ func (c *Connects) Close() error {
 	return errors.Join(errs...)
 }
 
-// Caller tells who made the connection that a listener of ours accepted. ErrNoCaller
-// if there is no record, which says nothing about the connection.
+// Caller tells who made the connection that a listener of ours accepted. Compare its
+// Tuple with what Conntrack.ClientTuple says: two handshakes that drew one sequence
+// number could be confused otherwise. ErrNoCaller if there is no record, which says
+// nothing about the connection.
 func (c *Connects) Caller(conn syscall.Conn) (Caller, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -180,7 +182,7 @@ func parseCaller(b []byte) (Caller, error) {
 		CgroupID: u64(recCgroup),
 		Socket:   SocketOwner{UID: u32(recSockUID), CgroupID: u64(recSockCgroup), Cookie: u64(recCookie)},
 		Tuple: Tuple{
-			Src: netip.AddrPortFrom(recordAddr(b[recKey+keyAddr:]), uint16(u32(recKey+keyPort))),
+			Src: netip.AddrPortFrom(recordAddr(b[recKey+keyAddr:]), uint16(u32(recSrcPort))),
 			Dst: netip.AddrPortFrom(recordAddr(b[recDst:]), uint16(u32(recDstPort))),
 		},
 	}

@@ -11,10 +11,12 @@ import (
 // The programs are two. connect runs in connect(2), while the kernel holds the
 // socket's lock, and writes down the calling process beside the socket. handshake
 // runs when a handshake ends. At the client's end, which is first, it publishes that
-// record under what both ends of this one handshake know and no other connection
-// has: the client's address and the sequence number of its first byte, which the
-// kernel draws. At the end of the proxy's listener it takes the record from there
-// and puts it beside the accepted socket.
+// record under what both ends of the handshake know: the client's address, and the
+// sequence number of its first byte, which the kernel draws (not the port, which is
+// rewritten where two connections from one port meet in our listener). At the end of
+// the proxy's listener it takes the record from there and puts it beside the accepted
+// socket. Two handshakes under way with one number in 2^32 could be confused; their
+// records differ in the ports, which whoever reads one compares.
 //
 // What stands beside a socket goes with it, and no other process can push it out.
 // What is published waits for microseconds; if a flood of handshakes pushes it out
@@ -41,6 +43,7 @@ const (
 	recExeDev     = 96  // u32, the kernel's encoding
 	recDstPort    = 100 // u32
 	recKey        = 104 // the key below: the client's address
+	recSrcPort    = 124 // u32
 	recDst        = 128 // 16 bytes: the destination, as the client sees it
 	recComm       = 144 // 16 bytes
 	recLen        = 160
@@ -49,9 +52,8 @@ const (
 // Layout of the key that both ends of a handshake know.
 const (
 	keyAddr = 0  // 16 bytes; IPv4 in mapped form
-	keyPort = 16 // u32
-	keySeq  = 20 // u32
-	keyLen  = 24
+	keySeq  = 16 // u32
+	keyLen  = 20
 )
 
 // maxHandshakes is how many records wait for the other end of their handshake.
@@ -238,7 +240,7 @@ func connectProgram(m connectMaps, o *kernelOffsets, netns uint64, pid int) asm.
 func handshakeProgram(m connectMaps, netns uint64, port uint16) asm.Instructions {
 	const (
 		ctx, sock, rec, copied = asm.R6, asm.R7, asm.R8, asm.R9
-		key                    = -keyLen // on the stack
+		key                    = -24 // on the stack
 	)
 	p := program{asm.Mov.Reg(ctx, asm.R1)}
 	p.add(
@@ -267,7 +269,7 @@ func handshakeProgram(m connectMaps, netns uint64, port uint16) asm.Instructions
 	p.address("destination", rec, recDst, ctx, opsRemoteIP4, opsRemoteIP6)
 	p.add(
 		asm.LoadMem(asm.R1, ctx, opsLocalPort, asm.Word),
-		asm.StoreMem(rec, recKey+keyPort, asm.R1, asm.Word),
+		asm.StoreMem(rec, recSrcPort, asm.R1, asm.Word),
 		asm.LoadMem(asm.R1, ctx, opsRemotePort, asm.Word),
 		asm.HostTo(asm.BE, asm.R1, asm.Word),
 		asm.StoreMem(rec, recDstPort, asm.R1, asm.Word),
@@ -284,9 +286,6 @@ func handshakeProgram(m connectMaps, netns uint64, port uint16) asm.Instructions
 	p.add(asm.Mov.Reg(asm.R1, ctx).WithSymbol("passive"))
 	p.address("peer", asm.R10, key+keyAddr, ctx, opsRemoteIP4, opsRemoteIP6)
 	p.add(
-		asm.LoadMem(asm.R1, ctx, opsRemotePort, asm.Word),
-		asm.HostTo(asm.BE, asm.R1, asm.Word),
-		asm.StoreMem(asm.R10, key+keyPort, asm.R1, asm.Word),
 		asm.LoadMem(asm.R1, ctx, opsRcvNxt, asm.Word),
 		asm.StoreMem(asm.R10, key+keySeq, asm.R1, asm.Word),
 	)
