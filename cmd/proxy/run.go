@@ -47,6 +47,7 @@ type daemonParts struct {
 	cfg     proxy.Config
 	log     *zap.Logger
 	rules   *redirect.Rules
+	owners  string // how clients are found
 	host    *host
 	source  *identity.ControllerSource
 	manager *identity.Manager
@@ -115,7 +116,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		return err
 	}
 	defer kernel.close()
-	d.kernel = kernel
+	d.kernel, d.owners = kernel, kernel.owners()
 	if errors.Is(kernel.noConnects, redirect.ErrNoConnects) {
 		d.log.Warn("clients that exit at once will be denied where policy asks for their executable", zap.Error(kernel.noConnects))
 	}
@@ -417,7 +418,7 @@ func (d *daemonParts) debugRules() any {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	drift, err := d.rules.Verify(ctx)
-	out := map[string]any{"drift": drift, "warnings": d.rules.Warnings(), "ipv6": d.rules.IPv6(), "on_exit": d.cfg.Redirect.OnExit, "owner": d.kernel.owners()}
+	out := map[string]any{"drift": drift, "warnings": d.rules.Warnings(), "ipv6": d.rules.IPv6(), "on_exit": d.cfg.Redirect.OnExit, "owner": d.owners}
 	if err != nil {
 		out["error"] = err.Error()
 	}
