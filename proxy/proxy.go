@@ -84,6 +84,10 @@ type Options struct {
 	TLS      mtls.Options
 	// NoReuse gives every connection a tunnel of its own.
 	NoReuse bool
+	// Loops is how many event loops carry open connections; 0: one a processor. A busy
+	// one keeps a processor of the Go scheduler's to itself, so GOMAXPROCS should be
+	// larger by as many.
+	Loops int
 	// Now is the clock of decisions and certificates; nil: time.Now.
 	Now func() time.Time
 }
@@ -127,8 +131,9 @@ type Proxy struct {
 	local         localAddresses
 	metrics       *metrics
 	// loops carry the open connections; conns counts everything that is under way.
-	loops *loop.Loops
-	conns sync.WaitGroup
+	nLoops int
+	loops  *loop.Loops
+	conns  sync.WaitGroup
 }
 
 // New prepares a proxy. It serves nothing before Run, and denies everything before
@@ -152,6 +157,9 @@ func New(o Options) *Proxy {
 		parties: parties{options: o.TLS},
 	}
 	p.noReuse = o.NoReuse
+	if p.nLoops = o.Loops; p.nLoops <= 0 {
+		p.nLoops = runtime.GOMAXPROCS(0)
+	}
 	p.strangers.each, p.strangers.all = pendingPerSource, pendingTotal
 	p.callers.each, p.callers.all = pendingPerUser, pendingTotal
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
@@ -216,7 +224,7 @@ func (p *Proxy) Addresses() []string { return p.local.list(p.now()) }
 // Timeouts.Drain to end, and cuts the rest. The error is that of a listener that
 // failed; nil after ctx has ended.
 func (p *Proxy) Run(ctx context.Context) error {
-	loops, err := loop.Start(runtime.GOMAXPROCS(0))
+	loops, err := loop.Start(p.nLoops)
 	if err != nil {
 		return err
 	}

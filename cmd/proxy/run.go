@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -46,6 +47,7 @@ const (
 type daemonParts struct {
 	cfg     proxy.Config
 	log     *zap.Logger
+	loops   int
 	rules   *redirect.Rules
 	owners  string // how clients are found
 	host    *host
@@ -84,12 +86,14 @@ func run(ctx context.Context, cfg proxy.Config) (err error) {
 	}
 	defer inherited.Close()
 	raiseDescriptorLimit(log)
+	loops := runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(2 * loops) // an event loop takes one of them, see proxy.Options
 
 	rulesConfig, err := cfg.Rules()
 	if err != nil {
 		return err
 	}
-	d := &daemonParts{cfg: cfg, log: log, requests: requests, predecessor: inherited.Control}
+	d := &daemonParts{cfg: cfg, log: log, loops: loops, requests: requests, predecessor: inherited.Control}
 	if d.rules, err = redirect.NewRules(rulesConfig); err != nil {
 		return err
 	}
@@ -141,6 +145,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups, Connects: kernel.connects,
 		Workloads: resolver, Credentials: d.manager, Records: records, Log: d.log,
 		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
+		Loops: d.loops,
 	})
 	d.keeper = newKeeper(handover.ManagerStore(), d.log, d.snapshot)
 	d.manager.Subscribe(d.proxy.CredentialChanged)

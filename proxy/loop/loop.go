@@ -156,7 +156,7 @@ func (l *Loop) post(r *Relay) {
 // closed is not set.
 func (l *Loop) ring() {
 	one := [8]byte{1}
-	_, _ = write(l.wake, one[:]) // full: it will wake up
+	_, _ = unix.Write(l.wake, one[:]) // full: it will wake up
 }
 
 func (l *Loop) stop() {
@@ -171,10 +171,17 @@ func (l *Loop) stop() {
 // run is the loop.
 func (l *Loop) run() {
 	defer l.shut()
+	wait := forever
 	for {
-		n, err := poll(l.epoll, l.events[:], len(l.ready) == 0)
+		if len(l.ready) > 0 {
+			wait = dont
+		}
+		n, err := poll(l.epoll, l.events[:], wait)
 		if err != nil {
 			panic(fmt.Sprintf("epoll_wait: %v", err)) // our own descriptor is broken
+		}
+		if wait = forever; n > 0 || len(l.ready) > 0 {
+			wait = soon // more is likely to come
 		}
 		l.now = time.Now().UnixNano()
 		turn := l.ready
@@ -217,7 +224,7 @@ func (l *Loop) serve(events []unix.EpollEvent) bool {
 
 func (l *Loop) woken() bool {
 	var b [8]byte
-	_, _ = read(l.wake, b[:])
+	_, _ = unix.Read(l.wake, b[:])
 	l.mu.Lock()
 	posted, closed := l.posted, l.closed
 	l.posted = nil

@@ -93,7 +93,7 @@ func (d *direction) read(n int, err error, asked int) (int, error) {
 	switch {
 	case err == errAgain: //nolint:errorlint // one value, made for this
 		d.src.readable = false
-		d.asked = false
+		d.much = false
 		return 0, nil
 	case err != nil:
 		return 0, err
@@ -104,13 +104,13 @@ func (d *direction) read(n int, err error, asked int) (int, error) {
 		// stands behind an urgent byte.
 		d.src.readable = d.src.greedy
 	}
-	d.asked = n >= min(asked, smallRead)
+	d.much = n >= min(asked, smallRead)
 	return n, nil
 }
 
 // size is how much to ask for.
 func (d *direction) size() int {
-	if d.asked {
+	if d.much {
 		return readSize
 	}
 	return smallRead
@@ -120,22 +120,21 @@ func (d *direction) size() int {
 // sealed in place, written at once.
 func (l *Loop) seal(d *direction) (int, error) {
 	lead := d.dst.stream.Lead()
-	n := 1
-	if d.asked {
-		n = slots
-	}
-	asked := -lead
-	for i := range n {
-		at := record.SlotsAt + i*record.SlotStride
-		v, from := &l.vec[i], 0
-		if i == 0 {
-			from = lead
+	asked := record.SlotData - lead
+	var got int
+	var err error
+	if d.much {
+		l.vec[0].Base = &l.out[record.SlotsAt+lead]
+		l.vec[0].SetLen(asked)
+		for i := 1; i < slots; i++ {
+			l.vec[i].Base = &l.out[record.SlotsAt+i*record.SlotStride]
+			l.vec[i].SetLen(record.SlotData)
 		}
-		v.Base = &l.out[at+from]
-		v.SetLen(record.SlotData - from)
-		asked += record.SlotData
+		asked += (slots - 1) * record.SlotData
+		got, err = readv(d.src.fd, l.vec[:slots])
+	} else {
+		got, err = read(d.src.fd, l.out[record.SlotsAt+lead:][:asked])
 	}
-	got, err := readv(d.src.fd, l.vec[:n])
 	if got, err = d.read(got, err, asked); got == 0 || err != nil {
 		return 0, err
 	}
@@ -188,8 +187,11 @@ func (l *Loop) open(d *direction) (int, error) {
 
 // gather writes slices to dst, and keeps what it does not take. n is their size.
 func (l *Loop) gather(d *direction, data [][]byte) (n int, err error) {
-	if len(data) == 0 {
+	switch len(data) {
+	case 0:
 		return 0, nil
+	case 1:
+		return len(data[0]), l.put(d, data[0])
 	}
 	for i, b := range data {
 		l.vec[i].Base = &b[0]

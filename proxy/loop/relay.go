@@ -79,8 +79,8 @@ type direction struct {
 	first    *atomic.Int64
 	pending  store // taken from src, and not by dst
 	pipe     *pipe // the same, within the kernel
-	asked    bool  // much flows: read much
-	bulk     bool  // so much that splice(2) pays
+	much     bool  // flows: a large read pays
+	bulk     bool  // so much that splice(2) does
 	eof      bool  // src has ended it
 	ended    bool  // dst was told
 	queued   bool  // its turn comes

@@ -12,35 +12,60 @@ import (
 // take, and it would give the processor away during the longer ones.
 
 func read(fd int, b []byte) (int, error) {
-	return raw(unix.SYS_READ, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b))
+	for {
+		r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
+		if errno != unix.EINTR {
+			return result(r, errno)
+		}
+	}
 }
 
 func write(fd int, b []byte) (int, error) {
-	return raw(unix.SYS_WRITE, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b))
+	for {
+		r, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
+		if errno != unix.EINTR {
+			return result(r, errno)
+		}
+	}
+}
+
+// peek tells whether there is anything to read, be it the end.
+func peek(fd int) (int, error) {
+	var b [1]byte
+	for {
+		r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b)), 1, unix.MSG_PEEK, 0, 0)
+		if errno != unix.EINTR {
+			return result(r, errno)
+		}
+	}
 }
 
 func readv(fd int, v []unix.Iovec) (int, error) {
-	return raw(unix.SYS_READV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v))
+	for {
+		r, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(v))), uintptr(len(v)))
+		if errno != unix.EINTR {
+			return result(r, errno)
+		}
+	}
 }
 
 func writev(fd int, v []unix.Iovec) (int, error) {
-	return raw(unix.SYS_WRITEV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v))
-}
-
-// raw is a call that does not block, again where a signal interrupted it.
-func raw(call uintptr, fd int, p unsafe.Pointer, n int) (int, error) {
 	for {
-		r, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(p), uintptr(n))
-		switch errno {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, errAgain
-		default:
-			return 0, errno
+		r, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(v))), uintptr(len(v)))
+		if errno != unix.EINTR {
+			return result(r, errno)
 		}
 	}
+}
+
+func result(n uintptr, errno unix.Errno) (int, error) {
+	switch errno {
+	case 0:
+		return int(n), nil
+	case unix.EAGAIN:
+		return 0, errAgain
+	}
+	return 0, errno
 }
 
 // errAgain: not now. It is made once: an Errno in an error is an allocation.
@@ -52,45 +77,35 @@ func splice(from, to, n int) (int, error) {
 	for {
 		r, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n),
 			unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		switch errno {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, errAgain
-		default:
-			return 0, errno
+		if errno != unix.EINTR {
+			return result(r, errno)
 		}
 	}
 }
 
-// peek tells whether there is anything to read, be it the end.
-func peek(fd int) (int, error) {
-	var b [1]byte
-	for {
-		r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b)), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, errAgain
-		default:
-			return 0, errno
-		}
-	}
-}
+// waiting is how poll waits for events.
+type waiting int
 
-// poll waits for events. block: as long as it takes, out of the scheduler's sight;
-// else not at all.
-func poll(fd int, events []unix.EpollEvent, block bool) (int, error) {
+const (
+	dont    waiting = iota // look only
+	soon                   // wait a moment, without the scheduler's knowledge
+	forever                // wait, and let the scheduler have the processor
+)
+
+// moment is how long soon is, in milliseconds.
+const moment = 4
+
+// poll waits for events.
+func poll(fd int, events []unix.EpollEvent, w waiting) (int, error) {
 	p := unsafe.Pointer(unsafe.SliceData(events))
 	var n uintptr
 	var errno unix.Errno
-	if block {
-		const forever = ^uintptr(0)
-		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(p), uintptr(len(events)), forever, 0, 0)
-	} else {
+	switch w {
+	case forever:
+		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(p), uintptr(len(events)), ^uintptr(0), 0, 0)
+	case soon:
+		n, _, errno = unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(p), uintptr(len(events)), moment, 0, 0)
+	default:
 		n, _, errno = unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(p), uintptr(len(events)), 0, 0, 0)
 	}
 	switch errno {
