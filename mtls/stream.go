@@ -38,7 +38,7 @@ var ErrNotDetachable = errors.New("the data phase belongs to crypto/tls")
 func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, err error) {
 	if c.protection != symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		fd, err = DetachTCP(c.wire.TCPConn)
-		c.tls, c.in, c.out = nil, nil, nil
+		c.wire, c.tls, c.in, c.out = detached, nil, nil, nil
 		return fd, nil, nil, err
 	}
 	r, ok := c.in.(*record.Reader)
@@ -54,7 +54,7 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 	if fd, err = DetachTCP(c.wire.TCPConn); err != nil {
 		return -1, nil, nil, err
 	}
-	c.tls, c.wire.tap = nil, nil // done with both
+	c.wire, c.tls = detached, nil
 	return fd, stream, sealed, nil
 }
 
@@ -72,6 +72,10 @@ func (c *Conn) Attach(fd int, s *Stream, sealed []byte) error {
 	}
 	return err
 }
+
+// detached stands in for the wire of a Conn whose socket is elsewhere: every call is
+// an error.
+var detached = &wire{TCPConn: &net.TCPConn{}}
 
 // Detachable tells whether Detach can take the data phase.
 func (c *Conn) Detachable() bool {

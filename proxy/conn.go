@@ -59,7 +59,7 @@ func (x *conn) addresses(src, dst netip.AddrPort) {
 // go by, and the record stays small.
 func identified(e *symbolonv1.FlowEndpoint, p *identity.Principal) {
 	e.SpiffeId, e.Namespace, e.Workload = p.ID.String(), p.Namespace, p.Name
-	e.Attributes = p.Attributes.Filter(func(k string) bool { return !strings.Contains(k, ".") }).Proto()
+	e.Attributes = labelsOf(p.Attributes)
 }
 
 // decided writes one side's decision, and turns a denial into an error.
@@ -136,6 +136,7 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	x.p.table.add(l, x.p.now())
 	switch {
 	case err == nil:
+		x.accepted = nil // closed, one side's, and of some size
 		x.p.conns.Add(1)
 		x.p.loops.Add(r.loop)
 		return errRelaying
@@ -171,7 +172,8 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 // serve runs f, and ends the connection by what it returns. When ctx ends, the proxy
 // stops: whatever f waits for is cut, a client that says nothing included.
 func (x *conn) serve(ctx context.Context, f func(context.Context) error) {
-	stop := context.AfterFunc(ctx, func() { _ = reset(x.accepted) })
+	c := x.accepted
+	stop := context.AfterFunc(ctx, func() { _ = reset(c) })
 	err := f(ctx)
 	stop()
 	if errors.Is(err, errRelaying) {
@@ -187,9 +189,11 @@ func (x *conn) serve(ctx context.Context, f func(context.Context) error) {
 // is what serving returned.
 func (x *conn) end(err error) {
 	x.release()
-	if err == nil {
-		_ = x.accepted.Close() // closed by the relay already, mostly
-	} else {
+	switch {
+	case x.accepted == nil: // closed by the relay
+	case err == nil:
+		_ = x.accepted.Close()
+	default:
 		_ = reset(x.accepted)
 	}
 	x.report(err)

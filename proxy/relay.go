@@ -143,6 +143,7 @@ func (r *relay) detach(done func(error, *loop.Kept)) error {
 		_ = unix.Close(far.FD)
 		return err
 	}
+	r.near, r.plain = nil, nil // closed, and of some size
 	r.loop = loop.New(loop.Side{FD: near}, far, done)
 	if r.early > 0 {
 		r.loop.ToFar.Store(r.early)

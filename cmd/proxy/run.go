@@ -216,6 +216,7 @@ func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
 	parts.Go(func() { d.reports.Run(background, reportGrace) })
 
 	serving, stopServing := context.WithCancel(ctx)
+	parts.Go(func() { tidyMemory(background) })
 	successor := make(chan *handover.Next, 1)
 	parts.Go(func() {
 		next := d.succeed(serving, background, u)
