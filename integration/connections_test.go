@@ -99,27 +99,12 @@ func TestSameHost(t *testing.T) {
 // TCP's meanings, through two proxies, in both protections and families.
 func TestTCPMeaning(t *testing.T) {
 	w := newWorld(t)
-	echo := w.echo(w.Server)
+	w.echo(w.Server)
 	for _, protection := range []string{"encrypted", "authenticated"} {
 		t.Run(protection, func(t *testing.T) {
 			w.apply(strings.Replace(basePolicy, "protection: encrypted", "protection: "+protection, 1) + allow("client-echo", "client", "echo", ""))
 			w.families(t, func(t *testing.T, addr string) {
-				w.expect("half-close by the client", w.try(w.Client, "echo", addr+":7001", "hello"), "hello")
-				if l := w.recorded(w.client, "record", func(l *flow.Line) bool {
-					return l.Destination.Address == addr+":7001" && l.Outcome == "allow" && l.Protection == protection
-				}); l.Protection != protection {
-					t.Errorf("protection: %+v", l)
-				}
-				w.expect("RST by the server", w.try(w.Client, "line", addr+":7003"), "reset")
-				w.expect("half-close by the server, FIN by the client", w.try(w.Client, "watch", addr+":7004", "close"), "half")
-				w.waitLog(echo, `watch: "still writing\n" eof`)
-				w.expect("half-close by the server, RST by the client", w.try(w.Client, "watch", addr+":7004", "reset"), "half")
-				w.waitLog(echo, `watch: "still writing\n" reset`)
-				w.expect("refused", w.try(w.Client, "echo", addr+":7999", "hello"), "reset")
-				if l := w.recorded(w.client, "refused", func(l *flow.Line) bool { return l.Destination.Address == addr+":7999" }); l.Reason != "refused" || l.Outcome != "error" {
-					t.Errorf("record of a refused connection: %+v", l)
-				}
-				w.expect("a megabyte", w.try(w.Client, "many", addr+":7005", "1", "1000000"), "1 ok")
+				tcpMeaning(w, addr, protection)
 			})
 		})
 	}
@@ -131,6 +116,27 @@ func TestTCPMeaning(t *testing.T) {
 			t.Errorf("record: %+v", l)
 		}
 	})
+}
+
+// tcpMeaning is what applications see of each other through two proxies.
+func tcpMeaning(w *world, addr, protection string) {
+	w.t.Helper()
+	w.expect("half-close by the client", w.try(w.Client, "echo", addr+":7001", "hello"), "hello")
+	if l := w.recorded(w.client, "record", func(l *flow.Line) bool {
+		return l.Destination.Address == addr+":7001" && l.Outcome == "allow" && l.Protection == protection
+	}); l.Protection != protection {
+		w.t.Errorf("protection: %+v", l)
+	}
+	w.expect("RST by the server", w.try(w.Client, "line", addr+":7003"), "reset")
+	w.expect("half-close by the server, FIN by the client", w.try(w.Client, "watch", addr+":7004", "close"), "half")
+	w.waitLog(w.echoDaemon, `watch: "still writing\n" eof`)
+	w.expect("half-close by the server, RST by the client", w.try(w.Client, "watch", addr+":7004", "reset"), "half")
+	w.waitLog(w.echoDaemon, `watch: "still writing\n" reset`)
+	w.expect("refused", w.try(w.Client, "echo", addr+":7999", "hello"), "reset")
+	if l := w.recorded(w.client, "refused", func(l *flow.Line) bool { return l.Destination.Address == addr+":7999" }); l.Reason != "refused" || l.Outcome != "error" {
+		w.t.Errorf("record of a refused connection: %+v", l)
+	}
+	w.expect("a megabyte", w.try(w.Client, "many", addr+":7005", "1", "1000000"), "1 ok")
 }
 
 func (w *world) waitLog(d interface{ Log() string }, text string) {

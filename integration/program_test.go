@@ -26,6 +26,7 @@ const (
 	portReset = 7003 // reads a line, then resets
 	portWatch = 7004 // sends a line, ends its direction, and prints how the client ends
 	portSink  = 7005 // reads all, then answers with its SHA-256
+	portWho   = 7006 // says whom it sees
 	portDead  = 7999 // nobody listens
 )
 
@@ -99,6 +100,31 @@ var clients = map[string]func(args []string) (string, error){
 		}
 		back, err := r.ReadString('\n')
 		return strings.TrimSpace(hello) + "," + strings.TrimSpace(back), err
+	},
+	// ask ADDR: say our own address and port, and those that the server sees.
+	"ask": func(a []string) (string, error) {
+		c, err := dial(a[0])
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		b, err := io.ReadAll(c)
+		return fmt.Sprintf("%s %s", c.LocalAddr(), b), err
+	},
+	// knock ADDR TIME: connect and read within so long.
+	"knock": func(a []string) (string, error) {
+		limit, err := time.ParseDuration(a[1])
+		if err != nil {
+			return "", err
+		}
+		c, err := net.DialTimeout("tcp", a[0], limit)
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(limit))
+		b, err := io.ReadAll(c)
+		return string(b), err
 	},
 	// line ADDR: send a line and read: the server resets.
 	"line": func(a []string) (string, error) {
@@ -243,6 +269,7 @@ func server() int {
 		portGreet: greet,
 		portReset: func(c *net.TCPConn) { _, _ = bufio.NewReader(c).ReadString('\n'); _ = c.SetLinger(0) },
 		portWatch: watch,
+		portWho:   func(c *net.TCPConn) { _, _ = fmt.Fprint(c, c.RemoteAddr()) },
 		portSink: func(c *net.TCPConn) {
 			h := sha256.New()
 			_, _ = io.Copy(h, c)

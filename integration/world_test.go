@@ -25,6 +25,7 @@ type world struct {
 	net            *netlab.World
 	fleet          *fleet.Fleet
 	client, server *fleet.Proxy
+	echoDaemon     *netlab.Daemon // the last that echo started
 }
 
 // basePolicy is what the worlds start from: names, labels, nothing allowed.
@@ -88,13 +89,15 @@ func newBareWorld(t *testing.T, tools ...string) *world {
 	return w
 }
 
-func (w *world) enrol() {
+func (w *world) enrol() { w.t.Helper(); w.enrolWith(noIntercept) }
+
+func (w *world) enrolWith(config string) {
 	w.t.Helper()
 	var err error
-	if w.client, err = w.fleet.Proxy(w.ctx(), w.Client, fleet.Enrolment{Namespace: "/acme/prod", Labels: map[string]string{"role": "web"}, Config: noIntercept}); err != nil {
+	if w.client, err = w.fleet.Proxy(w.ctx(), w.Client, fleet.Enrolment{Namespace: "/acme/prod", Labels: map[string]string{"role": "web"}, Config: config}); err != nil {
 		w.t.Fatal(err)
 	}
-	if w.server, err = w.fleet.Proxy(w.ctx(), w.Server, fleet.Enrolment{Namespace: "/acme/prod", Labels: map[string]string{"role": "db"}, Config: noIntercept}); err != nil {
+	if w.server, err = w.fleet.Proxy(w.ctx(), w.Server, fleet.Enrolment{Namespace: "/acme/prod", Labels: map[string]string{"role": "db"}, Config: config}); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -167,12 +170,23 @@ func (w *world) echo(h *netlab.Host) *netlab.Daemon {
 	w.t.Helper()
 	d, err := h.Start(w.ctx(), netlab.Service{
 		Unit: "echo.service", Command: []string{self(w.t)}, Env: append(os.Environ(), programEnv+"=server"),
-		Ports: []uint16{portEcho, portGreet, portReset, portWatch, portSink},
+		Ports: []uint16{portEcho, portGreet, portReset, portWatch, portSink, portWho},
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.echoDaemon = d
 	return d
+}
+
+// eventually waits for what another process brings about.
+func (w *world) eventually(what string, holds func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(30 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			w.t.Fatalf("%s: has not happened", what)
+		}
+	}
 }
 
 // expect compares what a client said.

@@ -51,7 +51,11 @@ type IdentityConfig struct {
 
 // RedirectConfig says which connections the proxy takes.
 type RedirectConfig struct {
-	Inbound             string           `yaml:"inbound"`
+	// Inbound is "redirect" or "tproxy", which leaves the client's port as it is.
+	Inbound string `yaml:"inbound"`
+	// PreserveSource lets local applications see the address of a remote client,
+	// though not its port.
+	PreserveSource      bool             `yaml:"preserve_source"`
 	InboundPorts        redirect.PortSet `yaml:"inbound_ports"`
 	ExcludeInboundPorts redirect.PortSet `yaml:"exclude_inbound_ports"`
 	Outbound            []string         `yaml:"outbound"`
@@ -112,7 +116,11 @@ func Settings() []settings.Setting[Config] {
 		{Key: "controller.address", Usage: "address:port of the controller", Set: text(func(x *c) *string { return &x.Controller.Address })},
 		{Key: "controller.join_token_file", Usage: "file with the join token, for the first start", Set: text(func(x *c) *string { return &x.Controller.JoinTokenFile })},
 		{Key: "identity.source", Usage: "where SVIDs come from: controller", Set: text(func(x *c) *string { return &x.Identity.Source })},
-		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
+		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect, or tproxy to leave ports as they are (default redirect)", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
+		{Key: "redirect.preserve_source", Usage: "let applications see a remote client's address: true or false (default false)", Set: func(x *c, v string) (err error) {
+			x.Redirect.PreserveSource, err = strconv.ParseBool(v)
+			return err
+		}},
 		{Key: "redirect.inbound_ports", Usage: `protected local ports: "all", or such as 5432,8000-8100`, Set: ports("redirect.inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.InboundPorts })},
 		{Key: "redirect.exclude_inbound_ports", Usage: "local ports reached as without a proxy (default 22)", Set: ports("redirect.exclude_inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.ExcludeInboundPorts })},
 		{Key: "redirect.outbound", Usage: "destinations to intercept, CIDRs (default all)", Set: settings.List(func(x *c) *[]string { return &x.Redirect.Outbound })},
@@ -159,12 +167,8 @@ func (c Config) Validate() error {
 	default:
 		bad("identity.source", "%q is unknown; use controller", c.Identity.Source)
 	}
-	switch c.Redirect.Inbound {
-	case "redirect":
-	case "tproxy":
-		bad("redirect.inbound", "tproxy is not available in this version; use redirect")
-	default:
-		bad("redirect.inbound", "%q is unknown; use redirect", c.Redirect.Inbound)
+	if c.Redirect.Inbound != "redirect" && c.Redirect.Inbound != "tproxy" {
+		bad("redirect.inbound", "%q is unknown; use redirect or tproxy", c.Redirect.Inbound)
 	}
 	if c.Tunnel.RecordLayer != "own" && c.Tunnel.RecordLayer != "stock" {
 		bad("tunnel.record_layer", "%q is unknown; use own or stock", c.Tunnel.RecordLayer)
@@ -207,6 +211,7 @@ func (c Config) Rules() (redirect.Config, error) {
 	r := redirect.DefaultConfig()
 	r.InboundPorts, r.ExcludeInbound = c.Redirect.InboundPorts, c.Redirect.ExcludeInboundPorts
 	r.FailClosed = c.Redirect.OnExit != "open"
+	r.Transparent, r.PreserveSource = c.Redirect.Inbound == "tproxy", c.Redirect.PreserveSource
 	var err error
 	if r.Outbound, err = redirect.ParsePrefixes("redirect.outbound", c.Redirect.Outbound...); err != nil {
 		return r, err

@@ -70,7 +70,8 @@ var values = map[string][2]string{ // yaml, text
 	"controller.address":             {"198.51.100.9:7443", "198.51.100.9:7443"},
 	"controller.join_token_file":     {"/tmp/t", "/tmp/t"},
 	"identity.source":                {"controller", "controller"},
-	"redirect.inbound":               {"redirect", "redirect"},
+	"redirect.inbound":               {"tproxy", "tproxy"},
+	"redirect.preserve_source":       {"true", "true"},
 	"redirect.inbound_ports":         {"[5432, 8000-8100]", "5432, 8000-8100"},
 	"redirect.exclude_inbound_ports": {"[22, 2222]", "22,2222"},
 	"redirect.outbound":              {`[10.0.0.0/8, "fd00::/8"]`, "10.0.0.0/8,fd00::/8"},
@@ -94,7 +95,7 @@ func TestKeysInEveryPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	onlyValue := []string{"identity.source", "redirect.inbound"} // the default is all there is
+	onlyValue := []string{"identity.source"} // the default is all there is
 	for _, s := range Settings() {
 		v, ok := values[s.Key]
 		if !ok {
@@ -168,8 +169,7 @@ func TestMistakes(t *testing.T) {
 		{"an address without a host", `controller: {address: ":7443"}` + "\n", []string{"controller.address", "198.51.100.5:7443"}},
 		{"a source to come", minimal + "identity: {source: spire}\n", []string{"identity.source", "spire", "use controller"}},
 		{"an unknown source", minimal + "identity: {source: vault}\n", []string{"identity.source", "vault", "use controller"}},
-		{"a way to come", minimal + "redirect: {inbound: tproxy}\n", []string{"redirect.inbound", "use redirect"}},
-		{"an unknown way", minimal + "redirect: {inbound: magic}\n", []string{"redirect.inbound", "magic", "use redirect"}},
+		{"an unknown way", minimal + "redirect: {inbound: magic}\n", []string{"redirect.inbound", "magic", "use redirect or tproxy"}},
 		{"a bad port", minimal + "redirect: {inbound_ports: [70000]}\n", []string{"70000"}},
 		{"a reversed range", minimal + "redirect: {inbound_ports: [9-1]}\n", []string{"9-1"}},
 		{"an address for a network", minimal + "redirect: {outbound: [10.0.0.1]}\n", []string{"redirect.outbound", "10.0.0.1/32"}},

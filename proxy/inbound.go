@@ -95,7 +95,7 @@ func (x *conn) listener(ctx context.Context, tuple redirect.Tuple) (*party, redi
 // identified: between then and now it may have ended, and another user's program may
 // have taken its port.
 func (x *conn) reach(ctx context.Context, tuple redirect.Tuple, src netip.Addr, me *party, socket redirect.SocketOwner) (*net.TCPConn, error) {
-	app, err := x.p.dial(ctx, redirect.MarkApp, src, tuple.Dst)
+	app, err := x.p.dialApp(ctx, src, tuple)
 	if err != nil {
 		return nil, networkError(err)
 	}

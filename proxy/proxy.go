@@ -88,6 +88,8 @@ type Options struct {
 	// one keeps a processor of the Go scheduler's to itself, so GOMAXPROCS should be
 	// larger by as many.
 	Loops int
+	// PreserveSource connects to local applications from their client's address.
+	PreserveSource bool
 	// Now is the clock of decisions and certificates; nil: time.Now.
 	Now func() time.Time
 }
@@ -125,6 +127,8 @@ type Proxy struct {
 	strangers gate[netip.Prefix]
 	callers   gate[uint32]
 	noReuse   bool
+	// preserveSource is Options.PreserveSource.
+	preserveSource bool
 	// accepting ends when the proxy begins to stop: nothing new is waited for.
 	accepting     context.Context
 	stopAccepting context.CancelFunc
@@ -156,7 +160,7 @@ func New(o Options) *Proxy {
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},
 	}
-	p.noReuse = o.NoReuse
+	p.noReuse, p.preserveSource = o.NoReuse, o.PreserveSource
 	if p.nLoops = o.Loops; p.nLoops <= 0 {
 		p.nLoops = runtime.GOMAXPROCS(0)
 	}

@@ -9,12 +9,13 @@ import (
 )
 
 // Cleanup removes every trace of this package from the calling thread's network
-// namespace: chains and jumps in all tables of both backends and families, and all
-// sets. It needs no configuration, and does nothing where there is nothing.
+// namespace: chains and jumps in all tables of both backends and families, routes
+// and routing rules, and all sets. It needs no configuration, and does nothing where there is nothing.
 // Connections that were being proxied are cut. Parts that fail do not keep it from
 // the others.
 func Cleanup(ctx context.Context) error {
-	var errs []error
+	// First, since only our rules keep what the applications answer on this host.
+	errs := []error{endClientLegs()}
 	found := false
 	for _, backend := range []Backend{BackendNFT, BackendLegacy, BackendDefault} {
 		for _, is4 := range []bool{true, false} {
@@ -36,6 +37,7 @@ func Cleanup(ctx context.Context) error {
 	if !found {
 		errs = append(errs, &MissingToolError{"iptables", "iptables"})
 	}
+	errs = append(errs, removeRoutes())
 	ipset, err := findTool("ipset", "ipset")
 	switch {
 	case err == nil:
@@ -51,6 +53,12 @@ func Cleanup(ctx context.Context) error {
 func isUnsupported(err error) bool {
 	var te *ToolError
 	return errors.As(err, &te) && strings.Contains(te.Stderr, "Protocol not supported")
+}
+
+// uses says whether the table can be listed without bringing it into being.
+func (f family) uses(ctx context.Context, table string) bool {
+	version, err := run(ctx, "", f.command, "--version")
+	return err == nil && !strings.Contains(version, "legacy") || f.legacyTable(table)
 }
 
 // legacyTable says whether the kernel has this table of the legacy backend in use.

@@ -52,8 +52,16 @@ type Config struct {
 	// FailClosed keeps the rules in force when the proxy is dead. Without it they
 	// lapse Lapse after the last refresh by Rules.Watch.
 	FailClosed bool
-	IPv6       IPv6Mode
-	Backend    Backend
+	// Transparent takes inbound connections by TPROXY instead of REDIRECT: nothing is
+	// translated, the client's port is always its own, and conntrack may forget a
+	// connection without harm. Connections from this host to itself are redirected all
+	// the same. The listener must have passed PrepareInbound.
+	Transparent bool
+	// PreserveSource lets the proxy reach local applications from the address of their
+	// remote client (Conntrack.DialAs): it brings the answers back.
+	PreserveSource bool
+	IPv6           IPv6Mode
+	Backend        Backend
 }
 
 // DefaultConfig intercepts everything but inbound SSH, and fails closed.

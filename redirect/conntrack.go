@@ -23,7 +23,10 @@ var ErrNoConntrack = errors.New("connection unknown to conntrack")
 // Conntrack asks the kernel's connection tracking (ctnetlink) what a redirected
 // connection was before, in a few microseconds. It works in the network namespace
 // it was opened in and needs CAP_NET_ADMIN. Safe for concurrent use.
-type Conntrack struct{ nl *nlSocket }
+type Conntrack struct {
+	nl          *nlSocket
+	transparent uint16 // the inbound listener's port, if TPROXY gives it connections
+}
 
 // NewConntrack opens a Conntrack in the calling thread's network namespace.
 func NewConntrack() (*Conntrack, error) {
@@ -31,7 +34,7 @@ func NewConntrack() (*Conntrack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
 	}
-	return &Conntrack{nl}, nil
+	return &Conntrack{nl: nl}, nil
 }
 
 // Close releases the socket and the namespace. Later calls fail with os.ErrClosed.
@@ -45,6 +48,9 @@ func (c *Conntrack) Close() error { return c.nl.close() }
 // ErrNotRedirected if the connection was made straight to the listener,
 // ErrNoConntrack if its record is gone.
 func (c *Conntrack) ClientTuple(conn *net.TCPConn) (Tuple, error) {
+	if tuple, ok, err := c.untranslated(conn); ok || err != nil {
+		return tuple, err
+	}
 	dst, err := OriginalDst(conn)
 	if err != nil {
 		return Tuple{}, err

@@ -12,8 +12,23 @@
 //   - refuse, in the filter table, whatever should have been redirected and was
 //     not (the guard), and whatever is made straight to the two listeners.
 //
+// Two options change how inbound connections are taken. Config.Transparent takes them
+// by TPROXY: nothing is translated, LocalAddr is the original destination and
+// RemoteAddr the client, whatever conntrack remembers. Connections from this host to
+// itself, which never pass PREROUTING, are redirected all the same. With a dead proxy
+// such connections time out, where redirected ones are refused. Config.PreserveSource
+// lets the proxy reach local applications under their client's address
+// (Conntrack.DialAs), though from another port, 16384 to 32767: conntrack would take a
+// connection from the client's own port for the client's. The answers come back by a
+// mark, a routing rule (fwmark 0x4d0003, priority 77) and a table of ours (19712); where
+// these are missing, the answers are dropped and do not leave the host. A client that
+// itself calls from those ports, as behind a NAT or a balancer that uses them, may find
+// one taken: its SYN then has no answer until the other connection ends. IPv6 link-local
+// clients are not preserved.
+//
 // Only new connections are touched: those that exist when the rules come or go
-// are left alone. With the proxy dead a redirected connection is refused, since
+// are left alone (but, with PreserveSource, those that only the host itself has spoken
+// on since, from a protected port to one of 16384 to 32767). With the proxy dead a redirected connection is refused, since
 // nobody listens. With Config.FailClosed false the rules hold only while
 // Rules.Watch refreshes them: they lapse by themselves a few seconds after the
 // proxy has died.

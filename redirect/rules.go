@@ -66,8 +66,12 @@ func (r *Rules) IPv6() bool { return len(r.families) > 1 }
 // Install loads sets and rules, whatever part of them is already there. On a host
 // that fails open the rules lapse after Lapse unless Watch runs.
 func (r *Rules) Install(ctx context.Context) error {
+	tables := []string{"nat", "filter"}
+	if r.cfg.mangled() {
+		tables = append(tables, "mangle")
+	}
 	for _, f := range r.families {
-		if err := f.probe(); err != nil {
+		if err := f.probe(tables); err != nil {
 			return err
 		}
 	}
@@ -85,10 +89,16 @@ func (r *Rules) Repair(ctx context.Context) error {
 	if err := r.applySets(ctx); err != nil {
 		return err
 	}
+	if err := r.applyRoutes(); err != nil {
+		return err
+	}
 	// All of nat before any of filter: the guard must not refuse what the other
 	// family's redirection does not catch yet.
-	for _, table := range []string{"nat", "filter"} {
+	for _, table := range []string{"nat", "mangle", "filter"} {
 		for _, f := range r.families {
+			if table == "mangle" && !r.cfg.mangled() && !f.uses(ctx, table) {
+				continue
+			}
 			if err := r.apply(ctx, f, table); err != nil {
 				return fmt.Errorf("load %s rules, table %s: %w", f.name, table, err)
 			}
@@ -123,14 +133,21 @@ func (r *Rules) Warnings() []string {
 }
 
 func (r *Rules) chains(f family, table string) []chain {
-	if table == "nat" {
+	switch table {
+	case "nat":
 		return r.cfg.natChains(f, r.own)
+	case "mangle":
+		return r.cfg.mangleChains(f, false)
 	}
 	return r.cfg.filterChains(f, r.own)
 }
 
 func (r *Rules) apply(ctx context.Context, f family, table string) error {
-	want := r.chains(f, table)
+	return r.load(ctx, f, table, r.chains(f, table))
+}
+
+// load brings a table to exactly the given chains of ours.
+func (r *Rules) load(ctx context.Context, f family, table string, want []chain) error {
 	if err := commitSaved(ctx, f, table, func(saved savedTable) string {
 		return installScript(table, saved, want)
 	}); err != nil {
@@ -189,8 +206,17 @@ func (r *Rules) Verify(ctx context.Context) (drift []string, err error) {
 	if drift, err = r.setDrift(ctx); err != nil {
 		return nil, err
 	}
+	routes, err := r.routeDrift()
+	if err != nil {
+		return nil, err
+	}
+	drift = append(drift, routes...)
+	tables := []string{"nat", "filter"}
+	if r.cfg.mangled() {
+		tables = append(tables, "mangle")
+	}
 	for _, f := range r.families {
-		for _, table := range []string{"nat", "filter"} {
+		for _, table := range tables {
 			saved, err := f.saved(ctx, table)
 			if err != nil {
 				return nil, fmt.Errorf("read %s rules: %w", f.name, err)
@@ -208,7 +234,7 @@ func (r *Rules) Verify(ctx context.Context) (drift []string, err error) {
 // Remove takes everything out in two phases. First go the guard and the jumps: new
 // connections pass as without a proxy, while those in flight live on, for which
 // the redirecting chains must stay (the kernel stops translating packets when its
-// last NAT rule goes). Then drain runs: it should return when the proxy's
+// last NAT rule goes), and those that bring answers back. Then drain runs: it should return when the proxy's
 // connections have ended or when their time is up. Then chains and sets go. A nil
 // drain waits for nothing. Its error is returned, but stops nothing.
 func (r *Rules) Remove(ctx context.Context, drain func(context.Context) error) error {
@@ -226,14 +252,22 @@ func (r *Rules) Remove(ctx context.Context, drain func(context.Context) error) e
 	defer cancel()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// Before the rules that keep the answers on this host.
+	if r.cfg.PreserveSource {
+		drainErr = errors.Join(drainErr, endClientLegs())
+	}
+	tables := []string{"filter", "nat"}
+	if r.cfg.mangled() {
+		tables = append(tables, "mangle")
+	}
 	for _, f := range r.families {
-		for _, table := range []string{"filter", "nat"} {
+		for _, table := range tables {
 			if err := removeChains(ctx, f, table); err != nil {
 				return errors.Join(drainErr, err)
 			}
 		}
 	}
-	return errors.Join(drainErr, destroySets(ctx, r.ipset))
+	return errors.Join(drainErr, removeRoutes(), destroySets(ctx, r.ipset))
 }
 
 // detach is the first phase of Remove.
@@ -251,6 +285,11 @@ func (r *Rules) detach(ctx context.Context) error {
 			return removeScript("nat", saved, false)
 		}); err != nil {
 			return fmt.Errorf("remove %s rules, table nat: %w", f.name, err)
+		}
+		if r.cfg.mangled() {
+			if err := r.load(ctx, f, "mangle", r.cfg.mangleChains(f, true)); err != nil {
+				return fmt.Errorf("remove %s rules, table mangle: %w", f.name, err)
+			}
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -313,24 +314,31 @@ func TestReapplyingUnderLoadLetsNothingPass(t *testing.T) {
 	})
 }
 
-// Connections that are open when the rules come live on.
+// Connections that are open when the rules come live on, whichever rules.
 func TestExistingConnectionsSurviveInstall(t *testing.T) {
 	backends(t, func(t *testing.T, b Backend) {
-		near, far := twoHosts(t)
-		far.serve("[::]:8080", "far app", nil)
-		near.serve("[::]:8080", "near app", nil)
-		r := near.rules(config(b))
-		for _, c := range []struct {
-			from netNS
-			to   string
-		}{{near, "10.77.1.1:8080"}, {near, "[fd77:1::1]:8080"}, {far, "10.77.1.2:8080"}, {far, "[fd77:1::2]:8080"}, {near, "127.0.0.1:8080"}} {
-			conn, err := c.from.dial(0, "", c.to)
-			check(t, err)
-			defer conn.Close()
-			greeting(t, conn)
-			defer echoes(t, conn)
+		all := transparentConfig(b)
+		all.PreserveSource = true
+		for _, cfg := range []Config{config(b), transparentConfig(b), all} {
+			near, far := twoHosts(t)
+			far.serve("[::]:8080", "far app", nil)
+			near.serve("[::]:8080", "near app", nil)
+			var open []*net.TCPConn
+			for _, c := range []struct {
+				from netNS
+				to   string
+			}{{near, "10.77.1.1:8080"}, {near, "[fd77:1::1]:8080"}, {far, "10.77.1.2:8080"}, {far, "[fd77:1::2]:8080"}, {near, "127.0.0.1:8080"}} {
+				conn, err := c.from.dial(0, "", c.to)
+				check(t, err)
+				defer conn.Close()
+				greeting(t, conn)
+				open = append(open, conn)
+			}
+			near.install(near.rules(cfg))
+			for _, conn := range open {
+				echoes(t, conn)
+			}
 		}
-		near.install(r)
 	})
 }
 
@@ -393,8 +401,9 @@ func TestRemoveKeepsConnectionsInFlightUntilDrained(t *testing.T) {
 
 func (n netNS) leftNothing() {
 	n.t.Helper()
-	out := n.sh(`for t in nat filter mangle; do for b in nft legacy; do iptables-$b-save -t $t; ip6tables-$b-save -t $t; done; done; ipset list -name`)
-	if strings.Contains(strings.ToLower(out), "symbolon") {
+	out := n.sh(`for t in nat filter mangle; do for b in nft legacy; do iptables-$b-save -t $t; ip6tables-$b-save -t $t; done; done; ipset list -name
+		ip rule; ip -6 rule; ip route show table all; ip -6 route show table all`)
+	if strings.Contains(strings.ToLower(out), "symbolon") || strings.Contains(out, "19712") {
 		n.t.Errorf("left behind:\n%s", out)
 	}
 }

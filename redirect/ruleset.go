@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -12,6 +13,11 @@ const (
 	chainOut    = "SYMBOLON_OUT"  // nat OUTPUT: to the outbound listener
 	chainGIn    = "SYMBOLON_GIN"  // filter INPUT: the guard
 	chainGOut   = "SYMBOLON_GOUT" // filter OUTPUT: the guard
+	// With Config.PreserveSource or Config.Transparent only.
+	chainPost  = "SYMBOLON_POST"  // nat POSTROUTING: no other program's translation
+	chainMPre  = "SYMBOLON_MPRE"  // mangle PREROUTING: to the inbound listener
+	chainMOut  = "SYMBOLON_MOUT"  // mangle OUTPUT: answers, to the proxy
+	chainMPost = "SYMBOLON_MPOST" // mangle POSTROUTING: answers, nowhere else
 
 	setPrefix = "symbolon_"
 	setIn     = "symbolon_in"    // bitmap:port, the protected local ports, both families
@@ -54,16 +60,23 @@ func (c Config) natChains(f family, own ownSockets) []chain {
 		syn+" "+ports+" -m addrtype --dst-type LOCAL -j RETURN",
 		syn+" -m set --match-set "+f.outSet+" dst"+live+fmt.Sprintf(" -j REDIRECT --to-ports %d", c.OutboundPort),
 	)
-	return []chain{
-		{chainPre, "PREROUTING", []string{
-			// What was made on this host has been through OUTPUT.
-			"-i lo -j RETURN",
-			// --syn: a connection from before the rules reaches conntrack as new, and a
-			// translation in its midst would reset it.
-			syn + " -m addrtype --dst-type LOCAL " + in + live + " " + toInbound,
-		}},
+	// --syn: a connection from before the rules reaches conntrack as new, and a
+	// translation in its midst would reset it.
+	inbound := syn + " -m addrtype --dst-type LOCAL " + in + live + " " + toInbound
+	if c.Transparent {
+		// Taken already. Another program's rule must not send it elsewhere.
+		inbound = fmt.Sprintf("-m mark --mark %#x -j ACCEPT", MarkInbound)
+	}
+	chains := []chain{
+		// What was made on this host has been through OUTPUT.
+		{chainPre, "PREROUTING", []string{"-i lo -j RETURN", inbound}},
 		{chainOut, "OUTPUT", out},
 	}
+	if c.PreserveSource {
+		// A rule that masquerades the client's network would undo it.
+		chains = append(chains, chain{chainPost, "POSTROUTING", []string{fmt.Sprintf("-o lo -m mark --mark %#x -j ACCEPT", markClient)}})
+	}
+	return chains
 }
 
 // filterChains are the guard: what the redirections should have caught and did not
@@ -88,14 +101,34 @@ func (c Config) filterChains(f family, own ownSockets) []chain {
 		fmt.Sprintf("-d %s -p tcp -m tcp --dport %d -j RETURN", f.loopback, c.OutboundPort),
 		syn+" -m set --match-set "+f.outSet+" dst"+live+reject,
 	)
-	return []chain{
-		{chainGIn, "INPUT", []string{
-			fmt.Sprintf("%s -m multiport --dports %d,%d -m conntrack ! --ctstate DNAT", syn, c.OutboundPort, c.InboundPort) + reject,
-			"-i lo -j RETURN",
-			syn + in + live + reject,
-		}},
-		{chainGOut, "OUTPUT", out},
+	return []chain{{chainGIn, "INPUT", c.guardIn(in+live, reject)}, {chainGOut, "OUTPUT", out}}
+}
+
+func (c Config) guardIn(protected, reject string) []string {
+	const (
+		syn    = "-p tcp -m tcp --syn"
+		middle = "-p tcp -m tcp ! --syn -m conntrack ! --ctstate RELATED,ESTABLISHED"
+	)
+	rules := []string{fmt.Sprintf("%s -m multiport --dports %d,%d -m conntrack ! --ctstate DNAT", syn, c.OutboundPort, c.InboundPort) + reject}
+	if c.PreserveSource {
+		// The proxy to its own listener: the client has opened a connection from the same
+		// port at the same moment, and conntrack took the one for the other.
+		rules = append(rules, fmt.Sprintf("-i lo -p tcp -m tcp --dport %d -m mark --mark %#x", c.InboundPort, markClient)+reject)
 	}
+	rules = append(rules, "-i lo -j RETURN")
+	if !c.Transparent {
+		return append(rules, syn+protected+reject)
+	}
+	return append(rules,
+		fmt.Sprintf("-m mark --mark %#x -j RETURN", MarkInbound), // TPROXY took it
+		syn+protected+reject,
+		// A SYN cookie is good for whoever listens on the port that it names. Given by our
+		// listener, it must not open a connection to the application's, once conntrack
+		// has forgotten the SYN. What is open already (from before the rules, if conntrack
+		// does not know it) has a socket by now, and the socket a cgroup.
+		middle+" -m cgroup --path \"/\" -j RETURN",
+		middle+protected+reject,
+	)
 }
 
 // whileAlive is the condition that ends by itself when the proxy has died, for
@@ -109,8 +142,11 @@ func (c Config) whileAlive(f family) string {
 
 // installScript brings a table from what is saved to exactly our chains and one
 // jump to each, first in its hook, in one transaction. ":CHAIN" with --noflush
-// empties that chain only.
+// empties that chain only. Chains of ours that another configuration has left go.
 func installScript(table string, saved savedTable, want []chain) string {
+	if len(want) == 0 {
+		return removeScript(table, saved, true)
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n", table)
 	for _, c := range want {
@@ -126,6 +162,14 @@ func installScript(table string, saved savedTable, want []chain) string {
 			b.WriteString(line + "\n")
 		}
 		fmt.Fprintf(&b, "-I %s 1 -j %s\n", c.hook, c.name)
+	}
+	for _, name := range saved.chains {
+		if isOurs(name) && !slices.ContainsFunc(want, func(c chain) bool { return c.name == name }) {
+			for _, line := range saved.deleteJumps(name) {
+				b.WriteString(line + "\n")
+			}
+			fmt.Fprintf(&b, "-F %[1]s\n-X %[1]s\n", name)
+		}
 	}
 	b.WriteString("COMMIT\n")
 	return b.String()

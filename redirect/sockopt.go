@@ -12,9 +12,8 @@ import (
 )
 
 // Socket marks (SO_MARK) of the proxy's own connections. The rules let everything
-// of the proxy's cgroup pass whose upper 16 bits are markBase; 0x4d0003 and 0x4d0010
-// are kept for source-address preservation and for UDP. Setting one needs
-// CAP_NET_ADMIN or CAP_NET_RAW.
+// of the proxy's cgroup pass whose upper 16 bits are markBase; 0x4d0010 is kept for
+// UDP. Setting one needs CAP_NET_ADMIN or CAP_NET_RAW.
 const (
 	// MarkTunnel is the leg to the other host's proxy. If the destination turns out
 	// to be this host, the rules lead it to the inbound listener.
@@ -24,6 +23,13 @@ const (
 	// MarkControl is the proxy's own business: the controller, a SPIRE server,
 	// exports of flows.
 	MarkControl = 0x4d0004
+	// MarkInbound is on what TPROXY took, and on the sockets that it was given to.
+	MarkInbound = 0x4d0005
+
+	// markClient is the leg to a local application that bears its client's address,
+	// markAnswer what the application sends back on it.
+	markClient = 0x4d0006
+	markAnswer = 0x4d0003
 
 	markBase = 0x4d0000
 	markMask = 0xffff0000

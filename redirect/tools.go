@@ -100,7 +100,7 @@ type family struct {
 	proto                  iptables.Protocol
 	inet                   string // ipset's word
 	command, save, restore string // paths
-	loopback               string
+	loopback, any          string // addresses
 	untranslatable         string // destinations that cannot become loopback, or empty
 	outSet, liveSet        string
 	tableNames             string // where the kernel lists the legacy tables in use
@@ -108,14 +108,14 @@ type family struct {
 
 func newFamily(is4 bool, backend Backend) (family, error) {
 	f := family{
-		name: "IPv4", proto: iptables.ProtocolIPv4, inet: "inet", loopback: "127.0.0.1/32",
+		name: "IPv4", proto: iptables.ProtocolIPv4, inet: "inet", loopback: "127.0.0.1/32", any: "0.0.0.0",
 		outSet: setOut4, liveSet: setLive4,
 		tableNames: "/proc/thread-self/net/ip_tables_names",
 	}
 	prefix := "iptables"
 	if !is4 {
 		f = family{
-			name: "IPv6", proto: iptables.ProtocolIPv6, inet: "inet6", loopback: "::1/128",
+			name: "IPv6", proto: iptables.ProtocolIPv6, inet: "inet6", loopback: "::1/128", any: "::",
 			untranslatable: "fe80::/10", outSet: setOut6, liveSet: setLive6,
 			tableNames: "/proc/thread-self/net/ip6_tables_names",
 		}
@@ -138,12 +138,12 @@ func newFamily(is4 bool, backend Backend) (family, error) {
 
 // probe asks whether the tables can be used at all, so that a machine without them
 // (no permission, no kernel support) is told so before anything is changed.
-func (f family) probe() error {
+func (f family) probe(tables []string) error {
 	ipt, err := iptables.New(iptables.IPFamily(f.proto), iptables.Path(f.command), iptables.Timeout(5))
 	if err != nil {
 		return fmt.Errorf("probe %s: %w", f.command, err)
 	}
-	for _, table := range []string{"nat", "filter"} {
+	for _, table := range tables {
 		if _, err := ipt.ListChains(table); err != nil {
 			return fmt.Errorf("%s table %s cannot be used (CAP_NET_ADMIN and kernel support are needed): %w", f.name, table, err)
 		}

@@ -45,6 +45,9 @@ func openKernel(cfg redirect.Config, owner string, in *handover.Inherited, log *
 	if err := k.openConnects(cfg, owner); err != nil {
 		return nil, err
 	}
+	if cfg.Transparent {
+		k.conntrack.Transparent(cfg.InboundAddr().Port())
+	}
 	for _, a := range cfg.OutboundAddrs() {
 		name := "outbound-6"
 		if a.Addr().Is4() {
@@ -58,6 +61,9 @@ func openKernel(cfg redirect.Config, owner string, in *handover.Inherited, log *
 	}
 	l, err := k.listen(in, log, "inbound", cfg.InboundAddr().String())
 	if err != nil {
+		return nil, fmt.Errorf("inbound listener: %w", err)
+	}
+	if err := cfg.PrepareInbound(l); err != nil {
 		return nil, fmt.Errorf("inbound listener: %w", err)
 	}
 	k.inbound = append(k.inbound, l)

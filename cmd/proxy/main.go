@@ -109,8 +109,8 @@ func cleanupCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove every trace of the proxy from the kernel",
-		Long: `Removes the iptables chains, jumps and ipsets of the proxy from this network
-namespace, whatever configuration made them. Stop the proxy first, or it will put
+		Long: `Removes the iptables chains, jumps, ipsets, routes and routing rules of the proxy from
+this network namespace, whatever configuration made them. Stop the proxy first, or it will put
 them back. Afterwards the host's connections pass unprotected.`,
 		Example: "  systemctl stop symbolon-proxy && symbolon-proxy cleanup",
 		Args:    arguments(cobra.NoArgs),

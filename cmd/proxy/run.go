@@ -145,7 +145,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups, Connects: kernel.connects,
 		Workloads: resolver, Credentials: d.manager, Records: records, Log: d.log,
 		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
-		Loops: d.loops,
+		Loops: d.loops, PreserveSource: d.cfg.Redirect.PreserveSource,
 	})
 	d.keeper = newKeeper(handover.ManagerStore(), d.log, d.snapshot)
 	d.manager.Subscribe(d.proxy.CredentialChanged)
