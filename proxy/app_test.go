@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,6 +40,10 @@ func newApp(t testing.TB) *app {
 	wg.Go(func() {
 		for {
 			c, err := l.AcceptTCP()
+			if errors.Is(err, syscall.EMFILE) { // a test has taken them all
+				time.Sleep(acceptPauseMin)
+				continue
+			}
 			if err != nil {
 				return
 			}

@@ -18,6 +18,7 @@ type Config struct {
 	Identity   IdentityConfig   `yaml:"identity"`
 	Redirect   RedirectConfig   `yaml:"redirect"`
 	Tunnel     TunnelConfig     `yaml:"tunnel"`
+	Limits     Limits           `yaml:"limits"`
 	// Admin is where metrics, health and debugging are served: a loopback address.
 	Admin string `yaml:"admin"`
 	// Socket is the same for local tools, on a Unix socket; its name also tells
@@ -97,6 +98,7 @@ func DefaultConfig() Config {
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
 		},
 		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own"},
+		Limits: DefaultLimits,
 		Admin:  "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
 		DrainTimeout: DefaultTimeouts.Drain, HandoverTimeout: 30 * time.Second, QuietTimeout: DefaultTimeouts.Quiet,
 	}
@@ -112,6 +114,12 @@ func Settings() []settings.Setting[Config] {
 		}
 	}
 	text := settings.Text[c]
+	number := func(field func(*c) *int) func(*c, string) error {
+		return func(x *c, v string) (err error) {
+			*field(x), err = strconv.Atoi(v)
+			return err
+		}
+	}
 	return []settings.Setting[c]{
 		{Key: "controller.address", Usage: "address:port of the controller", Set: text(func(x *c) *string { return &x.Controller.Address })},
 		{Key: "controller.join_token_file", Usage: "file with the join token, for the first start", Set: text(func(x *c) *string { return &x.Controller.JoinTokenFile })},
@@ -132,6 +140,11 @@ func Settings() []settings.Setting[Config] {
 			return err
 		}},
 		{Key: "tunnel.record_layer", Usage: "what encrypts the data: own, or stock for crypto/tls (default own)", Set: text(func(x *c) *string { return &x.Tunnel.RecordLayer })},
+		{Key: "limits.connections", Usage: "open connections in all (default 100000)", Set: number(func(x *c) *int { return &x.Limits.Connections })},
+		{Key: "limits.handshakes", Usage: "connections that wait for their authorization, each direction (default 8192)", Set: number(func(x *c) *int { return &x.Limits.Handshakes })},
+		{Key: "limits.handshakes_per_source", Usage: "those inbound from one address (default 2048)", Set: number(func(x *c) *int { return &x.Limits.HandshakesPerSource })},
+		{Key: "limits.handshakes_per_user", Usage: "those outbound of one user (default 4096)", Set: number(func(x *c) *int { return &x.Limits.HandshakesPerUser })},
+		{Key: "limits.workload_share", Usage: "per cent of limits.connections that one workload may have (default 80)", Set: number(func(x *c) *int { return &x.Limits.WorkloadShare })},
 		{Key: "admin", Usage: "loopback address:port of metrics and health (default 127.0.0.1:15020)", Set: text(func(x *c) *string { return &x.Admin })},
 		{Key: "socket", Usage: "Unix socket of the debug commands (default /run/symbolon/proxy.sock)", Set: text(func(x *c) *string { return &x.Socket })},
 		{Key: "flows", Usage: `file for flow records, "-" standard output, "" none (default -)`, Set: text(func(x *c) *string { return &x.Flows })},
@@ -193,6 +206,17 @@ func (c Config) Validate() error {
 	case "debug", "info", "warn", "error":
 	default:
 		bad("log_level", "%q is unknown; use debug, info, warn or error", c.LogLevel)
+	}
+	for key, n := range map[string]int{
+		limitConnections: c.Limits.Connections, limitHandshakes: c.Limits.Handshakes,
+		limitPerSource: c.Limits.HandshakesPerSource, limitPerUser: c.Limits.HandshakesPerUser,
+	} {
+		if n < 1 || n > 10_000_000 {
+			bad("limits."+key, "%d is out of range; use 1 to 10000000", n)
+		}
+	}
+	if c.Limits.WorkloadShare < 1 || c.Limits.WorkloadShare > 100 {
+		bad("limits."+limitShare, "%d is no share in per cent; use 1 to 99, or 100 for no limit", c.Limits.WorkloadShare)
 	}
 	if c.DrainTimeout < 0 {
 		bad("drain_timeout", "%v is negative", c.DrainTimeout)

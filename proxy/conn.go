@@ -28,13 +28,16 @@ type conn struct {
 	flowID   mtls.FlowID
 	allowed  bool
 	reported bool
-	release  func() // gives back the place among the unauthorized; once
+	release  func()    // gives back the place among the unauthorized; once
+	slot     *slot     // of the accepted connection
+	seats    [2]*party // that count it
 	// after is called at the end of a connection that has gone on by itself.
 	after func(error)
 }
 
 func (p *Proxy) newConn(c *net.TCPConn, reporter symbolonv1.Reporter) *conn {
 	x := &conn{p: p, accepted: c, started: p.now(), flowID: mtls.NewFlowID(), release: func() {}}
+	x.slot = &slot{p: p}
 	x.rec = &symbolonv1.FlowRecord{
 		Reporter: reporter, Host: p.host,
 		Source: &symbolonv1.FlowEndpoint{}, Destination: &symbolonv1.FlowEndpoint{},
@@ -189,6 +192,7 @@ func (x *conn) serve(ctx context.Context, f func(context.Context) error) {
 // is what serving returned.
 func (x *conn) end(err error) {
 	x.release()
+	defer x.slot.leave()
 	switch {
 	case x.accepted == nil: // closed by the relay
 	case err == nil:
@@ -205,6 +209,7 @@ func (x *conn) report(err error) {
 		return
 	}
 	x.reported = true
+	x.unseat()
 	rec := x.rec
 	rec.FlowId = x.flowID.String()
 	rec.Start, rec.End = timestamppb.New(x.started), timestamppb.New(x.p.now())

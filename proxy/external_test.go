@@ -234,6 +234,9 @@ func TestFlood(t *testing.T) {
 			t.Errorf("one more from the same source: %v, want a reset", err)
 		}
 	}
+	if r := w.records.next(); r.Reason != "overloaded" || !strings.Contains(r.Detail, "limits.handshakes_per_source") {
+		t.Errorf("one more from the same source: recorded %s (%s)", r.Reason, r.Detail)
+	}
 	c := w.callFrom(netip.MustParseAddr(otherB), w.app.addr)
 	_, _ = io.WriteString(c, "GET /")
 	_, _ = ended(t, c)

@@ -1,36 +1,31 @@
 package proxy
 
 import (
+	"fmt"
 	"net/netip"
 	"sync"
 )
 
-// What may wait for its authorization at once. Beyond, connections are reset: a
-// flood must not take descriptors and memory from those that were let in.
-const (
-	pendingTotal = 8192
-	// pendingPerSource is for an IPv4 address or an IPv6 /64; a balancer or a NAT is
-	// one source.
-	pendingPerSource = 2048
-	pendingPerUser   = 4096
-)
-
 // gate counts who is inside, in all and by key. Safe for concurrent use.
 type gate[K comparable] struct {
-	each, all int // the most that may be inside
+	name      string // of the limit for each key
+	each, all int    // the most that may be inside
 
 	mu     sync.Mutex
 	inside map[K]int
 	total  int
 }
 
-// enter lets one in; leave, to be called once or more, lets it out. Not ok: it is
-// full.
-func (g *gate[K]) enter(k K) (leave func(), ok bool) {
+// enter lets one in; leave, to be called once or more, lets it out. It is full if
+// full is not nil, which says why.
+func (g *gate[K]) enter(k K) (leave func(), full *overload) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.total >= g.all || g.inside[k] >= g.each {
-		return nil, false
+	if g.inside[k] >= g.each {
+		return nil, &overload{g.name, fmt.Sprintf("%v has %d that wait for their authorization", k, g.each)}
+	}
+	if g.total >= g.all {
+		return nil, &overload{limitHandshakes, fmt.Sprintf("%d wait for their authorization", g.all)}
 	}
 	if g.inside == nil {
 		g.inside = make(map[K]int)
@@ -45,7 +40,14 @@ func (g *gate[K]) enter(k K) (leave func(), ok bool) {
 		} else {
 			delete(g.inside, k)
 		}
-	}), true
+	}), nil
+}
+
+// size is how many are inside.
+func (g *gate[K]) size() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.total
 }
 
 // sourceOf is whom a client counts as.

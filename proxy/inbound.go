@@ -19,11 +19,10 @@ import (
 func (p *Proxy) inbound(ctx context.Context, c *net.TCPConn) {
 	x := p.newConn(c, symbolonv1.Reporter_REPORTER_SERVER)
 	remote, _ := c.RemoteAddr().(*net.TCPAddr) // the address is right, if not the port
-	leave, ok := p.strangers.enter(sourceOf(remote.AddrPort().Addr()))
-	if !ok {
-		// No record: whoever floods would write it.
-		p.metrics.overloaded.WithLabelValues("inbound").Inc()
-		_ = reset(c)
+	leave, full := p.strangers.enter(sourceOf(remote.AddrPort().Addr()))
+	if full != nil {
+		x.slot.leave()
+		p.refuse(c, symbolonv1.Reporter_REPORTER_SERVER, full)
 		return
 	}
 	x.release = leave
@@ -42,6 +41,9 @@ func (x *conn) serveInbound(ctx context.Context) error {
 		return x.refuseInbound(setup, refusal)
 	}
 	identified(x.rec.GetDestination(), me.principal())
+	if err := x.seat(me); err != nil {
+		return x.refuseInbound(setup, err)
+	}
 	c := x.p.policy.Load()
 	if c == nil {
 		return x.refuseInbound(setup, errNoPolicy)
@@ -170,6 +172,7 @@ func (in *incoming) over(err error) {
 	}
 	if !errors.Is(err, errRelaying) { // or its own over goes on
 		_ = in.tunnel.Close()
+		in.slot.leave()
 	}
 }
 
@@ -196,6 +199,7 @@ func (in *incoming) next() error {
 		return err
 	}
 	x := p.newConn(in.accepted, symbolonv1.Reporter_REPORTER_SERVER)
+	x.slot = in.slot
 	x.rec.Reused = true
 	x.addresses(in.tuple.Src, in.tuple.Dst)
 	identified(x.rec.GetSource(), &in.tunnel.Peer().Principal)
@@ -211,6 +215,9 @@ func (in *incoming) next() error {
 	if c == nil {
 		refusal = errNoPolicy
 	}
+	if refusal == nil {
+		refusal = x.seat(me)
+	}
 	if refusal != nil {
 		copy(x.flowID[:], open.GetFlowId())
 		in.tunnel.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(refusal), FlowId: x.flowID[:]})
@@ -220,6 +227,7 @@ func (in *incoming) next() error {
 	if me.current.Load() != in.endpoint || past(in.tunnel.Peer().NotAfter, p.now()) {
 		// Another workload listens now, or a certificate is another: only a new
 		// handshake can show that. The client makes one.
+		x.unseat()
 		return errTunnelOver
 	}
 	again := &incoming{conn: x, me: me, socket: socket, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}

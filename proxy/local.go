@@ -23,6 +23,9 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 		return err
 	}
 	identified(x.rec.GetDestination(), server.principal())
+	if err := x.seat(server); err != nil {
+		return err
+	}
 	until, err := x.decideLocal(c, me, server, tuple)
 	if err != nil {
 		return err

@@ -14,8 +14,11 @@ type metrics struct {
 	bytes       *prometheus.CounterVec
 	overloaded  *prometheus.CounterVec
 	owners      *prometheus.CounterVec
-	live        prometheus.GaugeFunc
-	generation  prometheus.GaugeFunc
+	// acceptErrors counts accept(2)'s failures.
+	acceptErrors prometheus.Counter
+	open, ready  prometheus.GaugeFunc
+	live         prometheus.GaugeFunc
+	generation   prometheus.GaugeFunc
 }
 
 func newMetrics(p *Proxy) *metrics {
@@ -27,12 +30,26 @@ func newMetrics(p *Proxy) *metrics {
 			Name: "symbolon_bytes_total", Help: "Application bytes of ended connections, by reporter and direction.",
 		}, []string{"reporter", "direction"}),
 		overloaded: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "symbolon_connections_overload_total", Help: "Connections reset unseen, because too many were waiting for their authorization.",
-		}, []string{"direction"}),
+			Name: "symbolon_connections_overload_total", Help: "Connections refused because a limit was hit, by limit.",
+		}, []string{"direction", "limit"}),
 		owners: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "symbolon_client_lookups_total",
 			Help: "How the client of an outbound connection was found: by the kernel's connect_record, or by sock_diag.",
 		}, []string{"by"}),
+		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "symbolon_accept_errors_total", Help: "Times that connections could not be accepted.",
+		}),
+		open: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "symbolon_connections_open", Help: "Accepted connections, those not yet authorized and tunnels that wait for another included.",
+		}, func() float64 { return float64(p.open.Load()) }),
+		ready: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "symbolon_ready", Help: "1 if the proxy is far enough from its limits, else 0.",
+		}, func() float64 {
+			if p.Ready() != nil {
+				return 0
+			}
+			return 1
+		}),
 		live: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "symbolon_connections_live", Help: "Connections open now.",
 		}, func() float64 { return float64(p.table.size()) }),
@@ -58,7 +75,7 @@ func (p *Proxy) Collect(ch chan<- prometheus.Metric) {
 
 func (p *Proxy) collectors() []prometheus.Collector {
 	m := p.metrics
-	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.live, m.generation}
+	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.acceptErrors, m.open, m.ready, m.live, m.generation}
 }
 
 func (p *Proxy) count(r *symbolonv1.FlowRecord) {

@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -37,9 +36,9 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	if err != nil {
 		return deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
 	}
-	leave, ok := x.p.callers.enter(owner.UID)
-	if !ok {
-		return deny(symbolonv1.Reason_REASON_OVERLOADED, fmt.Errorf("user %d has %d connections waiting for a decision", owner.UID, pendingPerUser))
+	leave, full := x.p.callers.enter(owner.UID)
+	if full != nil {
+		return x.p.overloaded("outbound", full)
 	}
 	x.release = leave
 	me, err := x.p.identifySocket(setup, owner)
@@ -47,6 +46,9 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return err
 	}
 	identified(x.rec.GetSource(), me.principal())
+	if err := x.seat(me); err != nil {
+		return err
+	}
 	c := x.p.policy.Load()
 	if c == nil {
 		return errNoPolicy

@@ -81,7 +81,10 @@ type Options struct {
 	Admin netip.AddrPort
 
 	Timeouts Timeouts
-	TLS      mtls.Options
+	Limits   Limits
+	// Descriptors is how many the process may have; 0: its RLIMIT_NOFILE.
+	Descriptors int
+	TLS         mtls.Options
 	// NoReuse gives every connection a tunnel of its own.
 	NoReuse bool
 	// Loops is how many event loops carry open connections; 0: one a processor. A busy
@@ -126,7 +129,14 @@ type Proxy struct {
 	// callers outbound ones, by user.
 	strangers gate[netip.Prefix]
 	callers   gate[uint32]
-	noReuse   bool
+	// What limits bound further: all connections, each workload's, descriptors.
+	limits      Limits
+	open        atomic.Int64
+	seats       seats
+	descriptors *descriptors
+	quotas      quotas
+	strain      strain
+	noReuse     bool
 	// preserveSource is Options.PreserveSource.
 	preserveSource bool
 	// accepting ends when the proxy begins to stop: nothing new is waited for.
@@ -149,6 +159,9 @@ func New(o Options) *Proxy {
 	if o.Timeouts == (Timeouts{}) {
 		o.Timeouts = DefaultTimeouts
 	}
+	if o.Limits == (Limits{}) {
+		o.Limits = DefaultLimits
+	}
 	o.TLS.Now = o.Now
 	if o.TLS.Verified == nil {
 		o.TLS.Verified = identity.NewVerifiedCache(verifiedChains)
@@ -164,8 +177,9 @@ func New(o Options) *Proxy {
 	if p.nLoops = o.Loops; p.nLoops <= 0 {
 		p.nLoops = runtime.GOMAXPROCS(0)
 	}
-	p.strangers.each, p.strangers.all = pendingPerSource, pendingTotal
-	p.callers.each, p.callers.all = pendingPerUser, pendingTotal
+	p.limits, p.descriptors = o.Limits, newDescriptors(o.Descriptors)
+	p.strangers.name, p.strangers.each, p.strangers.all = limitPerSource, p.limits.HandshakesPerSource, p.limits.Handshakes
+	p.callers.name, p.callers.each, p.callers.all = limitPerUser, p.limits.HandshakesPerUser, p.limits.Handshakes
 	p.accepting, p.stopAccepting = context.WithCancel(context.Background())
 	p.metrics = newMetrics(p)
 	return p
@@ -238,10 +252,14 @@ func (p *Proxy) Run(ctx context.Context) error {
 	defer stop()
 	var accepting sync.WaitGroup
 	failed := make(chan error, len(p.outboundListeners)+len(p.inboundListeners))
-	listen := func(ls []*net.TCPListener, serve func(context.Context, *net.TCPConn)) {
+	listen := func(ls []*net.TCPListener, reporter symbolonv1.Reporter, serve func(context.Context, *net.TCPConn)) {
 		for _, l := range ls {
 			accepting.Go(func() {
 				if err := p.accept(l, func(c *net.TCPConn) {
+					if full := p.admit(c); full != nil {
+						p.refuse(c, reporter, full)
+						return
+					}
 					p.conns.Go(func() { serve(serving, c) })
 				}); err != nil {
 					failed <- err
@@ -249,10 +267,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 			})
 		}
 	}
-	listen(p.outboundListeners, p.outbound)
-	listen(p.inboundListeners, p.inbound)
+	listen(p.outboundListeners, symbolonv1.Reporter_REPORTER_CLIENT, p.outbound)
+	listen(p.inboundListeners, symbolonv1.Reporter_REPORTER_SERVER, p.inbound)
 	var sweeping sync.WaitGroup
 	sweeping.Go(func() { p.sweep(serving) })
+	sweeping.Go(func() { p.watchStrain(serving) })
 
 	select {
 	case <-ctx.Done():
@@ -304,6 +323,8 @@ func (p *Proxy) accept(l *net.TCPListener, serve func(*net.TCPConn)) error {
 		case errors.Is(err, net.ErrClosed):
 			return nil
 		default:
+			p.metrics.acceptErrors.Inc()
+			p.strain.acceptFailed(err, p.now())
 			p.log.Warn("accept failed", zap.Stringer("listener", l.Addr()), zap.Error(err), zap.Duration("pause", pause))
 			time.Sleep(pause)
 			pause = min(2*pause, acceptPauseMax)

@@ -186,12 +186,17 @@ type credentials struct {
 	byUID map[string]*identity.Credential
 	keys  map[string]identity.Key
 	pins  atomic.Int64
+	// stall, if set, may make Get wait.
+	stall func(ctx context.Context, uid string)
 }
 
-func (c *credentials) Get(_ context.Context, w *identity.Workload) (*identity.Credential, error) {
+func (c *credentials) Get(ctx context.Context, w *identity.Workload) (*identity.Credential, error) {
+	uid := w.Attributes.Get("proc.uid")
+	if c.stall != nil {
+		c.stall(ctx, uid)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	uid := w.Attributes.Get("proc.uid")
 	if c.keys == nil {
 		c.keys = make(map[string]identity.Key)
 	}

@@ -144,7 +144,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound, KeepAlive: redirect.DefaultKeepAlive,
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups, Connects: kernel.connects,
 		Workloads: resolver, Credentials: d.manager, Records: records, Log: d.log,
-		Admin: admin, Timeouts: timeouts, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
+		Admin: admin, Timeouts: timeouts, Limits: d.cfg.Limits, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock"}, NoReuse: !d.cfg.Tunnel.Reuse,
 		Loops: d.loops, PreserveSource: d.cfg.Redirect.PreserveSource,
 	})
 	d.keeper = newKeeper(handover.ManagerStore(), d.log, d.snapshot)
@@ -313,15 +313,36 @@ func (d *daemonParts) notifyReady(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-	_ = d.keeper.store.Notify(daemon.SdNotifyReady)
+	_ = d.keeper.store.Notify(daemon.SdNotifyReady, "STATUS=Serving.")
 	d.log.Info("ready")
+	d.notifyStatus(ctx, tick.C)
+}
+
+// notifyStatus tells systemd in words when the proxy is near its limits, and when it
+// is not any more.
+func (d *daemonParts) notifyStatus(ctx context.Context, tick <-chan time.Time) {
+	strained := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+		switch err := d.ready(); {
+		case err != nil && !strained:
+			_ = d.keeper.store.Notify("STATUS=Not ready: " + oneLine(err))
+		case err == nil && strained:
+			_ = d.keeper.store.Notify("STATUS=Serving.")
+		}
+		strained = d.ready() != nil
+	}
 }
 
 func (d *daemonParts) ready() error {
 	if d.proxy.Generation() == 0 {
 		return errors.New("no policy has arrived from the controller yet")
 	}
-	return nil
+	return d.proxy.Ready()
 }
 
 // sinks are the flow file and the controller.
