@@ -51,12 +51,11 @@ type raceWorld struct {
 	program []byte // racer
 	dir     string
 	cgroups string
-	truth   map[uint16]who // by destination port
 
 	mu    sync.Mutex
+	truth map[uint16]who // by destination port
 	seen  map[string]*verdicts
 	odd   []string // what was wrong
-	conns sync.WaitGroup
 	// pending are accepted and not judged yet.
 	pending atomic.Int64
 }
@@ -116,23 +115,22 @@ func (w *raceWorld) mkdir(dir string) {
 }
 
 func (w *raceWorld) serve(l *net.TCPListener) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var conns sync.WaitGroup
+	conns.Go(func() {
 		for {
 			c, err := l.AcceptTCP()
 			if err != nil {
 				return
 			}
 			w.pending.Add(1)
-			w.conns.Go(func() {
+			conns.Go(func() {
 				defer c.Close() // a client that stays ends then
 				w.judge(c)
 				w.pending.Add(-1)
 			})
 		}
-	}()
-	w.Cleanup(func() { l.Close(); <-done; w.conns.Wait() })
+	})
+	w.Cleanup(func() { l.Close(); conns.Wait() })
 }
 
 // judge finds out who made a connection, and compares.
@@ -142,7 +140,9 @@ func (w *raceWorld) judge(c *net.TCPConn) {
 		w.count("?", verdicts{denied: 1}, "")
 		return
 	}
+	w.mu.Lock()
 	truth, ok := w.truth[tuple.Dst.Port()]
+	w.mu.Unlock()
 	if !ok {
 		w.count("?", verdicts{wrong: 1}, tuple.String())
 		return
@@ -184,7 +184,7 @@ func (w *raceWorld) count(kind string, v verdicts, odd string) {
 	x.partly += v.partly
 	x.denied += v.denied
 	x.wrong += v.wrong
-	if odd != "" && len(w.odd) < 10 {
+	if odd != "" && len(w.odd) < 3 {
 		w.odd = append(w.odd, odd)
 	}
 }
@@ -203,6 +203,8 @@ func (w *raceWorld) client(kind string, port uint16, uid uint32) who {
 	dir := filepath.Join(w.cgroups, kind+".service")
 	w.mkdir(dir)
 	x.cgroup = "/" + filepath.Base(w.cgroups) + "/" + kind + ".service"
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.truth[port] = x
 	return x
 }
@@ -252,8 +254,9 @@ func (w *raceWorld) run(count int) {
 	for i, kind := range racers {
 		clients = append(clients, w.client(kind, racerPort+uint16(i), racerUID+uint32(i)))
 	}
+	var strangers []who
 	for i := range 3 {
-		w.client(fmt.Sprintf("stranger%d", i), racerPort+50+uint16(i), strangerUID+uint32(i))
+		strangers = append(strangers, w.client(fmt.Sprintf("stranger%d", i), racerPort+50+uint16(i), strangerUID+uint32(i)))
 	}
 	// Every program but the strangers' is seen once.
 	for i, x := range clients {
@@ -267,7 +270,7 @@ func (w *raceWorld) run(count int) {
 	}
 	for i, kind := range []string{"exit", "reset", "write"} {
 		port := racerPort + 50 + uint16(i)
-		all.Go(func() { w.race(w.truth[port], kind, 50, port, "") })
+		all.Go(func() { w.race(strangers[i], kind, 50, port, "") })
 	}
 	all.Wait()
 	// Both listeners' queues are in order: when these have been served, all have. Of
