@@ -25,14 +25,14 @@ func (p *Proxy) outbound(ctx context.Context, c *net.TCPConn) {
 func (x *conn) serveOutbound(ctx context.Context) error {
 	setup, cancel := context.WithTimeout(ctx, x.p.timeouts.Setup)
 	defer cancel()
-	tuple, err := x.tuple()
-	if err != nil {
+	tuple, caller, err := x.p.client(x.accepted)
+	if tuple, err = x.addressed(tuple, err); err != nil {
 		return err
 	}
 	if tuple.Dst == x.p.admin {
 		return x.serveAdmin(setup, tuple)
 	}
-	owner, err := x.p.caller(x.accepted, tuple)
+	owner, err := x.p.caller(x.accepted, tuple, caller)
 	if err != nil {
 		return deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, err)
 	}
@@ -75,7 +75,11 @@ var errNoPolicy = deny(symbolonv1.Reason_REASON_NO_POLICY, errors.New("no policy
 // tuple asks the kernel who called whom. conn.RemoteAddr is not asked: its port may
 // have been rewritten.
 func (x *conn) tuple() (redirect.Tuple, error) {
-	tuple, err := x.p.conntrack.ClientTuple(x.accepted)
+	return x.addressed(x.p.conntrack.ClientTuple(x.accepted))
+}
+
+// addressed records who called whom, or why that is not known.
+func (x *conn) addressed(tuple redirect.Tuple, err error) (redirect.Tuple, error) {
 	switch {
 	case errors.Is(err, redirect.ErrNotRedirected):
 		if a, ok := x.accepted.RemoteAddr().(*net.TCPAddr); ok {

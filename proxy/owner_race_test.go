@@ -135,7 +135,7 @@ func (w *raceWorld) serve(l *net.TCPListener) {
 
 // judge finds out who made a connection, and compares.
 func (w *raceWorld) judge(c *net.TCPConn) {
-	tuple, err := w.p.conntrack.ClientTuple(c)
+	tuple, caller, err := w.p.client(c)
 	if err != nil {
 		w.count("?", verdicts{denied: 1}, "")
 		return
@@ -150,7 +150,7 @@ func (w *raceWorld) judge(c *net.TCPConn) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var workload *identity.Workload
-	s, err := w.p.caller(c, tuple)
+	s, err := w.p.caller(c, tuple, caller)
 	if err == nil {
 		workload, err = w.p.workloads.Resolve(ctx, s)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -146,20 +147,37 @@ func (p *Proxy) hold(parties ...*party) (release func()) {
 	}
 }
 
+// client tells who called whom on an outbound connection, and which process it was, if
+// the kernel recorded that.
+func (p *Proxy) client(c *net.TCPConn) (redirect.Tuple, *redirect.Caller, error) {
+	if p.connects == nil {
+		tuple, err := p.conntrack.ClientTuple(c)
+		return tuple, nil, err
+	}
+	r, err := p.connects.Caller(c)
+	if errors.Is(err, redirect.ErrNoCaller) {
+		tuple, err := p.conntrack.ClientTuple(c)
+		return tuple, nil, err
+	}
+	if err != nil {
+		return redirect.Tuple{}, nil, err
+	}
+	if r.Fits(c) {
+		return r.Tuple, &r, nil
+	}
+	tuple, err := p.conntrack.ClientTuple(c)
+	if err == nil && tuple != r.Tuple {
+		err = fmt.Errorf("the connection from %s has the connect record of one from %s", tuple, r.Tuple)
+	}
+	return tuple, &r, err
+}
+
 // caller is the socket of whoever made the connection that was accepted as c: by the
 // kernel's record of the connect call, or else by who has the socket now.
-func (p *Proxy) caller(c syscall.Conn, tuple redirect.Tuple) (identity.Socket, error) {
-	if p.connects != nil {
-		r, err := p.connects.Caller(c)
-		switch {
-		case err == nil && r.Tuple == tuple:
-			p.metrics.owners.WithLabelValues("connect_record").Inc()
-			return p.recorded(r)
-		case err == nil:
-			return identity.Socket{}, fmt.Errorf("the connect record of the connection from %s is of one from %s", tuple, r.Tuple)
-		case !errors.Is(err, redirect.ErrNoCaller):
-			return identity.Socket{}, err
-		}
+func (p *Proxy) caller(c syscall.Conn, tuple redirect.Tuple, r *redirect.Caller) (identity.Socket, error) {
+	if r != nil {
+		p.metrics.owners.WithLabelValues("connect_record").Inc()
+		return p.recorded(r)
 	}
 	p.metrics.owners.WithLabelValues("sock_diag").Inc()
 	owner, err := p.diag.Owner(tuple.Src, tuple.Dst)
@@ -175,7 +193,7 @@ func (p *Proxy) caller(c syscall.Conn, tuple redirect.Tuple) (identity.Socket, e
 }
 
 // recorded is the socket of a caller on record.
-func (p *Proxy) recorded(r redirect.Caller) (identity.Socket, error) {
+func (p *Proxy) recorded(r *redirect.Caller) (identity.Socket, error) {
 	s, err := p.socket(r.Socket)
 	if err != nil {
 		return s, err

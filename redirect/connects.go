@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -146,10 +147,22 @@ func (c *Connects) Close() error {
 	return errors.Join(errs...)
 }
 
-// Caller tells who made the connection that a listener of ours accepted. Compare its
-// Tuple with what Conntrack.ClientTuple says: two handshakes that drew one sequence
-// number could be confused otherwise. ErrNoCaller if there is no record, which says
-// nothing about the connection.
+// Fits tells whether the record is beyond doubt that of an accepted connection, which
+// was redirected. If not, the client's port was rewritten, or the connection was made
+// straight to the listener, or two handshakes at a time drew one sequence number:
+// Conntrack.ClientTuple says which, and must give the record's Tuple.
+func (c *Caller) Fits(conn *net.TCPConn) bool {
+	remote, err := addrPort(conn.RemoteAddr())
+	if err != nil || remote != c.Src {
+		return false
+	}
+	local, err := addrPort(conn.LocalAddr())
+	return err == nil && local != c.Dst
+}
+
+// Caller tells who made the connection that a listener of ours accepted, if the
+// record Fits. ErrNoCaller if there is no record, which says nothing about the
+// connection.
 func (c *Connects) Caller(conn syscall.Conn) (Caller, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -30,7 +30,8 @@ func (n netNS) connects(port uint16) *Connects {
 
 type callerSeen struct {
 	Caller
-	err error
+	fits bool
+	err  error
 }
 
 // callers listens on addr and tells who connects.
@@ -39,7 +40,7 @@ func (n netNS) callers(addr string, c *Connects) <-chan callerSeen {
 	seen := make(chan callerSeen, 100)
 	n.serve(addr, "", func(conn *net.TCPConn) {
 		caller, err := c.Caller(conn)
-		seen <- callerSeen{caller, err}
+		seen <- callerSeen{caller, caller.Fits(conn), err}
 	})
 	return seen
 }
@@ -87,6 +88,9 @@ func TestCaller(t *testing.T) {
 		}
 		if got.PID != os.Getpid() || got.Exe != exe || got.CgroupID != owner.CgroupID || fmt.Sprint(got.Start/1e7) != start {
 			t.Errorf("%s: %+v; want process %d, started %s, of %+v in cgroup %d", to, got.Caller, os.Getpid(), start, exe, owner.CgroupID)
+		}
+		if got.fits {
+			t.Errorf("%s: the record fits, but the connection was not redirected", to)
 		}
 		c.Close()
 	}
@@ -150,7 +154,7 @@ func TestNoCaller(t *testing.T) {
 		close(accept)
 		r := <-opened
 		caller, err := r.Caller(c)
-		early <- callerSeen{caller, err}
+		early <- callerSeen{Caller: caller, err: err}
 	})
 	c, err := n.dial(0, "", "127.0.0.1:8080")
 	check(t, err)
@@ -468,7 +472,7 @@ func TestCallerThatIsGone(t *testing.T) {
 			}
 			<-exited
 			caller, err := records.Caller(c)
-			conns <- callerSeen{caller, err}
+			conns <- callerSeen{Caller: caller, err: err}
 		})
 		cmd := exec.Command(program, dst)
 		cmd.Env = []string{"REDIRECT_TEST_HELPER=connect"}
@@ -517,6 +521,42 @@ func BenchmarkCaller(b *testing.B) {
 	for b.Loop() {
 		if _, err := c.Caller(l.(*net.TCPListener)); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A record is right where the port that the listener sees is not, and says itself
+// that it must be compared.
+func TestCallerWithARewrittenPort(t *testing.T) {
+	near, _ := twoHosts(t)
+	near.install(near.rules(config(BackendDefault)))
+	records, ct := near.connects(DefaultOutboundPort), near.conntrack()
+	type seen struct {
+		caller    Caller
+		tuple     Tuple
+		fits      bool
+		err, ctrr error
+	}
+	results := make(chan seen, 1)
+	near.serve("127.0.0.1:15001", "", func(c *net.TCPConn) {
+		var s seen
+		s.caller, s.err = records.Caller(c)
+		s.tuple, s.ctrr = ct.ClientTuple(c)
+		s.fits = s.caller.Fits(c)
+		results <- s
+	})
+	const src = "10.77.1.2:40001"
+	for i, dst := range []string{"10.77.1.1:8080", "10.77.1.3:8080", "10.77.1.4:8080"} {
+		c, err := near.dial(0, src, dst)
+		check(t, err)
+		defer c.Close()
+		got := <-results
+		want := Tuple{netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)}
+		if got.err != nil || got.ctrr != nil || got.caller.Tuple != want || got.tuple != want || got.caller.PID != os.Getpid() {
+			t.Errorf("%s: %+v", dst, got)
+		}
+		if got.fits != (i == 0) {
+			t.Errorf("%s: fits: %v", dst, got.fits)
 		}
 	}
 }

@@ -53,14 +53,14 @@
 // IPv6 link-local addresses are refused for protected ports in any case, or they
 // would be a way around.
 //
-// An accepted connection is asked three questions:
+// An accepted connection is asked:
 //
-//	tuple, err := conntrack.ClientTuple(conn) // who called, whom did it call
-//	caller, err := connects.Caller(conn)      // the process that called connect
+//	caller, err := connects.Caller(conn)       // who called connect, from where and to whom
 //	path, err := cgroups.Path(caller.CgroupID) // the cgroup's path
 //
-// Without a record (ErrNoCaller) the second one is
+// Without a record (ErrNoCaller), or with one that does not fit, it is asked
 //
+//	tuple, err := conntrack.ClientTuple(conn)      // who called, whom did it call
 //	owner, err := diag.Owner(tuple.Src, tuple.Dst) // its socket: uid, inode, cgroup
 //	err = StillOpen(conn)                          // the answer was about this connection
 //
