@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/mtls/record"
 )
 
 // A tunnel whose data phase is framed can be reused: when both directions have
@@ -145,6 +146,9 @@ func (c *Conn) NextOpen(ctx context.Context) (*symbolonv1.Open, error) {
 // not even an end: a byte now could only be a protocol error, an end means that the
 // peer does not wait any more.
 func (c *Conn) Idle() bool {
+	if r, ok := c.in.(*record.Reader); ok && r.Buffered() > 0 {
+		return false
+	}
 	raw, err := c.wire.SyscallConn()
 	if err != nil {
 		return false

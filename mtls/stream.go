@@ -52,6 +52,7 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 	stream = &Stream{r: r, w: w, frames: c.frames}
 	stream.plain, sealed = r.Detach()
 	if fd, err = DetachTCP(c.wire.TCPConn); err != nil {
+		stream.Release()
 		return -1, nil, nil, err
 	}
 	c.wire, c.tls = detached, nil
@@ -62,13 +63,16 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 // was read and not opened. c owns fd from here on, and is of no use after an error.
 func (c *Conn) Attach(fd int, s *Stream, sealed []byte) error {
 	tcp, err := AttachTCP(fd)
-	if err != nil {
-		return err
+	if err == nil {
+		c.wire = &wire{TCPConn: tcp}
+		s.r.Attach(tcp, s.plain, sealed)
+		if err = s.w.Attach(tcp); err != nil {
+			_ = tcp.Close()
+		}
 	}
-	c.wire = &wire{TCPConn: tcp}
-	s.r.Attach(tcp, s.plain, sealed)
-	if err = s.w.Attach(tcp); err != nil {
-		_ = tcp.Close()
+	if err != nil {
+		c.kept = false // whoever asks: there is no next connection on it
+		s.Release()
 	}
 	return err
 }
@@ -120,6 +124,9 @@ func AttachTCP(fd int) (*net.TCPConn, error) {
 // behind data; what is left of in belongs to whatever follows on the tunnel.
 // Other errors as Read's.
 func (s *Stream) Open(in []byte, data [][]byte) (n int, _ [][]byte, err error) {
+	if s.frames != nil && s.frames.readEnd {
+		return 0, data, io.EOF // what stands behind is no frame
+	}
 	for len(data) < cap(data) {
 		if len(s.plain) == 0 {
 			b, size, err := s.r.Open(in[n:])

@@ -240,6 +240,9 @@ func (r *Reader) finish(err error) error {
 	return err
 }
 
+// Buffered is how many bytes have been read and not handed out, opened or not.
+func (r *Reader) Buffered() int { return len(r.plain) + r.end - r.start }
+
 // Release forgets keys and buffer. Nobody may be reading.
 func (r *Reader) Release() {
 	if r.err == nil {
