@@ -106,7 +106,7 @@ func newLoop() (*Loop, error) {
 func (l *Loop) add(r *Relay) {
 	l.relays.Add(1)
 	l.mu.Lock()
-	if l.closed {
+	if l.closed || r.cut.Load() { // cut before, it must not carry a byte
 		l.mu.Unlock()
 		l.relays.Add(-1)
 		r.close(ErrCut)
@@ -118,6 +118,11 @@ func (l *Loop) add(r *Relay) {
 	// Both under the lock, without which the loop handles no event: the first comes at
 	// once, and might end r before its second descriptor is in.
 	err := errors.Join(l.watch(&r.near), l.watch(&r.far))
+	if r.near.readable || r.far.readable {
+		// What was read already has no event, if the socket is full as well.
+		l.posted = append(l.posted, r)
+		l.ring()
+	}
 	l.mu.Unlock()
 	if err != nil || r.cut.Load() {
 		r.Cut()
@@ -192,7 +197,7 @@ func (l *Loop) run() {
 		for i, d := range turn {
 			turn[i] = nil
 			if d.queued = false; !d.relay.over {
-				l.pump(d)
+				l.turn(d)
 			}
 		}
 		l.spare = turn[:0]
@@ -233,6 +238,11 @@ func (l *Loop) woken() bool {
 		if !r.over && r.cut.Load() {
 			l.finish(r, ErrCut)
 		}
+		for _, e := range []*end{&r.near, &r.far} {
+			if e.readable && !r.over {
+				l.turn(e.reads)
+			}
+		}
 	}
 	return !closed
 }
@@ -243,8 +253,11 @@ func (l *Loop) happened(e *end, events uint32) {
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLPRI) != 0 {
 		e.greedy = true
 	}
+	if events&unix.EPOLLERR != 0 {
+		e.failed = true
+	}
 	if events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 && !e.writes.flushed() {
-		l.pump(e.writes)
+		l.turn(e.writes)
 	}
 	if r.over {
 		return
@@ -253,12 +266,17 @@ func (l *Loop) happened(e *end, events uint32) {
 		e.readable = true
 	}
 	if e.readable {
-		l.pump(e.reads)
+		l.turn(e.reads)
 	}
-	// Nobody reads what has ended: the error has to be asked for.
-	if !r.over && events&unix.EPOLLERR != 0 && e.reads.eof {
-		if err := socketError(e.fd); err != nil {
-			l.finish(r, err)
+}
+
+// turn lets d carry what it may. Nobody reads what has ended, nor while dst takes
+// nothing: an error of src has to be asked for then, or a reset would not get through.
+func (l *Loop) turn(d *direction) {
+	l.pump(d)
+	if d.src.failed && !d.relay.over && (d.eof || !d.flushed()) {
+		if err := socketError(d.src.fd); err != nil {
+			l.finish(d.relay, err)
 		}
 	}
 }

@@ -9,7 +9,7 @@ import (
 
 // pump carries d's bytes until src has none, dst takes none, or it has had its turn.
 func (l *Loop) pump(d *direction) {
-	left := budget
+	d.spent = 0
 	for !d.relay.over {
 		switch {
 		case !l.flush(d):
@@ -22,7 +22,7 @@ func (l *Loop) pump(d *direction) {
 			continue
 		case !d.src.readable:
 			return
-		case left <= 0:
+		case d.spent >= budget:
 			l.later(d)
 			return
 		}
@@ -42,7 +42,6 @@ func (l *Loop) pump(d *direction) {
 		}
 		if n > 0 {
 			l.moved(d, n)
-			left -= n
 		}
 	}
 }
@@ -104,6 +103,7 @@ func (d *direction) read(n int, err error, asked int) (int, error) {
 		// stands behind an urgent byte.
 		d.src.readable = d.src.greedy
 	}
+	d.spent += n
 	d.much = n >= min(asked, smallRead)
 	return n, nil
 }
@@ -151,10 +151,13 @@ func (l *Loop) open(d *direction) (int, error) {
 	src := d.src
 	have := copy(l.in, src.carry.data)
 	src.carry.drop()
-	asked := d.size()
-	got, err := read(src.fd, l.in[have:have+asked])
-	if got, err = d.read(got, err, asked); err != nil {
-		return 0, err
+	got := 0
+	// What was read before the relay began may leave little room, or none.
+	if asked := min(d.size(), len(l.in)-have); asked > 0 {
+		n, err := read(src.fd, l.in[have:have+asked])
+		if got, err = d.read(n, err, asked); err != nil {
+			return 0, err
+		}
 	}
 	fin := d.eof // TCP's, which is not the data phase's
 	d.eof = false
@@ -241,7 +244,7 @@ func (l *Loop) end(d *direction) {
 	d.ended = true
 	if d.dst.stream == nil {
 		if err := unix.Shutdown(d.dst.fd, unix.SHUT_WR); err != nil {
-			l.finish(d.relay, err)
+			l.finish(d.relay, gone(d.dst.fd, err))
 		}
 		return
 	}

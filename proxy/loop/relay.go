@@ -69,6 +69,7 @@ type end struct {
 	keep     bool
 	readable bool // there may be something to read
 	greedy   bool // read until there is nothing: a short read does not say so
+	failed   bool // there is an error to ask for
 }
 
 // direction is one of the two.
@@ -81,6 +82,7 @@ type direction struct {
 	pipe     *pipe // the same, within the kernel
 	much     bool  // flows: a large read pays
 	bulk     bool  // so much that splice(2) does
+	spent    int   // bytes read in this turn, with what is around an application's
 	eof      bool  // src has ended it
 	ended    bool  // dst was told
 	queued   bool  // its turn comes
@@ -106,7 +108,7 @@ func New(near, far Side, done func(err error, kept *Kept)) *Relay {
 func (e *end) use(r *Relay, s Side, reads, writes *direction) {
 	*e = end{fd: s.FD, relay: r, stream: s.Stream, alerts: s.Alerts, keep: s.Keep, reads: reads, writes: writes}
 	if e.alerts != nil {
-		e.alerts.fd = s.FD
+		e.alerts.end = e
 	}
 	if e.stream != nil {
 		e.carry.add(s.Sealed)
@@ -117,14 +119,18 @@ func (e *end) use(r *Relay, s Side, reads, writes *direction) {
 }
 
 // Alerts writes to a Side's socket what that takes at once, as long as the relay
-// lasts. It is for mtls.Conn.Detach, which is called before the descriptor is known.
-type Alerts struct{ fd int }
+// lasts, and not into the middle of a record. It is for mtls.Conn.Detach, which is
+// called before the descriptor is known.
+type Alerts struct{ end *end }
 
 func (a *Alerts) Write(b []byte) (int, error) {
-	if a.fd <= 0 {
+	if a.end == nil {
 		return 0, net.ErrClosed
 	}
-	return write(a.fd, b)
+	if !a.end.writes.flushed() {
+		return 0, errAgain
+	}
+	return write(a.end.fd, b)
 }
 
 // Cut resets both sides.
@@ -152,6 +158,17 @@ func socketError(fd int) error {
 	return err
 }
 
+// gone is why a connected socket says that it is not: the other side has reset it.
+func gone(fd int, err error) error {
+	if !errors.Is(err, unix.ENOTCONN) {
+		return err
+	}
+	if said := socketError(fd); said != nil {
+		return said
+	}
+	return unix.ECONNRESET
+}
+
 // close ends a relay: with err by resets.
 func (r *Relay) close(err error) {
 	r.over = true
@@ -165,7 +182,7 @@ func (r *Relay) close(err error) {
 	var kept *Kept
 	for _, e := range []*end{&r.near, &r.far} {
 		if e.alerts != nil {
-			e.alerts.fd = 0
+			e.alerts.end = nil
 		}
 		if err == nil && e.keep {
 			kept = &Kept{FD: e.fd, Stream: e.stream, Sealed: append([]byte(nil), e.carry.data...)}

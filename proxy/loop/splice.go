@@ -49,6 +49,7 @@ func (l *Loop) splice(d *direction, p *pipe) (int, error) {
 	n, err := splice(d.src.fd, p.w, pipeSize)
 	if n > 0 {
 		p.held, d.pipe = n, p
+		d.spent += n
 		d.bulk = n >= smallRead
 		return n, nil
 	}
@@ -58,12 +59,19 @@ func (l *Loop) splice(d *direction, p *pipe) (int, error) {
 	}
 	// Nothing there, the end, or urgent data, which splice(2) does not move and waits
 	// behind. A read knows.
-	if _, err := peek(d.src.fd); err == errAgain { //nolint:errorlint // one value, made for this
+	return 0, d.stuck()
+}
+
+// stuck looks why splice(2) has moved nothing. Errors: the socket's, which are told
+// once: a read behind one would take a reset for an end.
+func (d *direction) stuck() error {
+	_, err := peek(d.src.fd)
+	if err == errAgain { //nolint:errorlint // one value, made for this
 		d.src.readable = false
-	} else {
-		d.bulk = false
+		return nil
 	}
-	return 0, nil
+	d.bulk = false
+	return err
 }
 
 // drain empties d's pipe. False: dst does not take all of it now, or the relay is
