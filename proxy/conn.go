@@ -145,6 +145,8 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 		return errRelaying
 	case errors.Is(err, errCopy), errors.Is(err, mtls.ErrNotDetachable):
 		err = r.copy().finish()
+	default:
+		r.abort() // whatever is left of either side
 	}
 	return over(err)
 }

@@ -44,6 +44,7 @@ func (r *relay) speakEarly() error {
 		r.copy().start()
 		return nil
 	}
+	inlineUrgent(r.near) // or a read would pass over it
 	raw, err := r.near.SyscallConn()
 	if err != nil {
 		return err
@@ -141,6 +142,9 @@ func (r *relay) detach(done func(error, *loop.Kept)) error {
 	near, err := mtls.DetachTCP(r.near)
 	if err != nil {
 		_ = unix.Close(far.FD)
+		if far.Stream != nil {
+			far.Stream.Release()
+		}
 		return err
 	}
 	r.near, r.plain = nil, nil // closed, and of some size
