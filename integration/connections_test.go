@@ -108,14 +108,35 @@ func TestTCPMeaning(t *testing.T) {
 			})
 		})
 	}
-	t.Run("unreachable", func(t *testing.T) {
-		w.Router.Route("10.77.0.0/24", "10.9.0.2") // a host that does not forward, nor answer
-		w.expect("no such host", w.try(w.Client, "echo", "10.9.0.77:80", "hello"), "reset")
-		l := w.recorded(w.client, "record", func(l *flow.Line) bool { return l.Destination.Address == "10.9.0.77:80" })
-		if l.Outcome != "error" || (l.Reason != "unreachable" && l.Reason != "timed-out") {
+	w.unreachable(t)
+}
+
+// unreachable: what the network says of a destination is in the record, and the client
+// does not wait in vain.
+func (w *world) unreachable(t *testing.T) {
+	w.Router.IPTables(0, "-I", "FORWARD", "-p", "tcp", "--dport", "7098", "-j", "DROP")
+	w.Router.IPTables(4, "-I", "FORWARD", "-p", "tcp", "--dport", "7097", "-j", "REJECT", "--reject-with", "icmp-host-unreachable")
+	w.Router.IPTables(6, "-I", "FORWARD", "-p", "tcp", "--dport", "7097", "-j", "REJECT", "--reject-with", "icmp6-addr-unreachable")
+	said := make(chan string, 2)
+	for _, addr := range []string{"10.2.0.2", "[fd00:2::2]"} {
+		go func() { said <- w.try(w.Client, "echo", addr+":7098", "hello") }() // takes until connecting is given up
+	}
+	w.families(t, func(t *testing.T, addr string) {
+		w.expect("unreachable", w.try(w.Client, "echo", addr+":7097", "hello"), "reset")
+		l := w.recorded(w.client, "record", func(l *flow.Line) bool { return l.Destination.Address == addr+":7097" })
+		if l.Outcome != "error" || l.Reason != "unreachable" {
 			t.Errorf("record: %+v", l)
 		}
 	})
+	for range 2 {
+		w.expect("no answer at all", <-said, "reset")
+	}
+	for _, addr := range []string{"10.2.0.2", "[fd00:2::2]"} {
+		l := w.recorded(w.client, "record", func(l *flow.Line) bool { return l.Destination.Address == addr+":7098" })
+		if l.Outcome != "error" || l.Reason != "timed-out" {
+			t.Errorf("record: %+v", l)
+		}
+	}
 }
 
 // tcpMeaning is what applications see of each other through two proxies.
@@ -128,26 +149,26 @@ func tcpMeaning(w *world, addr, protection string) {
 		w.t.Errorf("protection: %+v", l)
 	}
 	w.expect("RST by the server", w.try(w.Client, "line", addr+":7003"), "reset")
-	w.expect("half-close by the server, FIN by the client", w.try(w.Client, "watch", addr+":7004", "close"), "half")
-	w.waitLog(w.echoDaemon, `watch: "still writing\n" eof`)
-	w.expect("half-close by the server, RST by the client", w.try(w.Client, "watch", addr+":7004", "reset"), "half")
-	w.waitLog(w.echoDaemon, `watch: "still writing\n" reset`)
+	w.logs(`watch: "still writing\n" eof`, func() {
+		w.expect("half-close by the server, FIN by the client", w.try(w.Client, "watch", addr+":7004", "close"), "half")
+	})
+	w.logs(`watch: "still writing\n" reset`, func() {
+		w.expect("half-close by the server, RST by the client", w.try(w.Client, "watch", addr+":7004", "reset"), "half")
+	})
 	w.expect("refused", w.try(w.Client, "echo", addr+":7999", "hello"), "reset")
 	if l := w.recorded(w.client, "refused", func(l *flow.Line) bool { return l.Destination.Address == addr+":7999" }); l.Reason != "refused" || l.Outcome != "error" {
 		w.t.Errorf("record of a refused connection: %+v", l)
 	}
+	w.expect("urgent data keeps its place", w.try(w.Client, "urgent", addr+":7001"), "AB!CD")
 	w.expect("a megabyte", w.try(w.Client, "many", addr+":7005", "1", "1000000"), "1 ok")
 }
 
-func (w *world) waitLog(d interface{ Log() string }, text string) {
+// logs runs do, after which the server must say text once more.
+func (w *world) logs(text string, do func()) {
 	w.t.Helper()
-	for range 500 {
-		if strings.Contains(d.Log(), text) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	w.t.Errorf("the server never said %q:\n%s", text, d.Log())
+	before := strings.Count(w.echoDaemon.Log(), text)
+	do()
+	w.eventually("the server says "+text, func() bool { return strings.Count(w.echoDaemon.Log(), text) > before })
 }
 
 func TestThousandConnections(t *testing.T) {

@@ -69,6 +69,7 @@ object: {app: echo}
 			})
 		}
 	})
+	t.Run("one client port for three connections", w.samePort)
 	t.Run("the application starts again", func(t *testing.T) {
 		// Its port is also the local port of what the proxy holds open for it.
 		said := make(chan string, 1)

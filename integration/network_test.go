@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -40,6 +41,27 @@ func TestThroughNAT(t *testing.T) {
 				t.Errorf("the identity did not survive: %s and %s", c.Source.SPIFFEID, s.Source.SPIFFEID)
 			}
 		})
+	}
+	t.Run("one client port for three connections", w.samePort)
+}
+
+// Three connections from one client address and port, as a NAT in the way may make
+// them: each gets to its own port, is its own client's, and harms no other.
+func (w *world) samePort(t *testing.T) {
+	t.Helper()
+	for _, to := range []struct{ dials, source string }{{"10.2.0.2", "10.2.0.1"}, {"[fd00:2::2]", "[fd00:2::1]"}} {
+		fam := map[bool]int{true: 4, false: 6}[!strings.Contains(to.dials, "[")]
+		rule := []string{"POSTROUTING", "-p", "tcp", "-m", "multiport", "--dports", "7011,7012,7013", "-j", "SNAT", "--to-source", to.source + ":40001-40001"}
+		w.Router.IPTables(fam, append([]string{"-t", "nat", "-I"}, rule...)...)
+		w.expect("three at once", w.try(w.Client, "three", to.dials), "012012")
+		for port := portMany; port < portMany+3; port++ {
+			dst := fmt.Sprintf("%s:%d", to.dials, port)
+			l := w.recorded(w.server, dst, func(l *flow.Line) bool { return l.Destination.Address == dst && l.Outcome == "allow" })
+			if l.Source.Address != to.source+":40001" || l.Source.Workload != "client" || l.Destination.Workload != "echo" || l.BytesSent != 4 {
+				t.Errorf("record: %+v", l)
+			}
+		}
+		w.Router.IPTables(fam, append([]string{"-t", "nat", "-D"}, rule...)...)
 	}
 }
 

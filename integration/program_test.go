@@ -27,6 +27,7 @@ const (
 	portWatch = 7004 // sends a line, ends its direction, and prints how the client ends
 	portSink  = 7005 // reads all, then answers with its SHA-256
 	portWho   = 7006 // says whom it sees
+	portMany  = 7011 // and the two after it: as portGreet
 	portDead  = 7999 // nobody listens
 )
 
@@ -110,6 +111,79 @@ var clients = map[string]func(args []string) (string, error){
 		defer c.Close()
 		b, err := io.ReadAll(c)
 		return fmt.Sprintf("%s %s", c.LocalAddr(), b), err
+	},
+	// urgent ADDR: as echo, with a byte of urgent data in the middle.
+	"urgent": func(a []string) (string, error) {
+		c, err := dial(a[0])
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "AB"); err != nil {
+			return "", err
+		}
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return "", err
+		}
+		var sent error
+		if err := raw.Write(func(fd uintptr) bool { sent = syscall.Sendto(int(fd), []byte("!"), syscall.MSG_OOB, nil); return true }); err != nil || sent != nil {
+			return "", errors.Join(err, sent)
+		}
+		if _, err := io.WriteString(c, "CD"); err != nil {
+			return "", err
+		}
+		if err := c.CloseWrite(); err != nil {
+			return "", err
+		}
+		b, err := io.ReadAll(c)
+		return string(b), err
+	},
+	// three ADDR: connections to three ports in a row, all open at once; say what each
+	// gives back, in the order of opening, twice.
+	"three": func(a []string) (string, error) {
+		var all []*bufio.ReadWriter
+		for i := range 3 {
+			c, err := dial(fmt.Sprintf("%s:%d", a[0], portMany+i))
+			if err != nil {
+				return "", err
+			}
+			defer c.Close()
+			rw := bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c))
+			if _, err := rw.ReadString('\n'); err != nil {
+				return "", fmt.Errorf("greeting of connection %d: %w", i, err)
+			}
+			all = append(all, rw)
+		}
+		said := ""
+		for range 2 {
+			for i, rw := range all {
+				_, _ = fmt.Fprintf(rw, "%d\n", i)
+				_ = rw.Flush()
+				line, err := rw.ReadString('\n')
+				if err != nil {
+					return "", fmt.Errorf("connection %d: %w", i, err)
+				}
+				said += strings.TrimSpace(line)
+			}
+		}
+		return said, nil
+	},
+	// chat ADDR: send lines until something is wrong, for a minute at most.
+	"chat": func(a []string) (string, error) {
+		c, err := dial(a[0])
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		go func() { _, _ = io.Copy(io.Discard, c) }()
+		for {
+			if _, err := io.WriteString(c, "still there?\n"); err != nil {
+				return "", err
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
 	},
 	// knock ADDR TIME: connect and read within so long.
 	"knock": func(a []string) (string, error) {
@@ -269,7 +343,8 @@ func server() int {
 		portGreet: greet,
 		portReset: func(c *net.TCPConn) { _, _ = bufio.NewReader(c).ReadString('\n'); _ = c.SetLinger(0) },
 		portWatch: watch,
-		portWho:   func(c *net.TCPConn) { _, _ = fmt.Fprint(c, c.RemoteAddr()) },
+		portMany:  greet, portMany + 1: greet, portMany + 2: greet,
+		portWho: func(c *net.TCPConn) { _, _ = fmt.Fprint(c, c.RemoteAddr()) },
 		portSink: func(c *net.TCPConn) {
 			h := sha256.New()
 			_, _ = io.Copy(h, c)

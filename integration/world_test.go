@@ -170,7 +170,7 @@ func (w *world) echo(h *netlab.Host) *netlab.Daemon {
 	w.t.Helper()
 	d, err := h.Start(w.ctx(), netlab.Service{
 		Unit: "echo.service", Command: []string{self(w.t)}, Env: append(os.Environ(), programEnv+"=server"),
-		Ports: []uint16{portEcho, portGreet, portReset, portWatch, portSink, portWho},
+		Ports: []uint16{portEcho, portGreet, portReset, portWatch, portSink, portWho, portMany},
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -82,7 +82,17 @@ type TunnelConfig struct {
 	Reuse bool `yaml:"reuse"`
 	// RecordLayer encrypts the data phase: "own" or "stock" (crypto/tls).
 	RecordLayer string `yaml:"record_layer"`
+	// PeerTimeout is after how long a peer counts as gone that does not acknowledge
+	// what it was sent, applications included; 0 leaves that to the kernel.
+	PeerTimeout time.Duration `yaml:"peer_timeout"`
 }
+
+// The bounds of TunnelConfig.PeerTimeout: below, a lossy link would do; above, the
+// kernel is quicker.
+const (
+	minPeerTimeout = time.Second
+	maxPeerTimeout = time.Hour
+)
 
 // DefaultConfig is what holds where nothing is said.
 func DefaultConfig() Config {
@@ -97,7 +107,7 @@ func DefaultConfig() Config {
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
 		},
-		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own"},
+		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own", PeerTimeout: redirect.DefaultPeerTimeout},
 		Limits: DefaultLimits,
 		Admin:  "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
 		DrainTimeout: DefaultTimeouts.Drain, HandoverTimeout: 30 * time.Second, QuietTimeout: DefaultTimeouts.Quiet,
@@ -140,6 +150,7 @@ func Settings() []settings.Setting[Config] {
 			return err
 		}},
 		{Key: "tunnel.record_layer", Usage: "what encrypts the data: own, or stock for crypto/tls (default own)", Set: text(func(x *c) *string { return &x.Tunnel.RecordLayer })},
+		{Key: "tunnel.peer_timeout", Usage: "after how long a peer that acknowledges nothing counts as gone; 0s: as the kernel thinks (default 2m)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.PeerTimeout })},
 		{Key: "limits.connections", Usage: "open connections in all (default 100000)", Set: number(func(x *c) *int { return &x.Limits.Connections })},
 		{Key: "limits.handshakes", Usage: "connections that wait for their authorization, each direction (default 8192)", Set: number(func(x *c) *int { return &x.Limits.Handshakes })},
 		{Key: "limits.handshakes_per_source", Usage: "those inbound from one address (default 2048)", Set: number(func(x *c) *int { return &x.Limits.HandshakesPerSource })},
@@ -185,6 +196,9 @@ func (c Config) Validate() error {
 	}
 	if c.Tunnel.RecordLayer != "own" && c.Tunnel.RecordLayer != "stock" {
 		bad("tunnel.record_layer", "%q is unknown; use own or stock", c.Tunnel.RecordLayer)
+	}
+	if t := c.Tunnel.PeerTimeout; t != 0 && (t < minPeerTimeout || t > maxPeerTimeout) {
+		bad("tunnel.peer_timeout", "%v is out of range; use %v to %v, or 0s to leave it to the kernel", t, minPeerTimeout, maxPeerTimeout)
 	}
 	if c.Redirect.OnExit != "closed" && c.Redirect.OnExit != "open" {
 		bad("redirect.on_exit", "%q is unknown; use closed (nothing passes without the proxy) or open", c.Redirect.OnExit)

@@ -80,6 +80,7 @@ var values = map[string][2]string{ // yaml, text
 	"redirect.owner":                 {"ebpf", "ebpf"},
 	"tunnel.reuse":                   {"false", "false"},
 	"tunnel.record_layer":            {"stock", "stock"},
+	"tunnel.peer_timeout":            {"30s", "30s"},
 	"limits.connections":             {"500", "500"},
 	"limits.handshakes":              {"50", "50"},
 	"limits.handshakes_per_source":   {"5", "5"},
@@ -190,6 +191,7 @@ func TestMistakes(t *testing.T) {
 		{"no time to hand over", minimal + "handover_timeout: 0s\n", []string{"handover_timeout", "30s"}},
 		{"no duration", minimal + "drain_timeout: soon\n", []string{"soon", "proxy.yaml"}},
 		{"too much patience", minimal + "quiet_timeout: 1h\n", []string{"quiet_timeout", "1h", "use 0s to 10s"}},
+		{"too little patience", minimal + "tunnel: {peer_timeout: 10ms}\n", []string{"tunnel.peer_timeout", "10ms", "use 1s to 1h"}},
 		{"no boolean", minimal + "tunnel: {reuse: perhaps}\n", []string{"2", "perhaps"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

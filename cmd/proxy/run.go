@@ -217,6 +217,11 @@ func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
 
 	serving, stopServing := context.WithCancel(ctx)
 	parts.Go(func() { tidyMemory(background) })
+	if limit := d.cfg.Tunnel.PeerTimeout; limit > 0 {
+		parts.Go(func() {
+			d.kernel.diag.WatchVanished(background, limit, func(err error) { d.log.Warn("vanished peers are not found", zap.Error(err)) })
+		})
+	}
 	successor := make(chan *handover.Next, 1)
 	parts.Go(func() {
 		next := d.succeed(serving, background, u)
