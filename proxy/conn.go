@@ -123,7 +123,7 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 		}
 		return err
 	}
-	err := errCopy
+	var err error
 	if r.copier == nil {
 		err = r.detach(func(err error, k *loop.Kept) {
 			err = over(err)
@@ -133,25 +133,26 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 			x.after(err)
 			x.p.conns.Done()
 		})
+		if errors.Is(err, mtls.ErrNotDetachable) {
+			_, err = r.copy()
+		}
 	}
 	l.cut = r.abort
 	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
 	x.p.table.add(l, x.p.now())
 	switch {
-	case err == nil:
+	case err != nil:
+		r.abort() // whatever is left of either side
+	case r.copier != nil:
+		err = r.copier.finish()
+	default:
 		x.accepted = nil // closed, one side's, and of some size
 		x.p.conns.Add(1)
 		x.p.loops.Add(r.loop)
 		return errRelaying
-	case errors.Is(err, errCopy), errors.Is(err, mtls.ErrNotDetachable):
-		err = r.copy().finish()
-	default:
-		r.abort() // whatever is left of either side
 	}
 	return over(err)
 }
-
-var errCopy = errors.New("goroutines carry it already")
 
 func count(rec *symbolonv1.FlowRecord, r *relay) {
 	rec.BytesSent, rec.BytesReceived, rec.FirstByteMicros = r.counts()

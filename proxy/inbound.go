@@ -96,12 +96,12 @@ func (x *conn) listener(ctx context.Context, tuple redirect.Tuple) (*party, redi
 // reach dials the local application, and makes sure that it still is who was
 // identified: between then and now it may have ended, and another user's program may
 // have taken its port.
-func (x *conn) reach(ctx context.Context, tuple redirect.Tuple, src netip.Addr, me *party, socket redirect.SocketOwner) (*net.TCPConn, error) {
+func (x *conn) reach(ctx context.Context, tuple redirect.Tuple, src netip.Addr, me *party, listens redirect.SocketOwner) (*socket, error) {
 	app, err := x.p.dialApp(ctx, src, tuple)
 	if err != nil {
 		return nil, networkError(err)
 	}
-	if owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src); err == nil && owner.Cookie == socket.Cookie {
+	if owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src); err == nil && owner.Cookie == listens.Cookie {
 		return app, nil // the very same socket
 	}
 	now, _, err := x.listener(ctx, tuple)
@@ -109,7 +109,7 @@ func (x *conn) reach(ctx context.Context, tuple redirect.Tuple, src netip.Addr, 
 		err = deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, errors.New("another program has taken the port meanwhile"))
 	}
 	if err != nil {
-		_ = reset(app)
+		app.reset()
 		return nil, err
 	}
 	return app, nil
@@ -263,7 +263,7 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		return err
 	}
 	if err := t.Grant(ctx, verdict); err != nil {
-		_ = reset(app)
+		app.reset()
 		return err
 	}
 	x.tunnelled(t)
@@ -285,7 +285,7 @@ func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*p
 
 // acceptExternal serves a client without a proxy, by its address alone: it counts
 // for nothing but the External that policy gives it.
-func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, socket redirect.SocketOwner, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
+func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, listens redirect.SocketOwner, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
 	x.rec.Source.External = ext.Ref
 	x.rec.Source.Attributes = ext.Labels.Proto()
 	judge := func(c *policydb.Compiled, ext *policydb.ExternalMatch, now time.Time) policydb.Decision {
@@ -298,11 +298,11 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 	if err := x.decided(policydb.Server, c, &d); err != nil {
 		return err
 	}
-	app, err := x.reach(ctx, tuple, netip.Addr{}, me, socket)
+	app, err := x.reach(ctx, tuple, netip.Addr{}, me, listens)
 	if err != nil {
 		return err
 	}
-	r := &relay{near: app, plain: x.accepted, started: x.started, serverIsNear: true}
+	r := &relay{near: app, plain: &socket{TCPConn: x.accepted}, started: x.started, serverIsNear: true}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, ok := x.source(c, me, tuple)

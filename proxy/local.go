@@ -18,7 +18,7 @@ import (
 // kernel, so there is no TLS, whatever protection policy asks for.
 func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple) error {
 	x.rec.Reporter, x.rec.Local = symbolonv1.Reporter_REPORTER_LOCAL, true
-	server, socket, err := x.listener(ctx, tuple)
+	server, listens, err := x.listener(ctx, tuple)
 	if err != nil {
 		return err
 	}
@@ -30,11 +30,11 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err != nil {
 		return err
 	}
-	app, err := x.reach(ctx, tuple, tuple.Src.Addr(), server, socket)
+	app, err := x.reach(ctx, tuple, tuple.Src.Addr(), server, listens)
 	if err != nil {
 		return err
 	}
-	r := &relay{near: x.accepted, plain: app, started: x.started}
+	r := &relay{near: &socket{TCPConn: x.accepted}, plain: app, started: x.started}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			q := localQuery(me, server, tuple)
@@ -55,7 +55,7 @@ func (x *conn) serveAdmin(ctx context.Context, tuple redirect.Tuple) error {
 	if err != nil {
 		return networkError(err)
 	}
-	r := &relay{near: x.accepted, plain: own, started: x.started}
+	r := &relay{near: &socket{TCPConn: x.accepted}, plain: &socket{TCPConn: own}, started: x.started}
 	return x.open(r, &live{judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }})
 }
 

@@ -105,7 +105,7 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 	if err != nil {
 		return networkError(err)
 	}
-	r := &relay{near: x.accepted, plain: remote, started: x.started}
+	r := &relay{near: &socket{TCPConn: x.accepted}, plain: &socket{TCPConn: remote}, started: x.started}
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
@@ -161,7 +161,7 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	if err != nil {
 		return err
 	}
-	r := &relay{near: x.accepted, tunnel: t, back: x.p.keeper(way), started: x.started}
+	r := &relay{near: &socket{TCPConn: x.accepted}, tunnel: t, back: x.p.keeper(way), started: x.started}
 	if t.Protection() == symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		if err := r.speakEarly(); err != nil {
 			_ = t.Reset()
@@ -240,7 +240,7 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 		_ = t.Close()
 		return false, nil
 	}
-	r := &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started}
+	r := &relay{near: &socket{TCPConn: o.accepted}, tunnel: t, back: o.p.keeper(way), started: o.started}
 	stop := r.watch(func() { _ = t.Reset() })
 	v, err := t.ReadVerdict(ctx)
 	if up := stop(); up != nil {

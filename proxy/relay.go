@@ -22,8 +22,8 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return
 // loop where the socket can be taken away from the runtime, and by goroutines (copier)
 // where crypto/tls has the tunnel's data phase.
 type relay struct {
-	near, plain *net.TCPConn // plain: far, where it is no tunnel
-	tunnel      *mtls.Conn   // far, where it is one
+	near, plain *socket    // plain: far, where it is no tunnel
+	tunnel      *mtls.Conn // far, where it is one
 	// back takes a tunnel that has ended cleanly and may serve again; nil: it is
 	// closed.
 	back func(*mtls.Conn)
@@ -41,10 +41,13 @@ type relay struct {
 // round trip, and the peer's proxy holds it back until it has decided.
 func (r *relay) speakEarly() error {
 	if !r.tunnel.Detachable() {
-		r.copy().start()
-		return nil
+		c, err := r.copy()
+		if err == nil {
+			c.start()
+		}
+		return err
 	}
-	inlineUrgent(r.near) // or a read would pass over it
+	inlineUrgent(r.near.TCPConn) // or a read would pass over it
 	raw, err := r.near.SyscallConn()
 	if err != nil {
 		return err
@@ -84,7 +87,7 @@ func (r *relay) watch(gone func()) (stop func() error) {
 	over := make(chan struct{})
 	timer := time.AfterFunc(patient, func() {
 		defer close(over)
-		if said = hangup(r.near); said != nil {
+		if said = hangup(r.near.TCPConn); said != nil {
 			gone()
 		}
 	})
@@ -135,11 +138,11 @@ func (r *relay) detach(done func(error, *loop.Kept)) error {
 		}
 	} else {
 		var err error
-		if far.FD, err = mtls.DetachTCP(r.plain); err != nil {
+		if far.FD, err = r.plain.detach(); err != nil {
 			return err
 		}
 	}
-	near, err := mtls.DetachTCP(r.near)
+	near, err := r.near.detach()
 	if err != nil {
 		_ = unix.Close(far.FD)
 		if far.Stream != nil {
@@ -172,10 +175,10 @@ func (r *relay) abort() {
 		r.loop.Cut()
 	case r.tunnel != nil:
 		_ = r.tunnel.Reset()
-		_ = reset(r.near)
+		r.near.reset()
 	default:
-		_ = reset(r.plain)
-		_ = reset(r.near)
+		r.plain.reset()
+		r.near.reset()
 	}
 }
 
@@ -199,15 +202,24 @@ func (r *relay) counts() (toFar, toNear, firstByte uint64) {
 }
 
 // copy is the relay by goroutines.
-func (r *relay) copy() *copier {
-	if r.copier == nil {
-		var f far = tunnelled{r.tunnel, r.back}
-		if r.tunnel == nil {
-			f = plain{r.plain}
-		}
-		r.copier = &copier{near: r.near, far: f, started: r.started, serverIsNear: r.serverIsNear}
+func (r *relay) copy() (*copier, error) {
+	if r.copier != nil {
+		return r.copier, nil
 	}
-	return r.copier
+	near, err := r.near.attach()
+	if err != nil {
+		return nil, err
+	}
+	var f far = tunnelled{r.tunnel, r.back}
+	if r.tunnel == nil {
+		c, err := r.plain.attach()
+		if err != nil {
+			return nil, err
+		}
+		f = plain{c}
+	}
+	r.copier = &copier{near: near, far: f, started: r.started, serverIsNear: r.serverIsNear}
+	return r.copier, nil
 }
 
 // reset closes c with an RST instead of a FIN.

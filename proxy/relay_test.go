@@ -39,10 +39,13 @@ func relayed(t *testing.T, looped bool) (app, peer *net.TCPConn, r *relay, done 
 	far, peer := pair(t)
 	_ = near.SetDeadline(time.Time{})
 	_ = far.SetDeadline(time.Time{})
-	r = &relay{near: near, plain: far, started: time.Now()}
+	r = &relay{near: &socket{TCPConn: near}, plain: &socket{TCPConn: far}, started: time.Now()}
 	ch := make(chan error, 1)
 	if !looped {
-		c := r.copy()
+		c, err := r.copy()
+		if err != nil {
+			t.Fatal(err)
+		}
 		go func() { ch <- c.finish() }()
 		return app, peer, r, ch
 	}

@@ -2,8 +2,12 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/symbolon/symbolon/redirect"
 )
@@ -11,12 +15,19 @@ import (
 // dialApp connects to the local application that tuple's client asked for: from src,
 // or, where that is not given, from the client's own address if it is to be preserved
 // and another host's, or else from whatever address the kernel chooses.
-func (p *Proxy) dialApp(ctx context.Context, src netip.Addr, tuple redirect.Tuple) (*net.TCPConn, error) {
+func (p *Proxy) dialApp(ctx context.Context, src netip.Addr, tuple redirect.Tuple) (*socket, error) {
 	client := tuple.Src.Addr()
 	// An IPv6 link-local address says nothing without its link, which is not known here.
 	scoped := client.Is6() && client.IsLinkLocalUnicast()
 	if !p.preserveSource || src.IsValid() || scoped || p.isLocal(client) {
-		return p.dial(ctx, redirect.MarkApp, src, tuple.Dst)
+		fd, err := redirect.ConnectApp(src, tuple.Dst, redirect.DefaultKeepAlive)
+		s := &socket{fd: fd}
+		if errors.Is(err, unix.EALREADY) {
+			err = s.connected(tuple.Dst, time.Now().Add(p.timeouts.Connect))
+		}
+		return s, err
 	}
-	return p.conntrack.DialAs(ctx, client, tuple.Dst, p.timeouts.Connect, redirect.DefaultKeepAlive)
+	return wrap(p.conntrack.DialAs(ctx, client, tuple.Dst, p.timeouts.Connect, redirect.DefaultKeepAlive))
 }
+
+func wrap(c *net.TCPConn, err error) (*socket, error) { return &socket{TCPConn: c}, err }

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/mtls"
 )
