@@ -38,6 +38,10 @@ func (h *held) Write(b []byte) (int, error) {
 	return h.TCPConn.Write(b)
 }
 
+// SetWriteDeadline does nothing: crypto/tls sets one in the past behind its
+// close_notify, and a test goes on writing.
+func (h *held) SetWriteDeadline(time.Time) error { return nil }
+
 // seal is b in records, which are not sent.
 func (f *forger) seal(t testing.TB, b []byte) []byte {
 	t.Helper()
@@ -49,6 +53,18 @@ func (f *forger) seal(t testing.TB, b []byte) []byte {
 	}
 	defer f.wire.kept.Reset()
 	return bytes.Clone(f.wire.kept.Bytes())
+}
+
+// closeNotify is the record of it, which is not sent.
+func (f *forger) closeNotify(t testing.TB) []byte {
+	t.Helper()
+	f.wire.holding = true
+	err := f.CloseWrite()
+	f.wire.holding = false
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.wire.kept.Bytes()
 }
 
 func (f *forger) Reset() error { return reset(f.wire.TCPConn) }
