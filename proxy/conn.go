@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -143,6 +144,9 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	switch {
 	case err != nil:
 		r.abort() // whatever is left of either side
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+			err = deny(symbolonv1.Reason_REASON_OVERLOADED, err)
+		}
 	case r.copier != nil:
 		err = r.copier.finish()
 	default:
