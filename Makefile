@@ -24,6 +24,7 @@ PROTOC_CONNECT := $(TOOLS)/protoc-gen-connect-go@v1.21.1/protoc-gen-connect-go
 # v1.9.0 needs a version of golang.org/x/telemetry that the module proxy withholds.
 GOVULNCHECK   := $(TOOLS)/govulncheck@v1.8.0/govulncheck
 
+DURATION     ?= 10m
 TEST_TIMEOUT ?= 40m
 FUZZTIME     ?= 20s
 BENCH        ?= .
@@ -62,6 +63,10 @@ demo: deps build $(BIN)/symbolon-demo ## a small world of hosts, a NAT and a bal
 .PHONY: test
 test: deps build $(BIN)/symbolon-demo ## all tests, with the race detector (needs root)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
+
+.PHONY: soak
+soak: deps build ## connections of every kind for DURATION (10m); nothing may be left (needs root)
+	SYMBOLON_SOAK=$(DURATION) $(GO) test ./integration -run '^TestSoak$$' -count=1 -v -timeout 6h
 
 .PHONY: test-short
 test-short: ## the tests that need neither root nor other programs

@@ -324,6 +324,11 @@ func echo(addr, text string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return exchange(c, text)
+}
+
+// exchange sends text, ends its direction, and reads the answer to its end.
+func exchange(c *net.TCPConn, text string) (string, error) {
 	defer c.Close()
 	if _, err := io.WriteString(c, text); err != nil {
 		return "", err
