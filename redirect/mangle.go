@@ -40,7 +40,8 @@ func (c Config) mangleChains(f family, draining bool) []chain {
 	if c.PreserveSource {
 		chains = append(chains,
 			chain{chainMOut, "OUTPUT", []string{
-				fmt.Sprintf("-p tcp -m mark --mark %#x -j CONNMARK --set-xmark %s", markClient, connClient),
+				// New ones only: never the client's own, should the port be the same.
+				fmt.Sprintf("-p tcp -m mark --mark %#x -m conntrack --ctstate NEW -j CONNMARK --set-xmark %s", markClient, connClient),
 				// Conntrack has forgotten a connection, as after "conntrack -F". If it was one
 				// with a client's address, the application's bytes must not leave the host for
 				// that address. If it was another, to such a port by chance, it ends.

@@ -195,7 +195,7 @@ func TestLegIsOutOfReach(t *testing.T) {
 			// A SYN from the leg's port gets no answer, and does no harm.
 			var err error
 			p.far.do(func() {
-				d := net.Dialer{Timeout: 1500 * time.Millisecond, LocalAddr: net.TCPAddrFromAddrPort(port)} // one SYN and its repetition
+				d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: net.TCPAddrFromAddrPort(port)}
 				_, err = d.Dial("tcp", e.to)
 			})
 			var timeout net.Error
@@ -216,6 +216,33 @@ func TestLegIsOutOfReach(t *testing.T) {
 			echoes(t, client)
 		}
 		p.mustNotLeak(t, "after the attack")
+	})
+}
+
+// Should the proxy call from the very port that its client uses, in spite of all, it
+// does not get to its own listener, and the client's connection takes no harm.
+func TestLegFromTheClientsPort(t *testing.T) {
+	eachInbound(t, func(t *testing.T, b Backend, transparent bool) {
+		p := newPreserving(t, b, transparent)
+		p.release()
+		for _, e := range preservedEnds {
+			client, _, _ := p.connect(t, e.from, e.to)
+			var err error
+			p.near.do(func() {
+				d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: client.LocalAddr(), Control: transparentControl(markClient)}
+				_, err = d.Dial("tcp", e.to)
+			})
+			if err == nil {
+				t.Errorf("from %s: connected", client.LocalAddr())
+			}
+			echoes(t, client)
+			select {
+			case leg := <-p.legs:
+				t.Errorf("the listener served a connection of the proxy's own: %s", leg.LocalAddr())
+			default:
+			}
+		}
+		p.mustNotLeak(t, "afterwards")
 	})
 }
 

@@ -112,8 +112,9 @@ func (c Config) guardIn(protected, reject string) []string {
 	rules := []string{fmt.Sprintf("%s -m multiport --dports %d,%d -m conntrack ! --ctstate DNAT", syn, c.OutboundPort, c.InboundPort) + reject}
 	if c.PreserveSource {
 		// The proxy to its own listener: the client has opened a connection from the same
-		// port at the same moment, and conntrack took the one for the other.
-		rules = append(rules, fmt.Sprintf("-i lo -p tcp -m tcp --dport %d -m mark --mark %#x", c.InboundPort, markClient)+reject)
+		// port at the same moment, and conntrack took the one for the other. An answer
+		// would go to the client.
+		rules = append(rules, fmt.Sprintf("-i lo -p tcp -m tcp --dport %d -m mark --mark %#x -j DROP", c.InboundPort, markClient))
 	}
 	rules = append(rules, "-i lo -j RETURN")
 	if !c.Transparent {

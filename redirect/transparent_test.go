@@ -153,7 +153,7 @@ func TestTransparentDeadProxyFailsClosed(t *testing.T) {
 		near.serve("[::]:8080", "near app", nil)
 		near.install(near.rules(transparentConfig(b)))
 		for _, to := range []string{"10.77.1.2:8080", "[fd77:1::2]:8080"} {
-			ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond) // one SYN and its repetition
+			ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 			var c net.Conn
 			var err error
 			far.do(func() { c, err = (&net.Dialer{}).DialContext(ctx, "tcp", to) })
