@@ -66,8 +66,8 @@ func FuzzStreamOpen(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 2, 'h', 'i', 0, 0, 0, 0, 'x'}, []byte{1}, []byte{0}, true, uint8(1))
 	f.Add([]byte{0, 0, 0, 1, 'a', 0, 0, 0, 1, 'b', 0, 0, 0, 0, 0, 0, 0, 0}, []byte{3, 7}, []byte{5, 1}, true, uint8(2))
 	f.Add([]byte{0, 0x10, 0, 1, 'x'}, []byte{200}, []byte{255}, true, uint8(64))
-	f.Add(bytes.Repeat([]byte{0, 0, 0, 1, 'z'}, 1000), []byte{}, []byte{9}, true, uint8(3))
-	f.Add(append([]byte{0, 1, 0, 0}, make([]byte, 1<<16)...), []byte{255, 255}, []byte{}, true, uint8(4))
+	f.Add(bytes.Repeat([]byte{0, 0, 0, 1, 'z'}, 200), []byte{}, []byte{9}, true, uint8(3))
+	f.Add(append([]byte{0, 0, 0x50, 0}, make([]byte, 0x5000)...), []byte{255, 255}, []byte{}, true, uint8(4))
 	f.Add([]byte("no frames at all"), []byte{2}, []byte{1, 2, 3}, false, uint8(1))
 	f.Fuzz(func(t *testing.T, plain, records, reads []byte, framed bool, slots uint8) {
 		if len(plain) > 1<<18 {
