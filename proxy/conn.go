@@ -138,24 +138,23 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 			_, err = r.copy()
 		}
 	}
-	l.cut = r.abort
-	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
-	x.p.table.add(l, x.p.now())
-	switch {
-	case err != nil:
-		r.abort() // whatever is left of either side
+	if err != nil {
+		r.abort() // whatever is left of either side, of which nobody else knows yet
 		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 			err = deny(symbolonv1.Reason_REASON_OVERLOADED, err)
 		}
-	case r.copier != nil:
-		err = r.copier.finish()
-	default:
-		x.accepted = nil // closed, one side's, and of some size
-		x.p.conns.Add(1)
-		x.p.loops.Add(r.loop)
-		return errRelaying
+		return over(err)
 	}
-	return over(err)
+	l.cut = r.abort
+	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
+	x.p.table.add(l, x.p.now())
+	if r.copier != nil {
+		return over(r.copier.finish())
+	}
+	x.accepted = nil // closed, one side's, and of some size
+	x.p.conns.Add(1)
+	x.p.loops.Add(r.loop)
+	return errRelaying
 }
 
 func count(rec *symbolonv1.FlowRecord, r *relay) {

@@ -332,7 +332,7 @@ func TestDescriptorLimit(t *testing.T) {
 // it is not ready, and it comes back by itself.
 func TestOutOfDescriptors(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.Descriptors = 1 << 30 }) // it does not see it coming
-	c, err := w.tunnel(w.web(), encrypted) // it runs, with all the descriptors that it needs for that
+	c, err := w.tunnel(w.web(), encrypted)                         // it runs, with all the descriptors that it needs for that
 	if err != nil {
 		t.Fatal(err)
 	}

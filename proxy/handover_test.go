@@ -1,0 +1,98 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/mtls"
+)
+
+// A hand-over that fails closes both sides, and is never among the live connections,
+// where somebody else might cut it at the same time.
+func TestFailedHandOver(t *testing.T) {
+	for _, which := range []string{"near", "far"} {
+		app, near := pair(t)
+		far, peer := pair(t)
+		other := app
+		if which == "near" {
+			near.Close()
+			other = peer
+		} else {
+			far.Close()
+		}
+		p := &Proxy{now: time.Now}
+		x := &conn{p: p, rec: &symbolonv1.FlowRecord{}, release: func() {}}
+		l := &live{}
+		err := x.open(&relay{near: &socket{TCPConn: near}, plain: &socket{TCPConn: far}, started: time.Now()}, l)
+		if err == nil || errors.Is(err, errRelaying) {
+			t.Fatalf("%s is closed, and the relay begins: %v", which, err)
+		}
+		if l.cut != nil || p.table.size() != 0 {
+			t.Errorf("%s: the connection that did not come about is among the live ones", which)
+		}
+		_ = other.SetReadDeadline(time.Now().Add(patience))
+		if _, err := other.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, io.EOF) {
+			t.Errorf("%s: the other side reads %v", which, err)
+		}
+	}
+}
+
+// An urgent byte in front of all others is read early like any other.
+func TestUrgentByteSpokenEarly(t *testing.T) {
+	ca := newAuthority(t, "acme.example")
+	web := mtls.NewEndpoint(ca.workload("/prod/web", nil), mtls.Options{})
+	db := mtls.NewEndpoint(ca.workload("/prod/db", nil), mtls.Options{})
+	app, near := pair(t)
+	a, b := pair(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	server := make(chan *mtls.Conn, 1)
+	go func() {
+		c, _, err := mtls.Accept(ctx, b, db)
+		if err == nil {
+			err = c.Grant(ctx, &symbolonv1.Verdict{Protection: encrypted})
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		server <- c
+	}()
+	tunnel, err := mtls.Dial(ctx, a, web, func(*mtls.Peer) (*symbolonv1.Open, error) {
+		return mtls.NewOpen(mtls.NewFlowID(), netip.MustParseAddrPort("10.0.0.9:5432"), encrypted, 1), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := <-server
+	if c == nil {
+		t.FailNow()
+	}
+	raw, err := app.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) }), err); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(app, "AB")
+	r := &relay{near: &socket{TCPConn: near}, tunnel: tunnel, started: time.Now()}
+	eventually(t, "something was said early", func() bool {
+		if err := r.speakEarly(); err != nil {
+			t.Fatal(err)
+		}
+		return r.early > 0
+	})
+	_ = b.SetReadDeadline(time.Now().Add(patience))
+	got := make([]byte, 1)
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != "!" {
+		t.Errorf("the first byte is %q, %v; want the urgent one", got, err)
+	}
+}
