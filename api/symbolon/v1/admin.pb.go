@@ -81,6 +81,61 @@ func (ChangeType) EnumDescriptor() ([]byte, []int) {
 	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{0}
 }
 
+type SimulatedType int32
+
+const (
+	SimulatedType_SIMULATED_TYPE_UNSPECIFIED         SimulatedType = 0
+	SimulatedType_SIMULATED_TYPE_NEWLY_DENIED        SimulatedType = 1
+	SimulatedType_SIMULATED_TYPE_NEWLY_ALLOWED       SimulatedType = 2
+	SimulatedType_SIMULATED_TYPE_NEWLY_ENCRYPTED     SimulatedType = 3
+	SimulatedType_SIMULATED_TYPE_NO_LONGER_ENCRYPTED SimulatedType = 4
+)
+
+// Enum value maps for SimulatedType.
+var (
+	SimulatedType_name = map[int32]string{
+		0: "SIMULATED_TYPE_UNSPECIFIED",
+		1: "SIMULATED_TYPE_NEWLY_DENIED",
+		2: "SIMULATED_TYPE_NEWLY_ALLOWED",
+		3: "SIMULATED_TYPE_NEWLY_ENCRYPTED",
+		4: "SIMULATED_TYPE_NO_LONGER_ENCRYPTED",
+	}
+	SimulatedType_value = map[string]int32{
+		"SIMULATED_TYPE_UNSPECIFIED":         0,
+		"SIMULATED_TYPE_NEWLY_DENIED":        1,
+		"SIMULATED_TYPE_NEWLY_ALLOWED":       2,
+		"SIMULATED_TYPE_NEWLY_ENCRYPTED":     3,
+		"SIMULATED_TYPE_NO_LONGER_ENCRYPTED": 4,
+	}
+)
+
+func (x SimulatedType) Enum() *SimulatedType {
+	p := new(SimulatedType)
+	*p = x
+	return p
+}
+
+func (x SimulatedType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SimulatedType) Descriptor() protoreflect.EnumDescriptor {
+	return file_symbolon_v1_admin_proto_enumTypes[1].Descriptor()
+}
+
+func (SimulatedType) Type() protoreflect.EnumType {
+	return &file_symbolon_v1_admin_proto_enumTypes[1]
+}
+
+func (x SimulatedType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SimulatedType.Descriptor instead.
+func (SimulatedType) EnumDescriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1929,11 +1984,646 @@ func (x *WatchFlowsResponse) GetLost() uint64 {
 	return 0
 }
 
+type ListEdgesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only those of which one end is in this namespace or below.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only those with this outcome; unspecified: all.
+	Outcome Outcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=symbolon.v1.Outcome" json:"outcome,omitempty"`
+	// Only those seen in so much of the past; unset: all that are kept.
+	Since         *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEdgesRequest) Reset() {
+	*x = ListEdgesRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEdgesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEdgesRequest) ProtoMessage() {}
+
+func (x *ListEdgesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEdgesRequest.ProtoReflect.Descriptor instead.
+func (*ListEdgesRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListEdgesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListEdgesRequest) GetOutcome() Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return Outcome_OUTCOME_UNSPECIFIED
+}
+
+func (x *ListEdgesRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type ListEdgesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last seen first.
+	Edges *EdgeSet `protobuf:"bytes,1,opt,name=edges,proto3" json:"edges,omitempty"`
+	// Connections that are in no edge, because a proxy or the controller had no room.
+	Lost uint64 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Edges that gave way to newer ones.
+	Evicted       uint64 `protobuf:"varint,3,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEdgesResponse) Reset() {
+	*x = ListEdgesResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEdgesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEdgesResponse) ProtoMessage() {}
+
+func (x *ListEdgesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEdgesResponse.ProtoReflect.Descriptor instead.
+func (*ListEdgesResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListEdgesResponse) GetEdges() *EdgeSet {
+	if x != nil {
+		return x.Edges
+	}
+	return nil
+}
+
+func (x *ListEdgesResponse) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *ListEdgesResponse) GetEvicted() uint64 {
+	if x != nil {
+		return x.Evicted
+	}
+	return 0
+}
+
+type ListPolicyHitsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all; else this namespace and those below it.
+	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPolicyHitsRequest) Reset() {
+	*x = ListPolicyHitsRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPolicyHitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPolicyHitsRequest) ProtoMessage() {}
+
+func (x *ListPolicyHitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPolicyHitsRequest.ProtoReflect.Descriptor instead.
+func (*ListPolicyHitsRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ListPolicyHitsRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type ListPolicyHitsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hits          []*PolicyHits          `protobuf:"bytes,1,rep,name=hits,proto3" json:"hits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPolicyHitsResponse) Reset() {
+	*x = ListPolicyHitsResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPolicyHitsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPolicyHitsResponse) ProtoMessage() {}
+
+func (x *ListPolicyHitsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPolicyHitsResponse.ProtoReflect.Descriptor instead.
+func (*ListPolicyHitsResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListPolicyHitsResponse) GetHits() []*PolicyHits {
+	if x != nil {
+		return x.Hits
+	}
+	return nil
+}
+
+type PolicyHits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "namespace/name"
+	Policy        string                 `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Connections   uint64                 `protobuf:"varint,2,opt,name=connections,proto3" json:"connections,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyHits) Reset() {
+	*x = PolicyHits{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyHits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyHits) ProtoMessage() {}
+
+func (x *PolicyHits) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyHits.ProtoReflect.Descriptor instead.
+func (*PolicyHits) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PolicyHits) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *PolicyHits) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *PolicyHits) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type SimulateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Files []*SourceFile          `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// How much of the past counts; unset: all that is kept.
+	Since         *durationpb.Duration `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Strict        bool                 `protobuf:"varint,3,opt,name=strict,proto3" json:"strict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateRequest) Reset() {
+	*x = SimulateRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateRequest) ProtoMessage() {}
+
+func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
+func (*SimulateRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *SimulateRequest) GetFiles() []*SourceFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *SimulateRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *SimulateRequest) GetStrict() bool {
+	if x != nil {
+		return x.Strict
+	}
+	return false
+}
+
+type SimulatedVerdict struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Allow      bool                   `protobuf:"varint,1,opt,name=allow,proto3" json:"allow,omitempty"`
+	Protection Protection             `protobuf:"varint,2,opt,name=protection,proto3,enum=symbolon.v1.Protection" json:"protection,omitempty"`
+	// Of the side that denied, or else of the client's.
+	Reason        Reason `protobuf:"varint,3,opt,name=reason,proto3,enum=symbolon.v1.Reason" json:"reason,omitempty"`
+	ClientPolicy  string `protobuf:"bytes,4,opt,name=client_policy,json=clientPolicy,proto3" json:"client_policy,omitempty"`
+	ServerPolicy  string `protobuf:"bytes,5,opt,name=server_policy,json=serverPolicy,proto3" json:"server_policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedVerdict) Reset() {
+	*x = SimulatedVerdict{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedVerdict) ProtoMessage() {}
+
+func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedVerdict.ProtoReflect.Descriptor instead.
+func (*SimulatedVerdict) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *SimulatedVerdict) GetAllow() bool {
+	if x != nil {
+		return x.Allow
+	}
+	return false
+}
+
+func (x *SimulatedVerdict) GetProtection() Protection {
+	if x != nil {
+		return x.Protection
+	}
+	return Protection_PROTECTION_UNSPECIFIED
+}
+
+func (x *SimulatedVerdict) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *SimulatedVerdict) GetClientPolicy() string {
+	if x != nil {
+		return x.ClientPolicy
+	}
+	return ""
+}
+
+func (x *SimulatedVerdict) GetServerPolicy() string {
+	if x != nil {
+		return x.ServerPolicy
+	}
+	return ""
+}
+
+// SimulatedEdge is what the draft makes of an edge, whoever reported it.
+type SimulatedEdge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          SimulatedType          `protobuf:"varint,1,opt,name=type,proto3,enum=symbolon.v1.SimulatedType" json:"type,omitempty"`
+	From          *EdgeEnd               `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            *EdgeEnd               `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Protocol      string                 `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
+	Before        *SimulatedVerdict      `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`
+	After         *SimulatedVerdict      `protobuf:"bytes,7,opt,name=after,proto3" json:"after,omitempty"`
+	AddressOnly   bool                   `protobuf:"varint,8,opt,name=address_only,json=addressOnly,proto3" json:"address_only,omitempty"`
+	Connections   uint64                 `protobuf:"varint,9,opt,name=connections,proto3" json:"connections,omitempty"`
+	First         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedEdge) Reset() {
+	*x = SimulatedEdge{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedEdge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedEdge) ProtoMessage() {}
+
+func (x *SimulatedEdge) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedEdge.ProtoReflect.Descriptor instead.
+func (*SimulatedEdge) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *SimulatedEdge) GetType() SimulatedType {
+	if x != nil {
+		return x.Type
+	}
+	return SimulatedType_SIMULATED_TYPE_UNSPECIFIED
+}
+
+func (x *SimulatedEdge) GetFrom() *EdgeEnd {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *SimulatedEdge) GetTo() *EdgeEnd {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *SimulatedEdge) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *SimulatedEdge) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *SimulatedEdge) GetBefore() *SimulatedVerdict {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *SimulatedEdge) GetAfter() *SimulatedVerdict {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *SimulatedEdge) GetAddressOnly() bool {
+	if x != nil {
+		return x.AddressOnly
+	}
+	return false
+}
+
+func (x *SimulatedEdge) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *SimulatedEdge) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *SimulatedEdge) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type SimulateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those that change: by type, then the busiest first.
+	Edges []*SimulatedEdge `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
+	// Edges and connections that the draft does not change.
+	Unchanged            uint64 `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	UnchangedConnections uint64 `protobuf:"varint,3,opt,name=unchanged_connections,json=unchangedConnections,proto3" json:"unchanged_connections,omitempty"`
+	// The generation in force.
+	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// What the apply would do, as a dry run says it.
+	Changes       []*Change     `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
+	Warnings      []string      `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Tests         []*TestResult `protobuf:"bytes,7,rep,name=tests,proto3" json:"tests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateResponse) Reset() {
+	*x = SimulateResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateResponse) ProtoMessage() {}
+
+func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
+func (*SimulateResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *SimulateResponse) GetEdges() []*SimulatedEdge {
+	if x != nil {
+		return x.Edges
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetUnchanged() uint64 {
+	if x != nil {
+		return x.Unchanged
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetUnchangedConnections() uint64 {
+	if x != nil {
+		return x.UnchangedConnections
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SimulateResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetTests() []*TestResult {
+	if x != nil {
+		return x.Tests
+	}
+	return nil
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17symbolon/v1/admin.proto\x12\vsymbolon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x12\n" +
+	"\x17symbolon/v1/admin.proto\x12\vsymbolon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x12\n" +
 	"\x10GetStatusRequest\"\x9c\x03\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
@@ -2106,14 +2796,72 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x04last\x18\x04 \x01(\rR\x04last\"Y\n" +
 	"\x12WatchFlowsResponse\x12/\n" +
 	"\x06record\x18\x01 \x01(\v2\x17.symbolon.v1.FlowRecordR\x06record\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\x04R\x04lost*\x8f\x01\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\x91\x01\n" +
+	"\x10ListEdgesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12.\n" +
+	"\aoutcome\x18\x02 \x01(\x0e2\x14.symbolon.v1.OutcomeR\aoutcome\x12/\n" +
+	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\"m\n" +
+	"\x11ListEdgesResponse\x12*\n" +
+	"\x05edges\x18\x01 \x01(\v2\x14.symbolon.v1.EdgeSetR\x05edges\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12\x18\n" +
+	"\aevicted\x18\x03 \x01(\x04R\aevicted\"5\n" +
+	"\x15ListPolicyHitsRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"E\n" +
+	"\x16ListPolicyHitsResponse\x12+\n" +
+	"\x04hits\x18\x01 \x03(\v2\x17.symbolon.v1.PolicyHitsR\x04hits\"v\n" +
+	"\n" +
+	"PolicyHits\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\tR\x06policy\x12 \n" +
+	"\vconnections\x18\x02 \x01(\x04R\vconnections\x12.\n" +
+	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x89\x01\n" +
+	"\x0fSimulateRequest\x12-\n" +
+	"\x05files\x18\x01 \x03(\v2\x17.symbolon.v1.SourceFileR\x05files\x12/\n" +
+	"\x05since\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12\x16\n" +
+	"\x06strict\x18\x03 \x01(\bR\x06strict\"\xd8\x01\n" +
+	"\x10SimulatedVerdict\x12\x14\n" +
+	"\x05allow\x18\x01 \x01(\bR\x05allow\x127\n" +
+	"\n" +
+	"protection\x18\x02 \x01(\x0e2\x17.symbolon.v1.ProtectionR\n" +
+	"protection\x12+\n" +
+	"\x06reason\x18\x03 \x01(\x0e2\x13.symbolon.v1.ReasonR\x06reason\x12#\n" +
+	"\rclient_policy\x18\x04 \x01(\tR\fclientPolicy\x12#\n" +
+	"\rserver_policy\x18\x05 \x01(\tR\fserverPolicy\"\xd2\x03\n" +
+	"\rSimulatedEdge\x12.\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x1a.symbolon.v1.SimulatedTypeR\x04type\x12(\n" +
+	"\x04from\x18\x02 \x01(\v2\x14.symbolon.v1.EdgeEndR\x04from\x12$\n" +
+	"\x02to\x18\x03 \x01(\v2\x14.symbolon.v1.EdgeEndR\x02to\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x125\n" +
+	"\x06before\x18\x06 \x01(\v2\x1d.symbolon.v1.SimulatedVerdictR\x06before\x123\n" +
+	"\x05after\x18\a \x01(\v2\x1d.symbolon.v1.SimulatedVerdictR\x05after\x12!\n" +
+	"\faddress_only\x18\b \x01(\bR\vaddressOnly\x12 \n" +
+	"\vconnections\x18\t \x01(\x04R\vconnections\x120\n" +
+	"\x05first\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xb1\x02\n" +
+	"\x10SimulateResponse\x120\n" +
+	"\x05edges\x18\x01 \x03(\v2\x1a.symbolon.v1.SimulatedEdgeR\x05edges\x12\x1c\n" +
+	"\tunchanged\x18\x02 \x01(\x04R\tunchanged\x123\n" +
+	"\x15unchanged_connections\x18\x03 \x01(\x04R\x14unchangedConnections\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12-\n" +
+	"\achanges\x18\x05 \x03(\v2\x13.symbolon.v1.ChangeR\achanges\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12-\n" +
+	"\x05tests\x18\a \x03(\v2\x17.symbolon.v1.TestResultR\x05tests*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13CHANGE_TYPE_CREATED\x10\x01\x12\x17\n" +
 	"\x13CHANGE_TYPE_UPDATED\x10\x02\x12\x19\n" +
 	"\x15CHANGE_TYPE_UNCHANGED\x10\x03\x12\x17\n" +
-	"\x13CHANGE_TYPE_DELETED\x10\x042\x9d\x06\n" +
+	"\x13CHANGE_TYPE_DELETED\x10\x04*\xbe\x01\n" +
+	"\rSimulatedType\x12\x1e\n" +
+	"\x1aSIMULATED_TYPE_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bSIMULATED_TYPE_NEWLY_DENIED\x10\x01\x12 \n" +
+	"\x1cSIMULATED_TYPE_NEWLY_ALLOWED\x10\x02\x12\"\n" +
+	"\x1eSIMULATED_TYPE_NEWLY_ENCRYPTED\x10\x03\x12&\n" +
+	"\"SIMULATED_TYPE_NO_LONGER_ENCRYPTED\x10\x042\x9d\x06\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -2140,115 +2888,146 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_admin_proto_rawDescData
 }
 
-var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                 // 0: symbolon.v1.ChangeType
-	(*GetStatusRequest)(nil),        // 1: symbolon.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 2: symbolon.v1.GetStatusResponse
-	(*SourceFile)(nil),              // 3: symbolon.v1.SourceFile
-	(*ApplyRequest)(nil),            // 4: symbolon.v1.ApplyRequest
-	(*Change)(nil),                  // 5: symbolon.v1.Change
-	(*ApplyResponse)(nil),           // 6: symbolon.v1.ApplyResponse
-	(*TestResult)(nil),              // 7: symbolon.v1.TestResult
-	(*ResourceKey)(nil),             // 8: symbolon.v1.ResourceKey
-	(*DeleteRequest)(nil),           // 9: symbolon.v1.DeleteRequest
-	(*DeleteResponse)(nil),          // 10: symbolon.v1.DeleteResponse
-	(*ListResourcesRequest)(nil),    // 11: symbolon.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),   // 12: symbolon.v1.ListResourcesResponse
-	(*CreateJoinTokenRequest)(nil),  // 13: symbolon.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 14: symbolon.v1.CreateJoinTokenResponse
-	(*ListHostsRequest)(nil),        // 15: symbolon.v1.ListHostsRequest
-	(*Host)(nil),                    // 16: symbolon.v1.Host
-	(*ListHostsResponse)(nil),       // 17: symbolon.v1.ListHostsResponse
-	(*RemoveHostRequest)(nil),       // 18: symbolon.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),      // 19: symbolon.v1.RemoveHostResponse
-	(*ListWorkloadsRequest)(nil),    // 20: symbolon.v1.ListWorkloadsRequest
-	(*Workload)(nil),                // 21: symbolon.v1.Workload
-	(*ListWorkloadsResponse)(nil),   // 22: symbolon.v1.ListWorkloadsResponse
-	(*ExplainRequest)(nil),          // 23: symbolon.v1.ExplainRequest
-	(*ExplainEndpoint)(nil),         // 24: symbolon.v1.ExplainEndpoint
-	(*ExplainSide)(nil),             // 25: symbolon.v1.ExplainSide
-	(*Candidate)(nil),               // 26: symbolon.v1.Candidate
-	(*ExplainResponse)(nil),         // 27: symbolon.v1.ExplainResponse
-	(*WatchFlowsRequest)(nil),       // 28: symbolon.v1.WatchFlowsRequest
-	(*WatchFlowsResponse)(nil),      // 29: symbolon.v1.WatchFlowsResponse
-	nil,                             // 30: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                             // 31: symbolon.v1.Host.AttributesEntry
-	nil,                             // 32: symbolon.v1.Workload.AttributesEntry
-	nil,                             // 33: symbolon.v1.ExplainEndpoint.AttributesEntry
-	(*timestamppb.Timestamp)(nil),   // 34: google.protobuf.Timestamp
-	(*Resource)(nil),                // 35: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
-	(Reason)(0),                     // 37: symbolon.v1.Reason
-	(Protection)(0),                 // 38: symbolon.v1.Protection
-	(Verb)(0),                       // 39: symbolon.v1.Verb
-	(Mode)(0),                       // 40: symbolon.v1.Mode
-	(Outcome)(0),                    // 41: symbolon.v1.Outcome
-	(*FlowRecord)(nil),              // 42: symbolon.v1.FlowRecord
-	(*LabelValues)(nil),             // 43: symbolon.v1.LabelValues
+	(SimulatedType)(0),              // 1: symbolon.v1.SimulatedType
+	(*GetStatusRequest)(nil),        // 2: symbolon.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 3: symbolon.v1.GetStatusResponse
+	(*SourceFile)(nil),              // 4: symbolon.v1.SourceFile
+	(*ApplyRequest)(nil),            // 5: symbolon.v1.ApplyRequest
+	(*Change)(nil),                  // 6: symbolon.v1.Change
+	(*ApplyResponse)(nil),           // 7: symbolon.v1.ApplyResponse
+	(*TestResult)(nil),              // 8: symbolon.v1.TestResult
+	(*ResourceKey)(nil),             // 9: symbolon.v1.ResourceKey
+	(*DeleteRequest)(nil),           // 10: symbolon.v1.DeleteRequest
+	(*DeleteResponse)(nil),          // 11: symbolon.v1.DeleteResponse
+	(*ListResourcesRequest)(nil),    // 12: symbolon.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),   // 13: symbolon.v1.ListResourcesResponse
+	(*CreateJoinTokenRequest)(nil),  // 14: symbolon.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 15: symbolon.v1.CreateJoinTokenResponse
+	(*ListHostsRequest)(nil),        // 16: symbolon.v1.ListHostsRequest
+	(*Host)(nil),                    // 17: symbolon.v1.Host
+	(*ListHostsResponse)(nil),       // 18: symbolon.v1.ListHostsResponse
+	(*RemoveHostRequest)(nil),       // 19: symbolon.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),      // 20: symbolon.v1.RemoveHostResponse
+	(*ListWorkloadsRequest)(nil),    // 21: symbolon.v1.ListWorkloadsRequest
+	(*Workload)(nil),                // 22: symbolon.v1.Workload
+	(*ListWorkloadsResponse)(nil),   // 23: symbolon.v1.ListWorkloadsResponse
+	(*ExplainRequest)(nil),          // 24: symbolon.v1.ExplainRequest
+	(*ExplainEndpoint)(nil),         // 25: symbolon.v1.ExplainEndpoint
+	(*ExplainSide)(nil),             // 26: symbolon.v1.ExplainSide
+	(*Candidate)(nil),               // 27: symbolon.v1.Candidate
+	(*ExplainResponse)(nil),         // 28: symbolon.v1.ExplainResponse
+	(*WatchFlowsRequest)(nil),       // 29: symbolon.v1.WatchFlowsRequest
+	(*WatchFlowsResponse)(nil),      // 30: symbolon.v1.WatchFlowsResponse
+	(*ListEdgesRequest)(nil),        // 31: symbolon.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),       // 32: symbolon.v1.ListEdgesResponse
+	(*ListPolicyHitsRequest)(nil),   // 33: symbolon.v1.ListPolicyHitsRequest
+	(*ListPolicyHitsResponse)(nil),  // 34: symbolon.v1.ListPolicyHitsResponse
+	(*PolicyHits)(nil),              // 35: symbolon.v1.PolicyHits
+	(*SimulateRequest)(nil),         // 36: symbolon.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),        // 37: symbolon.v1.SimulatedVerdict
+	(*SimulatedEdge)(nil),           // 38: symbolon.v1.SimulatedEdge
+	(*SimulateResponse)(nil),        // 39: symbolon.v1.SimulateResponse
+	nil,                             // 40: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                             // 41: symbolon.v1.Host.AttributesEntry
+	nil,                             // 42: symbolon.v1.Workload.AttributesEntry
+	nil,                             // 43: symbolon.v1.ExplainEndpoint.AttributesEntry
+	(*timestamppb.Timestamp)(nil),   // 44: google.protobuf.Timestamp
+	(*Resource)(nil),                // 45: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),     // 46: google.protobuf.Duration
+	(Reason)(0),                     // 47: symbolon.v1.Reason
+	(Protection)(0),                 // 48: symbolon.v1.Protection
+	(Verb)(0),                       // 49: symbolon.v1.Verb
+	(Mode)(0),                       // 50: symbolon.v1.Mode
+	(Outcome)(0),                    // 51: symbolon.v1.Outcome
+	(*FlowRecord)(nil),              // 52: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),                 // 53: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                 // 54: symbolon.v1.EdgeEnd
+	(*LabelValues)(nil),             // 55: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	34, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	34, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
-	3,  // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
+	44, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	44, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	4,  // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
 	0,  // 3: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
-	5,  // 4: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
-	7,  // 5: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
-	8,  // 6: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	35, // 7: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	30, // 8: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	36, // 9: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	34, // 10: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	31, // 11: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	34, // 12: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	34, // 13: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	34, // 14: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
-	16, // 15: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	32, // 16: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	34, // 17: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	34, // 18: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
-	21, // 19: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
-	24, // 20: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
-	24, // 21: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	33, // 22: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	37, // 23: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	38, // 24: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
-	26, // 25: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	39, // 26: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	40, // 27: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	38, // 28: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
-	25, // 29: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	41, // 30: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	42, // 31: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	43, // 32: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	43, // 33: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	43, // 34: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	1,  // 35: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	4,  // 36: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	9,  // 37: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	11, // 38: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	13, // 39: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	15, // 40: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	18, // 41: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	20, // 42: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	23, // 43: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	28, // 44: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	2,  // 45: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	6,  // 46: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	10, // 47: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	12, // 48: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	14, // 49: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	17, // 50: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	19, // 51: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	22, // 52: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	27, // 53: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	29, // 54: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	45, // [45:55] is the sub-list for method output_type
-	35, // [35:45] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	6,  // 4: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
+	8,  // 5: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
+	9,  // 6: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
+	45, // 7: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	40, // 8: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	46, // 9: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	44, // 10: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	41, // 11: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	44, // 12: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	44, // 13: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	44, // 14: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	17, // 15: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
+	42, // 16: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	44, // 17: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	44, // 18: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	22, // 19: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
+	25, // 20: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
+	25, // 21: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
+	43, // 22: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	47, // 23: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	48, // 24: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	27, // 25: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
+	49, // 26: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	50, // 27: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	48, // 28: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	26, // 29: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
+	51, // 30: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	52, // 31: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	51, // 32: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	46, // 33: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	53, // 34: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	35, // 35: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
+	44, // 36: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	4,  // 37: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
+	46, // 38: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	48, // 39: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	47, // 40: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	1,  // 41: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
+	54, // 42: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	54, // 43: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	37, // 44: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
+	37, // 45: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
+	44, // 46: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	44, // 47: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	38, // 48: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
+	6,  // 49: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
+	8,  // 50: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
+	55, // 51: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	55, // 52: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	55, // 53: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	2,  // 54: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	5,  // 55: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	10, // 56: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	12, // 57: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	14, // 58: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	16, // 59: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	19, // 60: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	21, // 61: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	24, // 62: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	29, // 63: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	3,  // 64: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	7,  // 65: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	11, // 66: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	13, // 67: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	15, // 68: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	18, // 69: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	20, // 70: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	23, // 71: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	28, // 72: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	30, // 73: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	64, // [64:74] is the sub-list for method output_type
+	54, // [54:64] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -2256,6 +3035,7 @@ func file_symbolon_v1_admin_proto_init() {
 	if File_symbolon_v1_admin_proto != nil {
 		return
 	}
+	file_symbolon_v1_edge_proto_init()
 	file_symbolon_v1_flow_proto_init()
 	file_symbolon_v1_policy_proto_init()
 	file_symbolon_v1_tunnel_proto_init()
@@ -2264,8 +3044,8 @@ func file_symbolon_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   33,
+			NumEnums:      2,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -874,7 +874,11 @@ type ReportFlowsRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Records []*FlowRecord          `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
 	// Records that the proxy had to drop since the last report.
-	Lost          uint64 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	Lost uint64 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	// What was added to edges since the last report.
+	Edges *EdgeSet `protobuf:"bytes,3,opt,name=edges,proto3" json:"edges,omitempty"`
+	// Connections that the proxy could put into no edge since the last report.
+	EdgesLost     uint64 `protobuf:"varint,4,opt,name=edges_lost,json=edgesLost,proto3" json:"edges_lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -923,6 +927,20 @@ func (x *ReportFlowsRequest) GetLost() uint64 {
 	return 0
 }
 
+func (x *ReportFlowsRequest) GetEdges() *EdgeSet {
+	if x != nil {
+		return x.Edges
+	}
+	return nil
+}
+
+func (x *ReportFlowsRequest) GetEdgesLost() uint64 {
+	if x != nil {
+		return x.EdgesLost
+	}
+	return 0
+}
+
 type ReportFlowsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -963,7 +981,7 @@ var File_symbolon_v1_control_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x19symbolon/v1/control.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x9e\x02\n" +
+	"\x19symbolon/v1/control.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x9e\x02\n" +
 	"\fEnrolRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12!\n" +
 	"\ftoken_secret\x18\x02 \x01(\fR\vtokenSecret\x12\x10\n" +
@@ -1039,10 +1057,13 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\aReissue\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"[\n" +
+	"generation\"\xa6\x01\n" +
 	"\x12ReportFlowsRequest\x121\n" +
 	"\arecords\x18\x01 \x03(\v2\x17.symbolon.v1.FlowRecordR\arecords\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\x15\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12*\n" +
+	"\x05edges\x18\x03 \x01(\v2\x14.symbolon.v1.EdgeSetR\x05edges\x12\x1d\n" +
+	"\n" +
+	"edges_lost\x18\x04 \x01(\x04R\tedgesLost\"\x15\n" +
 	"\x13ReportFlowsResponse2R\n" +
 	"\x10EnrolmentService\x12>\n" +
 	"\x05Enrol\x12\x19.symbolon.v1.EnrolRequest\x1a\x1a.symbolon.v1.EnrolResponse2\xc2\x02\n" +
@@ -1087,7 +1108,8 @@ var file_symbolon_v1_control_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 	(*Resource)(nil),              // 19: symbolon.v1.Resource
 	(*FlowRecord)(nil),            // 20: symbolon.v1.FlowRecord
-	(*LabelValues)(nil),           // 21: symbolon.v1.LabelValues
+	(*EdgeSet)(nil),               // 21: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 22: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
 	15, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
@@ -1104,24 +1126,25 @@ var file_symbolon_v1_control_proto_depIdxs = []int32{
 	19, // 11: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
 	17, // 12: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
 	20, // 13: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	21, // 14: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	21, // 15: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	21, // 16: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	0,  // 17: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	3,  // 18: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	5,  // 19: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	7,  // 20: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	13, // 21: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	1,  // 22: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	4,  // 23: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	6,  // 24: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	10, // 25: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	14, // 26: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	21, // 14: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	22, // 15: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	22, // 16: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	22, // 17: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	0,  // 18: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	3,  // 19: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	5,  // 20: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	7,  // 21: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	13, // 22: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	1,  // 23: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	4,  // 24: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	6,  // 25: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	10, // 26: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	14, // 27: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	23, // [23:28] is the sub-list for method output_type
+	18, // [18:23] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -1129,6 +1152,7 @@ func file_symbolon_v1_control_proto_init() {
 	if File_symbolon_v1_control_proto != nil {
 		return
 	}
+	file_symbolon_v1_edge_proto_init()
 	file_symbolon_v1_flow_proto_init()
 	file_symbolon_v1_policy_proto_init()
 	file_symbolon_v1_tunnel_proto_init()

@@ -1,0 +1,26 @@
+package policydb
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Edge is what many connections had in common, as far as policy goes by it: who
+// called whom on which port, and what became of it.
+type Edge struct {
+	From, To Endpoint
+	// FromAddress and ToAddress are set where an end is known by its address alone:
+	// then the Endpoint is the zero value.
+	FromAddress, ToAddress netip.Addr
+	Protocol               string // "tcp" or "udp"
+	Port                   uint16 // the server's
+	// Allowed: policy let the connections through, as it was then.
+	Allowed bool
+	// Encrypted: the bytes were.
+	Encrypted   bool
+	Connections uint64
+	First, Last time.Time
+	// AddressOnly: at least one end proved no identity, but is an External or a mere
+	// address.
+	AddressOnly bool
+}
