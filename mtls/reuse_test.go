@@ -101,8 +101,8 @@ func TestUnfinishedTunnelIsNotReusable(t *testing.T) {
 // close_notify may pass for it.
 func TestFramedTruncation(t *testing.T) {
 	for name, end := range map[string]func(*Conn){
-		"FIN":          func(c *Conn) { c.wire.TCPConn.CloseWrite() },
-		"close_notify": func(c *Conn) { c.out.CloseWrite(); c.wire.TCPConn.CloseWrite() },
+		"FIN":          func(c *Conn) { c.wire.tcpConn.CloseWrite() },
+		"close_notify": func(c *Conn) { c.out.CloseWrite(); c.wire.tcpConn.CloseWrite() },
 		"inside a frame": func(c *Conn) {
 			c.out.Write(append(binary.BigEndian.AppendUint32(nil, 100), "short"...))
 			c.out.CloseWrite()

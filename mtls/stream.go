@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +39,7 @@ var ErrNotDetachable = errors.New("the data phase belongs to crypto/tls")
 // Errors: ErrNotDetachable and nothing has changed; any other, and c is of no use.
 func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, err error) {
 	if c.protection != symbolonv1.Protection_PROTECTION_ENCRYPTED {
-		fd, err = DetachTCP(c.wire.TCPConn)
+		fd, err = detachConn(c.wire.tcpConn)
 		c.wire, c.tls, c.in, c.out = detached, nil, nil, nil
 		return fd, nil, nil, err
 	}
@@ -51,7 +53,7 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 	}
 	stream = &Stream{r: r, w: w, frames: c.frames}
 	stream.plain, sealed = r.Detach()
-	if fd, err = DetachTCP(c.wire.TCPConn); err != nil {
+	if fd, err = detachConn(c.wire.tcpConn); err != nil {
 		stream.Release()
 		return -1, nil, nil, err
 	}
@@ -62,15 +64,15 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 // Attach gives c its socket back, after s has ended cleanly on both sides, with what
 // was read and not opened. c owns fd from here on, and is of no use after an error.
 func (c *Conn) Attach(fd int, s *Stream, sealed []byte) error {
-	tcp, err := AttachTCP(fd)
+	f := &fileConn{File: os.NewFile(uintptr(fd), "tunnel")}
+	c.wire = &wire{tcpConn: f}
+	s.r.Attach(f, s.plain, sealed)
+	err := f.SetDeadline(time.Time{}) // an error where the poller would not have it
 	if err == nil {
-		c.wire = &wire{TCPConn: tcp}
-		s.r.Attach(tcp, s.plain, sealed)
-		if err = s.w.Attach(tcp); err != nil {
-			_ = tcp.Close()
-		}
+		err = s.w.Attach(f)
 	}
 	if err != nil {
+		_ = f.Close()
 		c.kept = false // whoever asks: there is no next connection on it
 		s.Release()
 	}
@@ -79,7 +81,60 @@ func (c *Conn) Attach(fd int, s *Stream, sealed []byte) error {
 
 // detached stands in for the wire of a Conn whose socket is elsewhere: every call is
 // an error.
-var detached = &wire{TCPConn: &net.TCPConn{}}
+var detached = &wire{tcpConn: &net.TCPConn{}}
+
+// tcpConn is what a tunnel needs of its socket.
+type tcpConn interface {
+	net.Conn
+	syscall.Conn
+	SetLinger(sec int) error
+	CloseWrite() error
+}
+
+// fileConn is a TCP socket on the runtime's poller again, for two system calls where
+// net.FileConn takes fourteen, and changes the keepalives. It does not know its
+// addresses.
+type fileConn struct{ *os.File }
+
+func (f *fileConn) Read(p []byte) (int, error) {
+	n, err := f.File.Read(p)
+	return n, closedError(err)
+}
+
+func (f *fileConn) Write(p []byte) (int, error) {
+	n, err := f.File.Write(p)
+	return n, closedError(err)
+}
+
+// closedError is how package net says it.
+func closedError(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return net.ErrClosed
+	}
+	return err
+}
+
+func (f *fileConn) LocalAddr() net.Addr  { return &net.TCPAddr{} }
+func (f *fileConn) RemoteAddr() net.Addr { return &net.TCPAddr{} }
+
+func (f *fileConn) SetLinger(sec int) error {
+	return f.control(func(fd int) error {
+		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: int32(sec)})
+	})
+}
+
+func (f *fileConn) CloseWrite() error {
+	return f.control(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) })
+}
+
+func (f *fileConn) control(do func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = do(int(fd)) })
+	return errors.Join(cerr, err)
+}
 
 // Detachable tells whether Detach can take the data phase.
 func (c *Conn) Detachable() bool {
@@ -93,7 +148,9 @@ func (c *Conn) Kept() bool { return c.kept && c.frames != nil }
 
 // DetachTCP turns c into a descriptor that the runtime's poller does not know. c is
 // closed.
-func DetachTCP(c *net.TCPConn) (fd int, err error) {
+func DetachTCP(c *net.TCPConn) (fd int, err error) { return detachConn(c) }
+
+func detachConn(c tcpConn) (fd int, err error) {
 	defer c.Close()
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -75,7 +75,8 @@ func (c *Conn) Protection() symbolonv1.Protection { return c.protection }
 // kernel to splice; nil where it is.
 func (c *Conn) Raw() *net.TCPConn {
 	if c.protection == symbolonv1.Protection_PROTECTION_AUTHENTICATED {
-		return c.wire.TCPConn
+		tcp, _ := c.wire.tcpConn.(*net.TCPConn) // it has not been taken away
+		return tcp
 	}
 	return nil
 }
@@ -118,20 +119,20 @@ func (c *Conn) CloseWrite() error {
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.wire.SetReadDeadline(t) }
 
 // SetWriteDeadline is net.Conn's.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.TCPConn.SetWriteDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.tcpConn.SetWriteDeadline(t) }
 
 // Close releases the connection. It is not a clean end of a direction.
-func (c *Conn) Close() error { return c.wire.TCPConn.Close() }
+func (c *Conn) Close() error { return c.wire.tcpConn.Close() }
 
 // Reset ends both directions with a TCP RST, which the peer passes on.
 func (c *Conn) Reset() error {
 	c.wire.SetLinger(0)
-	return c.wire.TCPConn.Close()
+	return c.wire.tcpConn.Close()
 }
 
 // handshake runs TLS on tcp until ctx ends.
 func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, now time.Time) (*Conn, error) {
-	c := &Conn{wire: &wire{TCPConn: tcp}}
+	c := &Conn{wire: &wire{tcpConn: tcp}}
 	keys, config, end := e.serverKeys, e.server, tls.Server
 	if client {
 		keys, config, end = e.clientKeys, e.client, tls.Client
@@ -198,7 +199,7 @@ func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Pe
 func (c *Conn) sendOpen(ctx context.Context, open *symbolonv1.Open) error {
 	c.demanded = open.GetProtection()
 	c.startFrames(open)
-	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
+	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
 	defer stop()
 	if err := writeMessage(c.out, open); err != nil {
 		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending open: %w", err)}
@@ -222,7 +223,7 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 		}
 	}()
 	v := &symbolonv1.Verdict{}
-	stop := deadline(ctx, c.wire.TCPConn.SetReadDeadline)
+	stop := deadline(ctx, c.wire.tcpConn.SetReadDeadline)
 	defer stop()
 	if err := readMessage(c.in, v); err != nil {
 		reason := messageReason(err)
@@ -281,7 +282,7 @@ func Accept(ctx context.Context, tcp *net.TCPConn, e *Endpoint) (*Conn, *symbolo
 
 func (c *Conn) readOpen(ctx context.Context) (*symbolonv1.Open, error) {
 	open := &symbolonv1.Open{}
-	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
+	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
 	defer stop()
 	if err := readMessage(c.in, open); err != nil {
 		return nil, err
@@ -313,7 +314,7 @@ func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 	v.Accept = true
 	v.Protection = max(v.GetProtection(), c.demanded)
 	v.Keep = v.GetKeep() && c.frames != nil
-	stop := deadline(ctx, c.wire.TCPConn.SetDeadline)
+	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
 	defer stop()
 	if err := writeMessage(c.out, v); err != nil {
 		_ = c.Reset()
@@ -338,10 +339,10 @@ func (c *Conn) Refuse(v *symbolonv1.Verdict) {
 	v.Accept = false
 	v.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
 	c.wire.SetDeadline(time.Now().Add(refusalLinger))
-	if writeMessage(c.out, v) != nil || c.out.CloseWrite() != nil || c.wire.TCPConn.CloseWrite() != nil {
+	if writeMessage(c.out, v) != nil || c.out.CloseWrite() != nil || c.wire.tcpConn.CloseWrite() != nil {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, c.wire.TCPConn, refusalDrain)
+	_, _ = io.CopyN(io.Discard, c.wire.tcpConn, refusalDrain)
 }
 
 // beginWriting starts the data phase of this direction, which nobody may be using;

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"time"
 
 	"github.com/symbolon/symbolon/mtls/record"
@@ -18,7 +17,7 @@ import (
 //
 // With the own record layer all of that is its Tap's, which also counts the records.
 type wire struct {
-	*net.TCPConn
+	tcpConn
 	tap    *record.Tap // nil: crypto/tls keeps the connection
 	loose  bool
 	header [recordHeader]byte
@@ -31,14 +30,14 @@ func (w *wire) Read(p []byte) (int, error) {
 		return w.tap.Read(p)
 	}
 	if w.loose {
-		n, err := w.TCPConn.Read(p)
+		n, err := w.tcpConn.Read(p)
 		return n, truncated(err)
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
 	if w.have < recordHeader {
-		n, err := w.TCPConn.Read(p[:min(len(p), recordHeader-w.have)])
+		n, err := w.tcpConn.Read(p[:min(len(p), recordHeader-w.have)])
 		copy(w.header[w.have:], p[:n])
 		if w.have += n; w.have == recordHeader {
 			w.left = int(binary.BigEndian.Uint16(w.header[3:]))
@@ -46,7 +45,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		}
 		return n, truncated(err)
 	}
-	n, err := w.TCPConn.Read(p[:min(len(p), w.left)])
+	n, err := w.tcpConn.Read(p[:min(len(p), w.left)])
 	w.left -= n
 	w.skipEmpty()
 	return n, truncated(err)
@@ -62,12 +61,12 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.tap != nil {
 		return w.tap.Write(p)
 	}
-	return w.TCPConn.Write(p)
+	return w.tcpConn.Write(p)
 }
 
 // SetWriteDeadline does nothing. crypto/tls calls it around close_notify, to give up
 // after five seconds: a peer that reads slowly would lose the end of its stream to
-// a reset. Who needs a deadline sets it on the TCPConn.
+// a reset. Who needs a deadline sets it on the socket.
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
 // loosen lets reads take all there is: the stream stays in TLS.
