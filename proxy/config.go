@@ -1,11 +1,15 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/symbolon/symbolon/internal/settings"
@@ -85,6 +89,26 @@ type TunnelConfig struct {
 	// PeerTimeout is after how long a peer counts as gone that does not acknowledge
 	// what it was sent, applications included; 0 leaves that to the kernel.
 	PeerTimeout time.Duration `yaml:"peer_timeout"`
+	// IdleTimeout and HalfCloseTimeout are how long a connection may rest that is open
+	// both ways, or one way; 0: for ever.
+	IdleTimeout      time.Duration `yaml:"idle_timeout"`
+	HalfCloseTimeout time.Duration `yaml:"half_close_timeout"`
+	// KeyExchange are the groups to offer and accept, the best first: see KeyExchanges.
+	KeyExchange []string `yaml:"key_exchange"`
+}
+
+// KeyExchanges are the values of TunnelConfig.KeyExchange.
+var KeyExchanges = map[string]tls.CurveID{
+	"X25519MLKEM768": tls.X25519MLKEM768, "X25519": tls.X25519, "P-256": tls.CurveP256,
+}
+
+// Curves are the groups of KeyExchange, for mtls.Options.
+func (c TunnelConfig) Curves() []tls.CurveID {
+	var ids []tls.CurveID
+	for _, name := range c.KeyExchange {
+		ids = append(ids, KeyExchanges[name])
+	}
+	return ids
 }
 
 // The bounds of TunnelConfig.PeerTimeout: below, a lossy link would do; above, the
@@ -107,7 +131,8 @@ func DefaultConfig() Config {
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
 		},
-		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own", PeerTimeout: redirect.DefaultPeerTimeout},
+		Tunnel: TunnelConfig{Reuse: true, RecordLayer: "own", PeerTimeout: redirect.DefaultPeerTimeout,
+			IdleTimeout: DefaultIdle.Open, HalfCloseTimeout: DefaultIdle.HalfClosed, KeyExchange: []string{"X25519MLKEM768", "X25519"}},
 		Limits: DefaultLimits,
 		Admin:  "127.0.0.1:15020", Socket: "/run/symbolon/proxy.sock", Flows: "-", LogLevel: "info",
 		DrainTimeout: DefaultTimeouts.Drain, HandoverTimeout: 30 * time.Second, QuietTimeout: DefaultTimeouts.Quiet,
@@ -150,6 +175,9 @@ func Settings() []settings.Setting[Config] {
 			return err
 		}},
 		{Key: "tunnel.record_layer", Usage: "what encrypts the data: own, or stock for crypto/tls (default own)", Set: text(func(x *c) *string { return &x.Tunnel.RecordLayer })},
+		{Key: "tunnel.idle_timeout", Usage: "how long an open connection may rest; 0s: for ever (default 0s)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.IdleTimeout })},
+		{Key: "tunnel.half_close_timeout", Usage: "how long one may rest that one end has closed; 0s: for ever (default 1h)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.HalfCloseTimeout })},
+		{Key: "tunnel.key_exchange", Usage: "key exchanges to offer and accept, such as X25519 (default X25519MLKEM768,X25519)", Set: settings.List(func(x *c) *[]string { return &x.Tunnel.KeyExchange })},
 		{Key: "tunnel.peer_timeout", Usage: "after how long a peer that acknowledges nothing counts as gone; 0s: as the kernel thinks (default 2m)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.PeerTimeout })},
 		{Key: "limits.connections", Usage: "open connections in all (default 100000)", Set: number(func(x *c) *int { return &x.Limits.Connections })},
 		{Key: "limits.handshakes", Usage: "connections that wait for their authorization, each direction (default 8192)", Set: number(func(x *c) *int { return &x.Limits.Handshakes })},
@@ -196,6 +224,19 @@ func (c Config) Validate() error {
 	}
 	if c.Tunnel.RecordLayer != "own" && c.Tunnel.RecordLayer != "stock" {
 		bad("tunnel.record_layer", "%q is unknown; use own or stock", c.Tunnel.RecordLayer)
+	}
+	for key, t := range map[string]time.Duration{"tunnel.idle_timeout": c.Tunnel.IdleTimeout, "tunnel.half_close_timeout": c.Tunnel.HalfCloseTimeout} {
+		if t != 0 && t < sweepEvery {
+			bad(key, "%v is too short; use %v or more, or 0s for no limit", t, sweepEvery)
+		}
+	}
+	if len(c.Tunnel.KeyExchange) == 0 {
+		bad("tunnel.key_exchange", "is empty; use some of %s", strings.Join(slices.Sorted(maps.Keys(KeyExchanges)), ", "))
+	}
+	for _, name := range c.Tunnel.KeyExchange {
+		if _, ok := KeyExchanges[name]; !ok {
+			bad("tunnel.key_exchange", "%q is unknown; use some of %s", name, strings.Join(slices.Sorted(maps.Keys(KeyExchanges)), ", "))
+		}
 	}
 	if t := c.Tunnel.PeerTimeout; t != 0 && (t < minPeerTimeout || t > maxPeerTimeout) {
 		bad("tunnel.peer_timeout", "%v is out of range; use %v to %v, or 0s to leave it to the kernel", t, minPeerTimeout, maxPeerTimeout)

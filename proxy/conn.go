@@ -146,6 +146,7 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 		return over(err)
 	}
 	l.cut = r.abort
+	l.moved = r.moved
 	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
 	x.p.table.add(l, x.p.now())
 	if r.copier != nil {

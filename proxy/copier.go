@@ -56,6 +56,7 @@ type copier struct {
 	// toFar and toNear count bytes by direction, firstByte the microseconds until
 	// the server's first byte.
 	toFar, toNear, firstByte atomic.Uint64
+	half                     atomic.Bool // one of the two directions has ended
 
 	uplink chan error
 }
@@ -71,6 +72,7 @@ func (r *copier) start() {
 		if err != nil {
 			r.abort()
 		}
+		r.half.Store(true)
 		r.uplink <- err
 	}()
 }
@@ -85,6 +87,7 @@ func (r *copier) finish() error {
 	if down != nil {
 		r.abort()
 	}
+	r.half.Store(true)
 	up := <-r.uplink
 	if up == nil && down == nil {
 		r.far.Close()

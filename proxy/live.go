@@ -24,6 +24,11 @@ type live struct {
 	// cut ends both directions at once.
 	cut func()
 
+	// moved is how many bytes it has carried, and whether one end has closed; nil: it
+	// may rest for as long as it likes.
+	moved func() (bytes uint64, half bool)
+	rest  rest
+
 	record func() *symbolonv1.FlowRecord // for debugging: what is known so far
 	until  time.Time                     // guarded by the table's lock
 	reason atomic.Int32                  // why it was cut

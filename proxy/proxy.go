@@ -87,6 +87,8 @@ type Options struct {
 	TLS         mtls.Options
 	// NoReuse gives every connection a tunnel of its own.
 	NoReuse bool
+	// Idle bounds how long connections may rest.
+	Idle Idle
 	// Loops is how many event loops carry open connections; 0: one a processor. A busy
 	// one keeps a processor of the Go scheduler's to itself, so GOMAXPROCS should be
 	// larger by as many.
@@ -146,6 +148,7 @@ type Proxy struct {
 	metrics       *metrics
 	// loops carry the open connections; conns counts everything that is under way.
 	nLoops int
+	idle   Idle
 	loops  *loop.Loops
 	conns  sync.WaitGroup
 }
@@ -173,7 +176,7 @@ func New(o Options) *Proxy {
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},
 	}
-	p.noReuse, p.preserveSource = o.NoReuse, o.PreserveSource
+	p.noReuse, p.preserveSource, p.idle = o.NoReuse, o.PreserveSource, o.Idle
 	if p.nLoops = o.Loops; p.nLoops <= 0 {
 		p.nLoops = runtime.GOMAXPROCS(0)
 	}
@@ -343,6 +346,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 			p.table.sweep(p.now())
 			p.parties.prune(p.now())
 			p.pool.sweep(p.now())
+			p.sweepIdle(p.now())
 		}
 	}
 }

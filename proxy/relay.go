@@ -201,6 +201,17 @@ func (r *relay) counts() (toFar, toNear, firstByte uint64) {
 	return r.loop.ToFar.Load(), r.loop.ToNear.Load(), firstByte
 }
 
+// moved is how many bytes have gone either way, and whether one end has closed.
+func (r *relay) moved() (bytes uint64, half bool) {
+	toFar, toNear, _ := r.counts()
+	if r.loop != nil {
+		half = r.loop.HalfClosed()
+	} else if r.copier != nil {
+		half = r.copier.half.Load()
+	}
+	return toFar + toNear, half
+}
+
 // copy is the relay by goroutines.
 func (r *relay) copy() (*copier, error) {
 	if r.copier != nil {

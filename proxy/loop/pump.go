@@ -50,7 +50,6 @@ func (l *Loop) moved(d *direction, n int) {
 	if d.count.Add(uint64(n)) == uint64(n) {
 		d.first.Store(l.now)
 	}
-	d.relay.active.Store(l.now)
 }
 
 // flush writes what waits. False: dst does not take all of it now, or the relay is
@@ -66,7 +65,6 @@ func (l *Loop) flush(d *direction) bool {
 			return false
 		}
 		d.pending.taken(n)
-		d.relay.active.Store(l.now)
 	}
 	return d.pipe == nil || l.drain(d)
 }
@@ -264,5 +262,5 @@ func (l *Loop) half(d *direction) {
 		l.finish(r, nil)
 		return
 	}
-	r.halfSince.CompareAndSwap(0, l.now)
+	r.half.Store(true)
 }

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,10 +41,7 @@ type Relay struct {
 	// FirstToFar and FirstToNear are when the first byte of a direction came, Unix
 	// nanoseconds; 0: not yet.
 	FirstToFar, FirstToNear atomic.Int64
-	// active is when anything last moved, Unix nanoseconds.
-	active atomic.Int64
-	// halfSince is when one of the two directions ended; 0: neither has.
-	halfSince atomic.Int64
+	half                    atomic.Bool // one of the two directions has ended
 
 	near, far end
 	up, down  direction // from near to far, and back
@@ -101,7 +97,6 @@ func New(near, far Side, done func(err error, kept *Kept)) *Relay {
 	r.far.use(r, far, &r.down, &r.up)
 	r.up = direction{relay: r, src: &r.near, dst: &r.far, count: &r.ToFar, first: &r.FirstToFar}
 	r.down = direction{relay: r, src: &r.far, dst: &r.near, count: &r.ToNear, first: &r.FirstToNear}
-	r.active.Store(time.Now().UnixNano())
 	return r
 }
 
@@ -141,13 +136,8 @@ func (r *Relay) Cut() {
 	}
 }
 
-// Idle is how long nothing has moved.
-func (r *Relay) Idle(now time.Time) time.Duration {
-	return now.Sub(time.Unix(0, r.active.Load()))
-}
-
 // HalfClosed tells whether exactly one direction has ended.
-func (r *Relay) HalfClosed() bool { return r.halfSince.Load() != 0 }
+func (r *Relay) HalfClosed() bool { return r.half.Load() }
 
 // socketError is what a socket has to report, once.
 func socketError(fd int) error {

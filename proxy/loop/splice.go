@@ -88,7 +88,6 @@ func (l *Loop) drain(d *direction) bool {
 			return false
 		}
 		p.held -= n
-		d.relay.active.Store(l.now)
 	}
 	d.pipe = nil
 	l.unpipe(p)
