@@ -126,7 +126,7 @@ func (c *Conn) Close() error { return c.wire.tcpConn.Close() }
 
 // Reset ends both directions with a TCP RST, which the peer passes on.
 func (c *Conn) Reset() error {
-	c.wire.SetLinger(0)
+	_ = c.wire.SetLinger(0) // fails only on a closed socket
 	return c.wire.tcpConn.Close()
 }
 
