@@ -63,42 +63,48 @@ var benchSizes = []int{1000, 10_000, 100_000}
 // nearly every connection); new, for a peer at first sight.
 func BenchmarkDecide(b *testing.B) {
 	for _, n := range benchSizes {
-		c, _ := benchCompile(b, n)
-		for _, attrs := range []int{30, 100} {
-			q := &Query{
-				From:     Endpoint{Namespace: "/acme/prod", Attributes: benchIdentity("app-7", attrs)},
-				To:       Endpoint{Namespace: "/acme/prod", Attributes: benchIdentity("app-49", attrs)},
-				Protocol: "tcp", Port: 443,
+		b.Run(fmt.Sprintf("policies=%d", n), func(b *testing.B) {
+			c, _ := benchCompile(b, n)
+			for _, attrs := range []int{30, 100} {
+				benchDecide(b, c, attrs)
 			}
-			if d := c.Decide(Client, q, noon); d.Policy == "" {
-				b.Fatalf("the question that is measured is not decided by a policy: %s", say(d))
-			}
-			b.Run(fmt.Sprintf("policies=%d/attributes=%d/known", n, attrs), func(b *testing.B) {
-				b.ReportAllocs()
-				for b.Loop() {
-					c.Decide(Client, q, noon)
-				}
-			})
-			b.Run(fmt.Sprintf("policies=%d/attributes=%d/new", n, attrs), func(b *testing.B) {
-				b.ReportAllocs()
-				fresh := *q
-				peers := make([]identity.Attributes, 4096)
-				for i := range peers {
-					// Another value of a key that policies use: another projection.
-					peers[i] = q.To.Attributes.Union(identity.Attributes{{Key: "zone", Value: fmt.Sprint(i)}, {Key: "tier", Value: fmt.Sprint(i)}})
-				}
-				i := 0
-				for b.Loop() {
-					if i++; i%len(peers) == 0 {
-						c.known.hashes.Store(nil)
-						c.known.pointers.Store(nil)
-					}
-					fresh.To.Attributes = peers[i%len(peers)]
-					c.Decide(Client, &fresh, noon)
-				}
-			})
-		}
+		})
 	}
+}
+
+func benchDecide(b *testing.B, c *Compiled, attrs int) {
+	q := &Query{
+		From:     Endpoint{Namespace: "/acme/prod", Attributes: benchIdentity("app-7", attrs)},
+		To:       Endpoint{Namespace: "/acme/prod", Attributes: benchIdentity("app-49", attrs)},
+		Protocol: "tcp", Port: 443,
+	}
+	if d := c.Decide(Client, q, noon); d.Policy == "" {
+		b.Fatalf("the question that is measured is not decided by a policy: %s", say(d))
+	}
+	b.Run(fmt.Sprintf("attributes=%d/known", attrs), func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			c.Decide(Client, q, noon)
+		}
+	})
+	b.Run(fmt.Sprintf("attributes=%d/new", attrs), func(b *testing.B) {
+		b.ReportAllocs()
+		fresh := *q
+		peers := make([]identity.Attributes, 4096)
+		for i := range peers {
+			// Another value of a key that policies use: another projection.
+			peers[i] = q.To.Attributes.Union(identity.Attributes{{Key: "zone", Value: fmt.Sprint(i)}, {Key: "tier", Value: fmt.Sprint(i)}})
+		}
+		i := 0
+		for b.Loop() {
+			if i++; i%len(peers) == 0 {
+				c.known.hashes.Store(nil)
+				c.known.pointers.Store(nil)
+			}
+			fresh.To.Attributes = peers[i%len(peers)]
+			c.Decide(Client, &fresh, noon)
+		}
+	})
 }
 
 // BenchmarkCompile reports the time and, as B/policy, the memory that stays.

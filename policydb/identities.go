@@ -3,15 +3,17 @@ package policydb
 import (
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/symbolon/symbolon/identity"
 )
 
-// Bounds of the caches; a full one is dropped whole, since what is in use comes
-// back within microseconds each.
+// Bounds of the caches. A full one of bitsets is dropped whole, since what is in use
+// comes back within microseconds each; of addresses the newer takes the older's place.
 const (
-	// maxPointers bounds the attribute sets found by address.
-	maxPointers = 4096
+	// maxPointers bounds the attribute sets found by address: a power of two.
+	maxPointers = 1 << pointerBits
+	pointerBits = 12
 	// maxBitsetBytes bounds the bitsets of all identities.
 	maxBitsetBytes = 64 << 20
 )
@@ -24,21 +26,36 @@ type known struct {
 }
 
 // identities finds known identities: first by the address of the attribute set
-// (which is immutable and shared, and cannot go away while it is a key here), then
-// by the hash of what policies can see of it.
+// (which is immutable and shared, and cannot go away while it is remembered here),
+// then by the hash of what policies can see of it.
 type identities struct {
 	pointers atomic.Pointer[pointerCache]
 	hashes   atomic.Pointer[hashCache]
+	nobody   *known // without attributes
 }
 
+// pointerCache has two places for each set, by its address. It is two loads and a
+// comparison, where a concurrent map's lookup would be most of a decision.
 type pointerCache struct {
-	entries sync.Map // *identity.Attribute, the first of the set: pointerEntry
-	n       atomic.Int64
+	slots [maxPointers]atomic.Pointer[pointerEntry]
 }
 
+// pointerEntry is never changed.
 type pointerEntry struct {
+	first  *identity.Attribute
 	length int
 	known  *known
+}
+
+// is: two sets can begin at one address only if one is a part of the other.
+func (e *pointerEntry) is(attrs identity.Attributes) bool {
+	return e != nil && e.first == &attrs[0] && e.length == len(attrs)
+}
+
+// place is the first of the places of attrs; the second is its neighbour. The heap's
+// objects do not move, and an address that is remembered is not used again.
+func place(attrs identity.Attributes) uint64 {
+	return uint64(uintptr(unsafe.Pointer(&attrs[0]))) * 0x9e3779b97f4a7c15 >> (64 - pointerBits)
 }
 
 type hashCache struct {
@@ -49,25 +66,34 @@ type hashCache struct {
 // identify finds or makes what is known of attrs.
 func (c *Compiled) identify(attrs identity.Attributes) *known {
 	if len(attrs) == 0 {
-		return c.identifyByHash(nil)
+		return c.known.nobody
 	}
-	pointers := c.known.pointers.Load()
-	if pointers != nil {
-		// Two sets can begin at one address only if one is a part of the other.
-		if v, ok := pointers.entries.Load(&attrs[0]); ok && v.(pointerEntry).length == len(attrs) {
-			return v.(pointerEntry).known
+	if pointers := c.known.pointers.Load(); pointers != nil {
+		i := place(attrs)
+		if e := pointers.slots[i].Load(); e.is(attrs) {
+			return e.known
+		}
+		if e := pointers.slots[i^1].Load(); e.is(attrs) {
+			return e.known
 		}
 	}
+	return c.identifyAnew(attrs)
+}
+
+// identifyAnew is identify for a set at an address not seen before.
+func (c *Compiled) identifyAnew(attrs identity.Attributes) *known {
 	k := c.identifyByHash(attrs)
-	if pointers == nil || pointers.n.Load() >= maxPointers {
-		fresh := new(pointerCache)
-		if !c.known.pointers.CompareAndSwap(pointers, fresh) {
-			return k
+	pointers := c.known.pointers.Load()
+	if pointers == nil {
+		pointers = new(pointerCache)
+		if !c.known.pointers.CompareAndSwap(nil, pointers) {
+			return k // the next time
 		}
-		pointers = fresh
 	}
-	if _, had := pointers.entries.Swap(&attrs[0], pointerEntry{len(attrs), k}); !had {
-		pointers.n.Add(1)
+	// What was there moves over, so that two sets which share a place both stay.
+	i := place(attrs)
+	if old := pointers.slots[i].Swap(&pointerEntry{&attrs[0], len(attrs), k}); old != nil {
+		pointers.slots[i^1].Store(old)
 	}
 	return k
 }
