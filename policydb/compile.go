@@ -23,6 +23,7 @@ type Compiled struct {
 	generation uint64
 	chains     map[string]*chain
 	policies   []policy // by bit; those without a name pad a range to whole words
+	rules      []rule   // of the policies, by bit
 	// propagating marks the policies that hold below their own namespace.
 	propagating []uint64
 	subjects    matcher
@@ -48,7 +49,6 @@ type policy struct {
 	fallback        bool
 	propagate       bool
 	encrypt, log    bool
-	conditions      bool // ports, same, different, window or expires are not empty
 	ports           portSet
 	same, different []string
 	window          *window
@@ -64,6 +64,8 @@ type chain struct {
 	allow      bool
 	protection symbolonv1.Protection
 }
+
+func (ch *chain) namespace() string { return ch.path[len(ch.path)-1] }
 
 // level is one namespace's policies: words of bits, from first to before end.
 type level struct {
@@ -172,7 +174,6 @@ func compilePolicy(key Key, p *symbolonv1.Policy, z zones) (policy, error) {
 		}
 		out.expires = e.AsTime()
 	}
-	out.conditions = len(out.ports)+len(out.same)+len(out.different) > 0 || out.window != nil || !out.expires.IsZero()
 	return out, nil
 }
 
@@ -225,7 +226,9 @@ func (c *Compiled) lay(byNamespace map[string][]policy) map[string]level {
 	}
 	c.policies = slices.Clip(c.policies)
 	c.propagating = make([]uint64, len(c.policies)/wordBits)
+	c.rules = make([]rule, len(c.policies))
 	for i := range c.policies {
+		c.rules[i] = c.policies[i].rule()
 		c.observing = c.observing || c.policies[i].observe
 		if c.policies[i].propagate {
 			c.propagating[i/wordBits] |= 1 << (i % wordBits)

@@ -74,19 +74,27 @@ func (q *Query) side(s Side) (own, other *Endpoint) {
 // allocates nothing for endpoints that it has seen. Safe for concurrent use.
 func (c *Compiled) Decide(side Side, q *Query, now time.Time) Decision {
 	own, other := q.side(side)
-	ch := c.chains[own.Namespace]
+	from, to := c.entry(q.From.Attributes), c.entry(q.To.Attributes)
+	ours := from
+	if side == Server {
+		ours = to
+	}
+	ch := c.chainAt(ours, own.Namespace)
 	if ch == nil || own.External != "" {
 		return Decision{Reason: symbolonv1.Reason_REASON_NO_POLICY, Protection: symbolonv1.Protection_PROTECTION_ENCRYPTED}
 	}
 	var (
-		until    time.Time
-		observed bool
-		enforced = newVerdict()
-		would    = newVerdict()
+		until           time.Time
+		observed        bool
+		enforced, would verdict
 	)
+	enforced.begin()
+	if c.observing {
+		would.begin()
+	}
 	if len(ch.levels) > 0 {
 		protocol := transportOf(q.Protocol)
-		subjects, objects := c.subjectBits(q.From.Attributes), c.objectBits(q.To.Attributes)
+		subjects, objects := c.subjectsOf(from.known), c.objectsOf(to.known)
 		for i := range ch.levels {
 			l := &ch.levels[i]
 			// This is both (bits.go), written out: a call per word is a third of the time.
@@ -99,17 +107,17 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) Decision {
 					}
 					for ; w != 0; w &= w - 1 {
 						bit := int32(i)*wordBits + int32(bits.TrailingZeros64(w))
-						p := &c.policies[bit]
-						if p.conditions && !c.inForce(p, q, protocol, now, &until) {
+						r := &c.rules[bit]
+						if !r.open(protocol, q.Port) || r.flags&further != 0 && !c.inForce(&c.policies[bit], q, protocol, now, &until) {
 							continue
 						}
-						if p.observe {
+						if r.flags&observes != 0 {
 							observed = true
 						} else {
-							enforced.add(p, bit)
+							enforced.add(r, bit)
 						}
 						if c.observing {
-							would.add(p, bit)
+							would.add(r, bit)
 						}
 					}
 				}
@@ -191,69 +199,9 @@ func shares(a, b identity.Attributes) bool {
 	return false
 }
 
-// none is no policy's bit.
-const none int32 = -1
-
-// verdict gathers the matching policies of one side, from the root down and within
-// a namespace by name, so that the first of a kind is the one to report.
-type verdict struct {
-	decided  int32 // the policy that decided, at the first level where one did
-	fallback int32 // the one that decides else, at the deepest level where one matched
-	encrypt  int32 // the first that obliges
-	log      bool
-	// This level's, until endLevel.
-	deny, allow, fallbackDeny, fallbackAllow int32
-}
-
-func newVerdict() verdict {
-	return verdict{decided: none, fallback: none, encrypt: none, deny: none, allow: none, fallbackDeny: none, fallbackAllow: none}
-}
-
-func (v *verdict) add(p *policy, bit int32) {
-	if p.encrypt {
-		first(&v.encrypt, bit)
-	}
-	v.log = v.log || p.log
-	switch {
-	case p.verb == symbolonv1.Verb_VERB_DENY && p.fallback:
-		first(&v.fallbackDeny, bit)
-	case p.verb == symbolonv1.Verb_VERB_DENY:
-		first(&v.deny, bit)
-	case p.verb == symbolonv1.Verb_VERB_ALLOW && p.fallback:
-		first(&v.fallbackAllow, bit)
-	case p.verb == symbolonv1.Verb_VERB_ALLOW:
-		first(&v.allow, bit)
-	}
-}
-
-func first(at *int32, bit int32) {
-	if *at == none {
-		*at = bit
-	}
-}
-
-// endLevel applies rules 3 and 4: deny beats allow within a namespace; the first
-// namespace from the root decides, the deepest falls back.
-func (v *verdict) endLevel() {
-	if d := either(v.deny, v.allow); d != none {
-		first(&v.decided, d)
-	}
-	if f := either(v.fallbackDeny, v.fallbackAllow); f != none {
-		v.fallback = f
-	}
-	v.deny, v.allow, v.fallbackDeny, v.fallbackAllow = none, none, none, none
-}
-
-func either(a, b int32) int32 {
-	if a != none {
-		return a
-	}
-	return b
-}
-
 // conclude turns what was gathered into a decision.
 func (c *Compiled) conclude(v *verdict, ch *chain, external bool) Decision {
-	d := Decision{Allow: ch.allow, Reason: symbolonv1.Reason_REASON_DEFAULT, Protection: ch.protection, Log: v.log}
+	d := Decision{Allow: ch.allow, Reason: symbolonv1.Reason_REASON_DEFAULT, Protection: ch.protection, Log: v.flags&logs != 0}
 	switch {
 	case v.decided != none:
 		d.Reason = symbolonv1.Reason_REASON_POLICY

@@ -31,7 +31,7 @@ type known struct {
 type identities struct {
 	pointers atomic.Pointer[pointerCache]
 	hashes   atomic.Pointer[hashCache]
-	nobody   *known // without attributes
+	nobody   *pointerEntry // without attributes
 }
 
 // pointerCache has two places for each set, by its address. It is two loads and a
@@ -40,11 +40,13 @@ type pointerCache struct {
 	slots [maxPointers]atomic.Pointer[pointerEntry]
 }
 
-// pointerEntry is never changed.
 type pointerEntry struct {
 	first  *identity.Attribute
 	length int
 	known  *known
+	// chain is the one of the namespace that the set was last seen in: who has the
+	// same attributes is nearly always in the same namespace.
+	chain atomic.Pointer[chain]
 }
 
 // is: two sets can begin at one address only if one is a part of the other.
@@ -64,38 +66,52 @@ type hashCache struct {
 }
 
 // identify finds or makes what is known of attrs.
-func (c *Compiled) identify(attrs identity.Attributes) *known {
+func (c *Compiled) identify(attrs identity.Attributes) *known { return c.entry(attrs).known }
+
+func (c *Compiled) entry(attrs identity.Attributes) *pointerEntry {
 	if len(attrs) == 0 {
 		return c.known.nobody
 	}
 	if pointers := c.known.pointers.Load(); pointers != nil {
 		i := place(attrs)
 		if e := pointers.slots[i].Load(); e.is(attrs) {
-			return e.known
+			return e
 		}
 		if e := pointers.slots[i^1].Load(); e.is(attrs) {
-			return e.known
+			return e
 		}
 	}
-	return c.identifyAnew(attrs)
+	return c.newEntry(attrs)
 }
 
-// identifyAnew is identify for a set at an address not seen before.
-func (c *Compiled) identifyAnew(attrs identity.Attributes) *known {
-	k := c.identifyByHash(attrs)
+// newEntry is entry for a set at an address not seen before.
+func (c *Compiled) newEntry(attrs identity.Attributes) *pointerEntry {
+	e := &pointerEntry{first: &attrs[0], length: len(attrs), known: c.identifyByHash(attrs)}
 	pointers := c.known.pointers.Load()
 	if pointers == nil {
 		pointers = new(pointerCache)
 		if !c.known.pointers.CompareAndSwap(nil, pointers) {
-			return k // the next time
+			return e // remembered the next time
 		}
 	}
 	// What was there moves over, so that two sets which share a place both stay.
 	i := place(attrs)
-	if old := pointers.slots[i].Swap(&pointerEntry{&attrs[0], len(attrs), k}); old != nil {
+	if old := pointers.slots[i].Swap(e); old != nil {
 		pointers.slots[i^1].Store(old)
 	}
-	return k
+	return e
+}
+
+// chainAt is the chain of a namespace in which e is judged; nil if it is not known.
+func (c *Compiled) chainAt(e *pointerEntry, namespace string) *chain {
+	if ch := e.chain.Load(); ch != nil && ch.namespace() == namespace {
+		return ch
+	}
+	ch := c.chains[namespace]
+	if ch != nil {
+		e.chain.Store(ch)
+	}
+	return ch
 }
 
 func (c *Compiled) identifyByHash(attrs identity.Attributes) *known {
@@ -151,11 +167,13 @@ func (c *Compiled) bits(k *known, side *atomic.Pointer[bitset], m *matcher) *bit
 }
 
 func (c *Compiled) subjectBits(attrs identity.Attributes) *bitset {
-	k := c.identify(attrs)
-	return c.bits(k, &k.subject, &c.subjects)
+	return c.subjectsOf(c.identify(attrs))
 }
 
 func (c *Compiled) objectBits(attrs identity.Attributes) *bitset {
-	k := c.identify(attrs)
-	return c.bits(k, &k.object, &c.objects)
+	return c.objectsOf(c.identify(attrs))
 }
+
+func (c *Compiled) subjectsOf(k *known) *bitset { return c.bits(k, &k.subject, &c.subjects) }
+
+func (c *Compiled) objectsOf(k *known) *bitset { return c.bits(k, &k.object, &c.objects) }

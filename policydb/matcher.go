@@ -51,7 +51,7 @@ func (c *Compiled) index() {
 	words := len(c.policies) / wordBits
 	c.subjects.build(c.policies, words, (*symbolonv1.Policy).GetSubject, c.keys)
 	c.objects.build(c.policies, words, (*symbolonv1.Policy).GetObject, c.keys)
-	c.known.nobody = new(known)
+	c.known.nobody = &pointerEntry{known: new(known)}
 }
 
 func (m *matcher) build(policies []policy, words int, selector func(*symbolonv1.Policy) *symbolonv1.Selector, keys map[string]struct{}) {
