@@ -72,7 +72,7 @@ func (q *Query) side(s Side) (own, other *Endpoint) {
 
 // Decide judges q by one side's policies (docs/policy.md has the rules). It
 // allocates nothing for endpoints that it has seen. Safe for concurrent use.
-func (c *Compiled) Decide(side Side, q *Query, now time.Time) Decision {
+func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 	own, other := q.side(side)
 	from, to := c.entry(q.From.Attributes), c.entry(q.To.Attributes)
 	ours := from
@@ -129,10 +129,11 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) Decision {
 		}
 	}
 	external := other.External != ""
-	d := c.conclude(&enforced, ch, external)
+	c.conclude(&d, &enforced, ch, external)
 	d.Until = until
 	if observed {
-		if w := c.conclude(&would, ch, external); w.Allow != d.Allow {
+		var w Decision
+		if c.conclude(&w, &would, ch, external); w.Allow != d.Allow {
 			d.WouldAllow, d.WouldPolicy = verdictOf(w.Allow), w.Policy
 		}
 	}
@@ -199,9 +200,9 @@ func shares(a, b identity.Attributes) bool {
 	return false
 }
 
-// conclude turns what was gathered into a decision.
-func (c *Compiled) conclude(v *verdict, ch *chain, external bool) Decision {
-	d := Decision{Allow: ch.allow, Reason: symbolonv1.Reason_REASON_DEFAULT, Protection: ch.protection, Log: v.flags&logs != 0}
+// conclude turns what was gathered into a decision, which is large to be copied.
+func (c *Compiled) conclude(d *Decision, v *verdict, ch *chain, external bool) {
+	d.Allow, d.Reason, d.Protection, d.Log = ch.allow, symbolonv1.Reason_REASON_DEFAULT, ch.protection, v.flags&logs != 0
 	switch {
 	case v.decided != none:
 		d.Reason = symbolonv1.Reason_REASON_POLICY
@@ -221,5 +222,4 @@ func (c *Compiled) conclude(v *verdict, ch *chain, external bool) Decision {
 			d.Allow, d.Reason, d.Policy = false, symbolonv1.Reason_REASON_ENCRYPTION_UNAVAILABLE, c.policies[v.encrypt].ref
 		}
 	}
-	return d
 }
