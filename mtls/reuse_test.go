@@ -154,6 +154,22 @@ func TestNextOpenEnds(t *testing.T) {
 		}
 		t.Error("the client's end does not see that the server stopped waiting")
 	})
+	// The data phase is framed and encrypted already, and stays so.
+	for name, protection := range map[string]symbolonv1.Protection{"unframed": encrypted, "weaker": authenticated} {
+		t.Run(name, func(t *testing.T) {
+			client, server := finish(t)
+			open, _ := asking(protection)(nil)
+			if err := client.Reopen(timeout(t), open); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := server.NextOpen(timeout(t)); ReasonOf(err) != symbolonv1.Reason_REASON_OPEN_MALFORMED {
+				t.Errorf("got %v", err)
+			}
+			if _, err := client.ReadVerdict(timeout(t)); ReasonOf(err) != symbolonv1.Reason_REASON_PEER_REFUSED {
+				t.Errorf("the client is told %v", err)
+			}
+		})
+	}
 	t.Run("nonsense comes", func(t *testing.T) {
 		client, server := finish(t)
 		client.out.Write([]byte("\x00\x00\x00\x03junk"))

@@ -147,7 +147,12 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	}
 	l.cut = r.abort
 	l.moved = r.moved
-	l.record = func() *symbolonv1.FlowRecord { return x.snapshot(r) }
+	server := x.rec.GetServerPolicy() // report may change it while somebody looks
+	l.record = func() *symbolonv1.FlowRecord {
+		rec := x.snapshot(r)
+		rec.ServerPolicy = server
+		return rec
+	}
 	x.p.table.add(l, x.p.now())
 	if r.copier != nil {
 		return over(r.copier.finish())
@@ -171,7 +176,7 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 	rec := &symbolonv1.FlowRecord{
 		FlowId: x.flowID.String(), Reporter: x.rec.GetReporter(), Host: x.rec.GetHost(),
 		Start: timestamppb.New(x.started), Source: x.rec.GetSource(), Destination: x.rec.GetDestination(),
-		Outcome: symbolonv1.Outcome_OUTCOME_ALLOW, ClientPolicy: x.rec.GetClientPolicy(), ServerPolicy: x.rec.GetServerPolicy(),
+		Outcome: symbolonv1.Outcome_OUTCOME_ALLOW, ClientPolicy: x.rec.GetClientPolicy(),
 		Protection: x.rec.GetProtection(), CipherSuite: x.rec.GetCipherSuite(), KeyExchange: x.rec.GetKeyExchange(),
 		TlsVersion: x.rec.GetTlsVersion(), Resumed: x.rec.GetResumed(), Reused: x.rec.GetReused(), Local: x.rec.GetLocal(), Generation: x.rec.GetGeneration(),
 	}
