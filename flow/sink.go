@@ -110,10 +110,12 @@ func (w *Writer) Close() {
 	}
 }
 
-// Reporter sends records to the controller in batches. While the controller is
-// away it keeps the newest reporterQueue of them.
+// Reporter sends records to the controller in batches, and beside them edges. While
+// the controller is away it keeps the newest reporterQueue records; edges go on
+// gathering.
 type Reporter struct {
-	send func(context.Context, *symbolonv1.ReportFlowsRequest) error
+	send  func(context.Context, *symbolonv1.ReportFlowsRequest) error
+	edges *edges
 
 	mu    sync.Mutex
 	queue []*symbolonv1.FlowRecord
@@ -128,7 +130,7 @@ var ErrUnacceptable = errors.New("the controller does not take the records")
 // NewReporter reports through send, which returns when the batch has arrived or
 // cannot. Run does the work.
 func NewReporter(send func(context.Context, *symbolonv1.ReportFlowsRequest) error) *Reporter {
-	return &Reporter{send: send, limit: reporterBatch}
+	return &Reporter{send: send, edges: newEdges(), limit: reporterBatch}
 }
 
 // Record implements Sink.
@@ -163,9 +165,13 @@ func (r *Reporter) Run(ctx context.Context, grace time.Duration) {
 			defer cancel()
 			for r.flush(last) {
 			}
+			for r.flushEdges(last, true) {
+			}
 			return
 		case <-tick.C:
 			for r.flush(ctx) {
+			}
+			for r.flushEdges(ctx, false) {
 			}
 		}
 	}

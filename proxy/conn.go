@@ -26,8 +26,10 @@ type conn struct {
 	accepted *net.TCPConn
 	started  time.Time
 	rec      *symbolonv1.FlowRecord
+	ends     [2]*flow.End // client and server as edges have them; nil: not identified
 	flowID   mtls.FlowID
 	allowed  bool
+	counted  bool // on its edge
 	reported bool
 	release  func()    // gives back the place among the unauthorized; once
 	slot     *slot     // of the accepted connection
@@ -59,9 +61,15 @@ func (x *conn) addresses(src, dst netip.AddrPort) {
 	x.rec.Source.Address, x.rec.Destination.Address = src.String(), dst.String()
 }
 
-// identified writes who is at one end. Labels only: they are what maps and people
-// go by, and the record stays small.
-func identified(e *symbolonv1.FlowEndpoint, p *identity.Principal) {
+// identified writes who is at one end of the record. Labels only: they are what maps
+// and people go by, and the record stays small.
+func (x *conn) identified(e *symbolonv1.FlowEndpoint, p *identity.Principal) {
+	end := principalEnd(p)
+	if e == x.rec.GetSource() {
+		x.ends[0] = end
+	} else {
+		x.ends[1] = end
+	}
 	e.SpiffeId, e.Namespace, e.Workload = p.ID.String(), p.Namespace, p.Name
 	e.Attributes = labelsOf(p.Attributes)
 }
@@ -145,6 +153,10 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 		}
 		return over(err)
 	}
+	// Counted now, not at the end: some connections last for weeks.
+	x.rec.ServerPolicy = clip(x.rec.ServerPolicy)
+	x.counted = true
+	x.observed(symbolonv1.Outcome_OUTCOME_ALLOW, flow.Amount{Connections: 1})
 	l.cut = r.abort
 	l.moved = r.moved
 	server := x.rec.GetServerPolicy() // report may change it while somebody looks
@@ -226,12 +238,18 @@ func (x *conn) report(err error) {
 	rec.FlowId = x.flowID.String()
 	rec.Start, rec.End = timestamppb.New(x.started), timestamppb.New(x.p.now())
 	rec.Outcome = symbolonv1.Outcome_OUTCOME_ALLOW
+	if x.counted {
+		x.observed(rec.Outcome, flow.Amount{Sent: rec.GetBytesSent(), Received: rec.GetBytesReceived()})
+	}
 	if err != nil {
 		x.failed(err)
 	}
 	// Names of programs and of peers' policies come from others, of any length and
 	// in any bytes.
 	rec.Detail, rec.ServerPolicy = clip(rec.Detail), clip(rec.ServerPolicy)
+	if !x.counted || rec.Outcome == symbolonv1.Outcome_OUTCOME_DENY {
+		x.observed(rec.Outcome, flow.Amount{Connections: 1}) // never open, or cut
+	}
 	x.p.count(rec)
 	x.p.records.Record(rec)
 }

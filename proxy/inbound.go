@@ -40,7 +40,7 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	if refusal != nil {
 		return x.refuseInbound(setup, refusal)
 	}
-	identified(x.rec.GetDestination(), me.principal())
+	x.identified(x.rec.GetDestination(), me.principal())
 	if err := x.seat(me); err != nil {
 		return x.refuseInbound(setup, err)
 	}
@@ -130,7 +130,7 @@ func (x *conn) refuseInbound(ctx context.Context, why error) error {
 	defer cancel()
 	t, open, err := mtls.Accept(hs, x.accepted, host)
 	if t != nil {
-		identified(x.rec.GetSource(), &t.Peer().Principal)
+		x.identified(x.rec.GetSource(), &t.Peer().Principal)
 	}
 	if err != nil {
 		return err
@@ -148,7 +148,7 @@ func (x *conn) acceptTunnel(ctx context.Context, me *party, socket redirect.Sock
 	endpoint := me.current.Load()
 	t, open, err := mtls.Accept(hs, x.accepted, endpoint)
 	if t != nil {
-		identified(x.rec.GetSource(), &t.Peer().Principal)
+		x.identified(x.rec.GetSource(), &t.Peer().Principal)
 		x.tunnelled(t)
 	}
 	if err != nil {
@@ -202,7 +202,7 @@ func (in *incoming) next() error {
 	x.slot = in.slot
 	x.rec.Reused = true
 	x.addresses(in.tuple.Src, in.tuple.Dst)
-	identified(x.rec.GetSource(), &in.tunnel.Peer().Principal)
+	x.identified(x.rec.GetSource(), &in.tunnel.Peer().Principal)
 	x.tunnelled(in.tunnel)
 	if err != nil {
 		x.report(err)
@@ -241,7 +241,7 @@ func (in *incoming) next() error {
 // serve judges one connection, dials the application, and relays.
 func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbolonv1.Open) error {
 	x, t, me := in.conn, in.tunnel, in.me
-	identified(x.rec.GetDestination(), me.principal())
+	x.identified(x.rec.GetDestination(), me.principal())
 	copy(x.flowID[:], open.GetFlowId())
 	peer := policydb.Endpoint{Namespace: t.Peer().Namespace, Attributes: t.Peer().Attributes}
 	judge := func(c *policydb.Compiled, now time.Time) policydb.Decision {
@@ -287,6 +287,7 @@ func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*p
 // for nothing but the External that policy gives it.
 func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, listens redirect.SocketOwner, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
 	x.rec.Source.External = ext.Ref
+	x.ends[0] = externalEnd(ext)
 	x.rec.Source.Attributes = ext.Labels.Proto()
 	judge := func(c *policydb.Compiled, ext *policydb.ExternalMatch, now time.Time) policydb.Decision {
 		return c.Decide(policydb.Server, &policydb.Query{

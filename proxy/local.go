@@ -22,7 +22,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err != nil {
 		return err
 	}
-	identified(x.rec.GetDestination(), server.principal())
+	x.identified(x.rec.GetDestination(), server.principal())
 	if err := x.seat(server); err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	identified(x.rec.GetSource(), me.principal())
+	x.identified(x.rec.GetSource(), me.principal())
 	if err := x.seat(me); err != nil {
 		return err
 	}
@@ -96,6 +96,7 @@ func (x *conn) addressed(tuple redirect.Tuple, err error) (redirect.Tuple, error
 // serveExternal connects to a destination that has no proxy, if policy allows it.
 func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
 	x.rec.Destination.External = ext.Ref
+	x.ends[1] = externalEnd(ext)
 	x.rec.Destination.Attributes = ext.Labels.Proto()
 	d := x.judgeExternal(c, me, ext, tuple)
 	if err := x.decided(policydb.Client, c, &d); err != nil {
@@ -153,7 +154,7 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	t, err := mtls.Dial(hs, remote, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
 		if peer.Host {
 			// Nobody listens there, or it is not known who: the verdict will say.
-			identified(x.rec.GetDestination(), &peer.Principal)
+			x.identified(x.rec.GetDestination(), &peer.Principal)
 			return mtls.NewOpen(x.flowID, tuple.Dst, symbolonv1.Protection_PROTECTION_AUTHENTICATED, c.Generation()), nil
 		}
 		return out.open(peer, reusable)
@@ -211,7 +212,7 @@ func (o *outgoing) judge(c *policydb.Compiled, now time.Time) policydb.Decision 
 
 // open decides on a verified peer, and makes the Open that asks it.
 func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error) {
-	identified(o.rec.GetDestination(), &peer.Principal)
+	o.identified(o.rec.GetDestination(), &peer.Principal)
 	o.peer = policydb.Endpoint{Namespace: peer.Namespace, Attributes: peer.Attributes}
 	o.policy = o.p.policy.Load() // dialling may have taken its time
 	d := o.judge(o.policy, o.p.now())

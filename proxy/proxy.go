@@ -75,6 +75,7 @@ type Options struct {
 	Workloads   Resolver
 	Credentials Credentials
 	Records     flow.Sink
+	Edges       flow.EdgeSink // nil: none
 	Log         *zap.Logger
 
 	// Admin is the proxy's own page, which local programs may reach; zero: none.
@@ -116,6 +117,7 @@ type Proxy struct {
 	workloads         Resolver
 	credentials       Credentials
 	records           flow.Sink
+	edges             flow.EdgeSink
 	log               *zap.Logger
 	timeouts          Timeouts
 	now               func() time.Time
@@ -172,7 +174,7 @@ func New(o Options) *Proxy {
 	p := &Proxy{
 		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound, keepAlive: o.KeepAlive,
 		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups, connects: o.Connects,
-		workloads: o.Workloads, credentials: o.Credentials, records: o.Records, log: o.Log,
+		workloads: o.Workloads, credentials: o.Credentials, records: o.Records, edges: o.Edges, log: o.Log,
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},
 	}
