@@ -25,12 +25,16 @@ func (s adminService) Apply(ctx context.Context, req *connect.Request[symbolonv1
 	if n := len(req.Msg.GetFiles()); n > maxFiles {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d files, the limit is %d", n, maxFiles))
 	}
+	if err := checkMessage(req.Msg.GetMessage()); err != nil {
+		return nil, err
+	}
 	docs, err := parseFiles(req.Msg.GetFiles())
 	if err != nil {
 		return nil, err
 	}
 	plan, generation, published, err := s.policies.apply(ctx, change{
-		upserts: docs, dryRun: req.Msg.GetDryRun(), strict: req.Msg.GetStrict(),
+		upserts: docs, prune: req.Msg.GetPrune(), dryRun: req.Msg.GetDryRun(), strict: req.Msg.GetStrict(),
+		actor: actorOf(req.Peer()), message: req.Msg.GetMessage(),
 	})
 	if err != nil {
 		return nil, s.refuseChange("apply", err)
@@ -45,6 +49,9 @@ func (s adminService) Apply(ctx context.Context, req *connect.Request[symbolonv1
 
 // Delete is one generation or nothing.
 func (s adminService) Delete(ctx context.Context, req *connect.Request[symbolonv1.DeleteRequest]) (*connect.Response[symbolonv1.DeleteResponse], error) {
+	if err := checkMessage(req.Msg.GetMessage()); err != nil {
+		return nil, err
+	}
 	var keys []policydb.Key
 	for _, k := range req.Msg.GetKeys() {
 		key := policydb.Key{Kind: k.GetKind(), Namespace: k.GetNamespace(), Name: k.GetName()}
@@ -57,7 +64,7 @@ func (s adminService) Delete(ctx context.Context, req *connect.Request[symbolonv
 		}
 		keys = append(keys, key)
 	}
-	_, generation, published, err := s.policies.apply(ctx, change{deletes: keys})
+	_, generation, published, err := s.policies.apply(ctx, change{deletes: keys, actor: actorOf(req.Peer()), message: req.Msg.GetMessage()})
 	if err != nil {
 		return nil, s.refuseChange("delete", err)
 	}
@@ -88,6 +95,8 @@ func (s *Server) refuseChange(what string, err error) error {
 		return refused(connect.CodeInvalidArgument, err.Error())
 	case errors.Is(err, policydb.ErrConflict):
 		return connect.NewError(connect.CodeAborted, err)
+	case errors.Is(err, errNotKept):
+		return connect.NewError(connect.CodeNotFound, err)
 	case errors.Is(err, errOccupied):
 		return connect.NewError(connect.CodeFailedPrecondition, err)
 	}
@@ -99,6 +108,9 @@ func changeProto(c policydb.Change) *symbolonv1.Change {
 	out := &symbolonv1.Change{Type: c.Type, Kind: key.Kind, Namespace: key.Namespace, Name: key.Name}
 	if c.Type == symbolonv1.ChangeType_CHANGE_TYPE_UPDATED {
 		out.Diff = diff(policydb.FormatYAML(c.Previous), policydb.FormatYAML(c.Resource))
+		for _, f := range policydb.FieldChanges(c.Previous, c.Resource) {
+			out.Fields = append(out.Fields, &symbolonv1.FieldChange{Path: f.Path, Before: f.Before, After: f.After})
+		}
 	}
 	return out
 }
@@ -133,13 +145,18 @@ func (s adminService) ListResources(_ context.Context, req *connect.Request[symb
 		Resources:  snapshot.List(kind, req.Msg.GetNamespace()),
 		Generation: snapshot.Generation(),
 	}
+	res.Yaml = yamlOf(res.Resources)
+	return connect.NewResponse(res), nil
+}
+
+// yamlOf is resources as documents of one file.
+func yamlOf(resources []*symbolonv1.Resource) string {
 	var yaml bytes.Buffer
-	for i, r := range res.Resources {
+	for i, r := range resources {
 		if i > 0 {
 			yaml.WriteString("---\n")
 		}
 		yaml.Write(policydb.FormatYAML(r))
 	}
-	res.Yaml = yaml.String()
-	return connect.NewResponse(res), nil
+	return yaml.String()
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/controller/store"
@@ -26,6 +27,7 @@ type policies struct {
 	db       *policydb.DB
 	state    state
 	stateRev int64
+	history  *history
 
 	compileMu sync.Mutex
 	compiled  *policydb.Compiled
@@ -60,6 +62,9 @@ func openPolicies(ctx context.Context, st store.Store, h *hosts, bundle [][]byte
 		}
 	}
 	if err := p.db.Load(resources, p.state.Generation); err != nil {
+		return nil, fmt.Errorf("policies: %w", err)
+	}
+	if p.history, err = openHistory(ctx, st, p.state.Generation, now()); err != nil {
 		return nil, fmt.Errorf("policies: %w", err)
 	}
 	return p, nil
@@ -110,17 +115,37 @@ func (p *policies) distributionLocked() *distribution {
 type change struct {
 	upserts []policydb.Document
 	deletes []policydb.Key
-	dryRun  bool
-	strict  bool
+	// prune deletes what the namespaces among the upserts hold beyond them.
+	prune bool
+	// rollback, if not 0, is the generation to go back to, in place of the above.
+	rollback uint64
+	// base, if not 0, is the generation that must be in force.
+	base   uint64
+	dryRun bool
+	strict bool
+	// actor and message are for the history.
+	actor, message string
 }
 
 // apply checks a change and puts it into force: all of it, as one generation, or
 // nothing. It returns what changed and the generation in force then; published is
 // nil if nothing did.
-// Errors: *policydb.ValidationErrors, policydb.ErrConflict, errOccupied, the store's.
+// Errors: *policydb.ValidationErrors, policydb.ErrConflict, errOccupied, errNotKept,
+// the store's.
 func (p *policies) apply(ctx context.Context, c change) (plan *policydb.Plan, generation uint64, published *distribution, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if c.base != 0 && c.base != p.state.Generation {
+		return nil, 0, nil, fmt.Errorf("%w: generation %d is in force, not %d", policydb.ErrConflict, p.state.Generation, c.base)
+	}
+	if c.rollback != 0 {
+		if c.upserts, c.deletes, err = p.rollback(ctx, c.rollback); err != nil {
+			return nil, 0, nil, err
+		}
+	}
+	if c.prune {
+		c.deletes = append(c.deletes, p.db.Snapshot().Beyond(c.upserts)...)
+	}
 	plan, err = p.db.Plan(c.upserts, c.deletes, c.strict)
 	if err != nil {
 		return nil, 0, nil, err
@@ -148,6 +173,13 @@ func (p *policies) apply(ctx context.Context, c change) (plan *policydb.Plan, ge
 	if err != nil {
 		return nil, 0, nil, err
 	}
+	kept, records, err := p.history.add(generationRecord{
+		Generation: next.Generation, Time: p.db.Now(), Actor: c.actor, Message: c.message, RollbackOf: c.rollback,
+	}, plan.Changes)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	ops = append(ops, kept...)
 	rev, ok, err := p.store.Txn(ctx, []store.Cond{{Key: keyState, ModRevision: p.stateRev}}, append(ops, op))
 	if err != nil {
 		return nil, 0, nil, err
@@ -155,11 +187,30 @@ func (p *policies) apply(ctx context.Context, c change) (plan *policydb.Plan, ge
 	if !ok {
 		return nil, 0, nil, policydb.ErrConflict
 	}
-	p.state, p.stateRev = next, rev
+	p.state, p.stateRev, p.history.records = next, rev, records
 	if err := p.db.Commit(plan, next.Generation); err != nil {
 		return nil, 0, nil, err
 	}
 	return plan, next.Generation, p.distributionLocked(), nil
+}
+
+// rollback is what has to change for the set to be as it was. p.mu is held.
+func (p *policies) rollback(ctx context.Context, generation uint64) (upserts []policydb.Document, deletes []policydb.Key, err error) {
+	was, err := p.history.back(ctx, generation)
+	if err != nil {
+		return nil, nil, err
+	}
+	snapshot := p.db.Snapshot()
+	for key, r := range was {
+		now := snapshot.Get(key.Kind, key.Namespace, key.Name)
+		switch {
+		case r != nil && !proto.Equal(r, now):
+			upserts = append(upserts, policydb.Document{Resource: r})
+		case r == nil && now != nil:
+			deletes = append(deletes, key)
+		}
+	}
+	return upserts, deletes, nil
 }
 
 // planOps is a plan as changes of the store; whether Profiles are among them, and

@@ -21,12 +21,16 @@ import (
 //	token/<id>                     tokenRecord, JSON
 //	host/<id>                      hostRecord, JSON
 //	workload<path>@<host id>       workloadRecord, JSON: the last SVID issued
+//	history/<generation>           generationRecord, JSON
+//	undo/<generation>/<n>          what undoes it, in chunks (history.go)
 const (
 	keyState       = "state"
 	resourcePrefix = "resource/"
 	tokenPrefix    = "token/"
 	hostPrefix     = "host/"
 	workloadPrefix = "workload/"
+	historyPrefix  = "history/"
+	undoPrefix     = "undo/"
 )
 
 // hostIDLabel is the host.* attribute that every host has.

@@ -127,6 +127,28 @@ func (s *Snapshot) List(kind, underNamespace string) []*symbolonv1.Resource {
 // All is everything, in the same order.
 func (s *Snapshot) All() []*symbolonv1.Resource { return s.List("", "") }
 
+// Beyond lists what the namespaces that docs declare hold and docs do not: what they
+// would have to delete to be all there is. Namespaces themselves are not among it.
+func (s *Snapshot) Beyond(docs []Document) []Key {
+	named := make(map[Key]bool, len(docs))
+	for _, d := range docs {
+		named[KeyOf(d.Resource)] = true
+	}
+	var out []Key
+	for key := range named {
+		if key.Kind != KindNamespace {
+			continue
+		}
+		for _, r := range s.in(key.Namespace) {
+			if k := KeyOf(r); k.Kind != KindNamespace && !named[k] {
+				out = append(out, k)
+			}
+		}
+	}
+	slices.SortFunc(out, compareKeys)
+	return out
+}
+
 // in lists what stands in one namespace itself, the Namespace included.
 func (s *Snapshot) in(namespace string) []*symbolonv1.Resource {
 	return s.collect(indexNamespace+"_prefix", exactly(namespace))

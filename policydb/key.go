@@ -130,3 +130,7 @@ func chainOf(namespace string) []string {
 	}
 	return chain
 }
+
+// CompareKeys orders as listings do: by namespace, a parent before what is below it,
+// then by kind and name.
+func CompareKeys(a, b Key) int { return compareKeys(a, b) }

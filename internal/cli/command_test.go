@@ -87,6 +87,14 @@ func populate(s *adminServer) {
 		},
 	}
 	s.flows = flowsOfTheTest()
+	s.history = &symbolonv1.ListGenerationsResponse{Generation: 12, Generations: []*symbolonv1.PolicyGeneration{
+		{Generation: 12, Time: at(-time.Hour), Actor: "admin token from 10.0.0.2", RollbackOf: 10, Message: "11 cut\nthe backups", Created: 1, Deleted: 2},
+		{Generation: 11, Time: at(-50 * time.Hour), Actor: "admin token from 10.0.0.2", Updated: 3},
+	}}
+	s.past = &symbolonv1.GetGenerationResponse{
+		Generation: s.history.Generations[0], Changes: changes.GetChanges()[:2], Yaml: "kind: Namespace\nname: /\n",
+	}
+	s.back = &symbolonv1.RollbackResponse{Generation: 13, Changes: changes.GetChanges()[:2]}
 }
 
 func flowsOfTheTest() []*symbolonv1.WatchFlowsResponse {
@@ -170,6 +178,12 @@ func TestFormats(t *testing.T) {
 		{"policy-list-yaml", []string{"policy", "list", "-o", "yaml"}, ExitOK},
 		{"policy-get", []string{"policy", "get", "/acme/prod/web-may-call-api", "namespace:/acme"}, ExitOK},
 		{"policy-get-json", []string{"policy", "get", "external:/acme/office", "-o", "json"}, ExitOK},
+		{"policy-history", []string{"policy", "history"}, ExitOK},
+		{"policy-history-wide", []string{"policy", "history", "-o", "wide"}, ExitOK},
+		{"policy-history-name", []string{"policy", "history", "-o", "name"}, ExitOK},
+		{"policy-history-show", []string{"policy", "history", "show", "12"}, ExitOK},
+		{"policy-history-show-yaml", []string{"policy", "history", "show", "12", "-o", "yaml"}, ExitOK},
+		{"policy-rollback", []string{"policy", "rollback", "--yes", "10"}, ExitOK},
 		{"flows", []string{"flows"}, ExitOK},
 		{"flows-wide", []string{"flows", "-o", "wide"}, ExitOK},
 		{"flows-json", []string{"flows", "-o", "json"}, ExitOK},
@@ -239,6 +253,8 @@ func TestExitCodes(t *testing.T) {
 		{name: "bad kind", args: []string{"policy", "list", "--kind", "pod"}, want: ExitUsage},
 		{name: "bad reference", args: []string{"policy", "get", "web"}, want: ExitUsage},
 		{name: "no file", args: []string{"policy", "apply"}, want: ExitUsage},
+		{name: "rollback without anybody to ask", args: []string{"policy", "rollback", "10"}, want: ExitUsage},
+		{name: "rollback of what has moved", fail: connect.NewError(connect.CodeAborted, errString("x")), args: []string{"policy", "rollback", "--yes", "10"}, want: ExitConflict},
 		{name: "missing file", args: []string{"policy", "apply", "-f", "/does/not/exist"}, want: ExitUsage},
 		{name: "removal without anybody to ask", args: []string{"host", "remove", "h1"}, want: ExitUsage},
 		{name: "a scheme in the address", args: []string{"status", "--controller", "https://x"}, want: ExitUsage},

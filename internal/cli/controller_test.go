@@ -116,6 +116,37 @@ func TestTourWithAController(t *testing.T) {
 	o.runs(ok, "", "host", "list")
 }
 
+// What was applied can be looked at, pruned and rolled back, and somebody else's change
+// in between is a conflict.
+func TestHistoryWithAController(t *testing.T) {
+	o := newOperator(t)
+	const files = "../../examples/quickstart/policy"
+	ok, negative := cli.ExitOK, cli.ExitNegative
+	o.runs(ok, "", "policy", "apply", "-m", "the quickstart", "-f", files)
+
+	const less = "kind: Namespace\nname: /acme/prod\nmode: enforce\n"
+	out, _ := o.runs(negative, less, "policy", "diff", "--prune", "-f", "-")
+	contains(t, out, "- deleted policy:/acme/prod/web-uses-db")
+	o.runs(ok, less, "policy", "apply", "--prune", "-f", "-")
+	out, _ = o.runs(ok, "", "policy", "history")
+	contains(t, out, "3 in force", "the quickstart", "history begins", "admin token from 127.0.0.1")
+	out, _ = o.runs(ok, "", "policy", "history", "show", "3")
+	contains(t, out, "- deleted policy:/acme/prod/web-uses-db")
+	o.runs(negative, "", "policy", "history", "show", "9")
+
+	// What history shows can be applied, and is what a rollback makes.
+	second, _ := o.runs(ok, "", "policy", "history", "show", "2", "-o", "yaml")
+	o.runs(negative, second, "policy", "diff", "--prune", "-f", "-")
+	o.runs(cli.ExitConflict, "", "policy", "rollback", "--yes", "--if-generation", "2", "2")
+	out, _ = o.runs(ok, "", "policy", "rollback", "--dry-run", "2")
+	contains(t, out, "+ created policy:/acme/prod/web-uses-db")
+	_, talk := o.runs(ok, "", "policy", "rollback", "--yes", "-m", "too much", "2")
+	contains(t, talk, "generation 4", "4 of 4 tests passed")
+	o.runs(ok, second, "policy", "diff", "--prune", "-f", "-")
+	_, talk = o.runs(ok, "", "policy", "rollback", "--yes", "2")
+	contains(t, talk, "nothing would change")
+}
+
 func TestRefusalsOfAController(t *testing.T) {
 	o := newOperator(t)
 	_, before := o.runs(cli.ExitOK, "kind: Namespace\nname: /acme\nmode: enforce\nattributes: {app: {}}\n", "policy", "apply", "-f", "-")

@@ -227,6 +227,9 @@ type adminServer struct {
 	work     *symbolonv1.ListWorkloadsResponse
 	applied  *symbolonv1.ApplyResponse
 	explain  *symbolonv1.ExplainResponse
+	history  *symbolonv1.ListGenerationsResponse
+	past     *symbolonv1.GetGenerationResponse
+	back     *symbolonv1.RollbackResponse
 	flows    []*symbolonv1.WatchFlowsResponse
 	requests []any
 }
@@ -294,6 +297,18 @@ func (s *adminServer) Apply(_ context.Context, r *connect.Request[symbolonv1.App
 
 func (s *adminServer) Delete(_ context.Context, r *connect.Request[symbolonv1.DeleteRequest]) (*connect.Response[symbolonv1.DeleteResponse], error) {
 	return answer(s, r, &symbolonv1.DeleteResponse{Generation: 13})
+}
+
+func (s *adminServer) ListGenerations(_ context.Context, r *connect.Request[symbolonv1.ListGenerationsRequest]) (*connect.Response[symbolonv1.ListGenerationsResponse], error) {
+	return answer(s, r, s.history)
+}
+
+func (s *adminServer) GetGeneration(_ context.Context, r *connect.Request[symbolonv1.GetGenerationRequest]) (*connect.Response[symbolonv1.GetGenerationResponse], error) {
+	return answer(s, r, s.past)
+}
+
+func (s *adminServer) Rollback(_ context.Context, r *connect.Request[symbolonv1.RollbackRequest]) (*connect.Response[symbolonv1.RollbackResponse], error) {
+	return answer(s, r, s.back)
 }
 
 func (s *adminServer) Explain(_ context.Context, r *connect.Request[symbolonv1.ExplainRequest]) (*connect.Response[symbolonv1.ExplainResponse], error) {

@@ -18,21 +18,30 @@ func (a *app) policyCommand() *cobra.Command {
 the kind is Policy where it is not said.`,
 		`  symbolon policy diff -f policies/
   symbolon policy apply -f policies/
-  symbolon policy get /acme/prod/web-may-call-api`,
+  symbolon policy get /acme/prod/web-may-call-api
+  symbolon policy history`,
 		a.policyApplyCommand(), a.policyDiffCommand(), a.policyListCommand(),
-		a.policyGetCommand(), a.policyDeleteCommand())
+		a.policyGetCommand(), a.policyDeleteCommand(),
+		a.policyHistoryCommand(), a.policyRollbackCommand())
 }
 
 // applyFlags are what apply and diff share.
 type applyFlags struct {
-	files  []string
-	dryRun bool
-	strict bool
+	files   []string
+	dryRun  bool
+	strict  bool
+	prune   bool
+	message string
 }
 
 func (f *applyFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVarP(&f.files, "file", "f", nil, "file, directory, or - for stdin (repeatable)")
+	filesFlag(cmd, &f.files)
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "warnings are errors")
+	cmd.Flags().BoolVar(&f.prune, "prune", false, "delete what the namespaces declared in the files hold beyond the files")
+}
+
+func filesFlag(cmd *cobra.Command, files *[]string) {
+	cmd.Flags().StringArrayVarP(files, "file", "f", nil, "file, directory, or - for stdin (repeatable)")
 	cobra.CheckErr(cmd.MarkFlagFilename("file", "yaml", "yml"))
 }
 
@@ -44,11 +53,14 @@ func (a *app) policyApplyCommand() *cobra.Command {
 		Long: `Apply every document in the files. A directory stands for all *.yaml and *.yml in it,
 at any depth, except hidden ones. The controller checks everything, and runs the
 PolicyTests, before it changes anything: either all of it is in force as one new
-generation, or nothing is. What is not in the files stays as it is.
+generation, or nothing is. What is not in the files stays as it is, unless --prune: then
+each namespace that the files declare (kind: Namespace) holds afterwards what is in the
+files and nothing else. Namespaces below it that are not declared are left alone.
 
 An error shows the file, the line and a caret.`,
 		Example: `  symbolon policy apply -f policies/
   symbolon policy apply --strict -f web.yaml -f db.yaml
+  symbolon policy apply --prune --message "CR-1204: no more FTP" -f policies/
   generate-policy | symbolon policy apply -f -`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
@@ -68,6 +80,7 @@ An error shows the file, the line and a caret.`,
 	}
 	f.register(cmd)
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "check and show what would change; change nothing")
+	messageFlag(cmd, &f.message)
 	a.outputFlag(cmd, "table", "json")
 	return cmd
 }
@@ -77,10 +90,12 @@ func (a *app) policyDiffCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "diff -f FILE|DIR|-",
 		Short: "Show what an apply would change",
-		Long: `Show, as a unified diff, what applying the files would change, after all checks and
-PolicyTests. Exit code 0: nothing would change; 1: something would.`,
-		Example: `  symbolon policy diff -f policies/`,
-		Args:    cobra.NoArgs,
+		Long: `Show, field by field, what applying the files would change, after all checks and
+PolicyTests. With --prune that includes what it would delete. Exit code 0: nothing would
+change; 1: something would.`,
+		Example: `  symbolon policy diff -f policies/
+  symbolon policy diff --prune -f policies/`,
+		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
 			resp, err := a.apply(ctx, f)
 			if err != nil {
@@ -106,7 +121,7 @@ func (a *app) apply(ctx context.Context, f applyFlags) (*symbolonv1.ApplyRespons
 	if err != nil {
 		return nil, err
 	}
-	return call(ctx, a, c.Apply, &symbolonv1.ApplyRequest{Files: files, DryRun: f.dryRun, Strict: f.strict})
+	return call(ctx, a, c.Apply, &symbolonv1.ApplyRequest{Files: files, DryRun: f.dryRun, Strict: f.strict, Prune: f.prune, Message: f.message})
 }
 
 // printChanges lists the changes, one a line, and ends with exit code 1 if a test
@@ -197,18 +212,13 @@ func (a *app) printChange(ch *symbolonv1.Change) error {
 	var b strings.Builder
 	b.WriteString(p.paint(changeCell(ch.GetType())) + " " +
 		p.paint(cell{formatRef(ch.GetKind(), ch.GetNamespace(), ch.GetName()), bold}) + "\n")
-	for line := range strings.Lines(ch.GetDiff()) {
-		line = strings.TrimRight(line, "\n")
-		look := plain
-		switch {
-		case strings.HasPrefix(line, "+"):
-			look = green
-		case strings.HasPrefix(line, "-"):
-			look = red
-		case strings.HasPrefix(line, "@@"):
-			look = faint
+	for _, f := range ch.GetFields() {
+		if f.GetBefore() != "" {
+			b.WriteString(p.paint(cell{"  - " + f.GetPath() + ": " + f.GetBefore(), red}) + "\n")
 		}
-		b.WriteString(p.paint(cell{line, look}) + "\n")
+		if f.GetAfter() != "" {
+			b.WriteString(p.paint(cell{"  + " + f.GetPath() + ": " + f.GetAfter(), green}) + "\n")
+		}
 	}
 	return a.write([]byte(b.String()))
 }

@@ -166,6 +166,7 @@ func splitYAML(s string) []string {
 }
 
 func (a *app) policyDeleteCommand() *cobra.Command {
+	var message string
 	cmd := &cobra.Command{
 		Use:   "delete [KIND:]/NAMESPACE/NAME...",
 		Short: "Delete resources: one generation, or nothing",
@@ -173,15 +174,18 @@ func (a *app) policyDeleteCommand() *cobra.Command {
 the rest would fail, and namespaces that are not empty, refuse it.`,
 		Example: `  symbolon policy delete /acme/prod/web-may-call-api
   symbolon policy delete --yes $(symbolon policy list --kind external -n /acme/dev -o name)`,
-		Args:              cobra.MinimumNArgs(1),
-		RunE:              a.run(a.policyDelete),
+		Args: cobra.MinimumNArgs(1),
+		RunE: a.run(func(ctx context.Context, args []string) error {
+			return a.policyDelete(ctx, args, message)
+		}),
 		ValidArgsFunction: a.completeRefs(),
 	}
+	messageFlag(cmd, &message)
 	a.yesFlag(cmd)
 	return cmd
 }
 
-func (a *app) policyDelete(ctx context.Context, args []string) error {
+func (a *app) policyDelete(ctx context.Context, args []string, message string) error {
 	keys, err := parseRefs(args)
 	if err != nil {
 		return err
@@ -193,7 +197,7 @@ func (a *app) policyDelete(ctx context.Context, args []string) error {
 	if err := a.confirm("delete %s", strings.Join(args, ", ")); err != nil {
 		return err
 	}
-	resp, err := call(ctx, a, c.Delete, &symbolonv1.DeleteRequest{Keys: keys})
+	resp, err := call(ctx, a, c.Delete, &symbolonv1.DeleteRequest{Keys: keys, Message: message})
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,17 @@ func TestRequests(t *testing.T) {
 				{Kind: "Namespace", Namespace: "/acme"},
 				{Kind: "PolicyTest", Namespace: "/", Name: "y"},
 			}}},
+		{"policy apply", []string{"policy", "apply", "--prune", "-m", "why", "-f", "-"},
+			&symbolonv1.ApplyRequest{Prune: true, Message: "why", Files: []*symbolonv1.SourceFile{{Name: "stdin"}}}},
+		{"policy history", []string{"policy", "history", "--last", "3"}, &symbolonv1.ListGenerationsRequest{Last: 3}},
+		{"policy history show", []string{"policy", "history", "show", "7"}, &symbolonv1.GetGenerationRequest{Generation: 7}},
+		{"policy history show yaml", []string{"policy", "history", "show", "7", "-o", "yaml"}, &symbolonv1.GetGenerationRequest{Generation: 7, Content: true}},
+		{"policy rollback", []string{"policy", "rollback", "--yes", "-m", "why", "7"},
+			&symbolonv1.RollbackRequest{Generation: 7, BaseGeneration: 12, Message: "why"}},
+		{"policy rollback if", []string{"policy", "rollback", "--yes", "--if-generation", "11", "7"},
+			&symbolonv1.RollbackRequest{Generation: 7, BaseGeneration: 11}},
+		{"policy rollback, dry", []string{"policy", "rollback", "--dry-run", "7"},
+			&symbolonv1.RollbackRequest{Generation: 7, BaseGeneration: 12, DryRun: true}},
 		{"explain", []string{"explain", "--from", "spiffe://acme.example/a/b", "--to", "::ffff:192.0.2.1", "--port", "udp/53"},
 			&symbolonv1.ExplainRequest{
 				From:     &symbolonv1.ExplainEndpoint{SpiffeId: "spiffe://acme.example/a/b"},
@@ -93,6 +104,8 @@ func TestBadInputIsNotSent(t *testing.T) {
 		{"policy", "delete", "/acme/prod/"},
 		{"policy", "delete", "pod:/acme/x"},
 		{"flows", "-n", "acme"},
+		{"policy", "history", "show", "first"},
+		{"policy", "rollback", "0"},
 	} {
 		w := newWorld(t)
 		if r := w.run(args...); r.code != ExitUsage {
@@ -176,7 +189,9 @@ var changes = &symbolonv1.ApplyResponse{
 	Generation: 13,
 	Changes: []*symbolonv1.Change{
 		{Type: symbolonv1.ChangeType_CHANGE_TYPE_CREATED, Kind: "Namespace", Namespace: "/acme"},
-		{Type: symbolonv1.ChangeType_CHANGE_TYPE_UPDATED, Kind: "Policy", Namespace: "/acme", Name: "x", Diff: "@@ -1 +1 @@\n-verb: allow\n+verb: deny\n kind: Policy\n"},
+		{Type: symbolonv1.ChangeType_CHANGE_TYPE_UPDATED, Kind: "Policy", Namespace: "/acme", Name: "x", Fields: []*symbolonv1.FieldChange{
+			{Path: "verb", Before: "allow", After: "deny"}, {Path: "ports", After: "[tcp/443]"}, {Path: "with", Before: "[log]"},
+		}},
 		{Type: symbolonv1.ChangeType_CHANGE_TYPE_UNCHANGED, Kind: "Policy", Namespace: "/", Name: "y"},
 	},
 	Warnings: []string{"policy /acme/x: subject matches no known workload"},

@@ -136,6 +136,56 @@ func (SimulatedType) EnumDescriptor() ([]byte, []int) {
 	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
+type LintSeverity int32
+
+const (
+	LintSeverity_LINT_SEVERITY_UNSPECIFIED LintSeverity = 0
+	LintSeverity_LINT_SEVERITY_WARNING     LintSeverity = 1
+	// A policy does not do what it says.
+	LintSeverity_LINT_SEVERITY_ERROR LintSeverity = 2
+)
+
+// Enum value maps for LintSeverity.
+var (
+	LintSeverity_name = map[int32]string{
+		0: "LINT_SEVERITY_UNSPECIFIED",
+		1: "LINT_SEVERITY_WARNING",
+		2: "LINT_SEVERITY_ERROR",
+	}
+	LintSeverity_value = map[string]int32{
+		"LINT_SEVERITY_UNSPECIFIED": 0,
+		"LINT_SEVERITY_WARNING":     1,
+		"LINT_SEVERITY_ERROR":       2,
+	}
+)
+
+func (x LintSeverity) Enum() *LintSeverity {
+	p := new(LintSeverity)
+	*p = x
+	return p
+}
+
+func (x LintSeverity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LintSeverity) Descriptor() protoreflect.EnumDescriptor {
+	return file_symbolon_v1_admin_proto_enumTypes[2].Descriptor()
+}
+
+func (LintSeverity) Type() protoreflect.EnumType {
+	return &file_symbolon_v1_admin_proto_enumTypes[2]
+}
+
+func (x LintSeverity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LintSeverity.Descriptor instead.
+func (LintSeverity) EnumDescriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -354,7 +404,12 @@ type ApplyRequest struct {
 	// Check and answer what would change; change nothing.
 	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Warnings are errors.
-	Strict        bool `protobuf:"varint,3,opt,name=strict,proto3" json:"strict,omitempty"`
+	Strict bool `protobuf:"varint,3,opt,name=strict,proto3" json:"strict,omitempty"`
+	// Why, for the history; at most 1 KiB.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// Delete what the namespaces that the files declare hold beyond the files; never
+	// a Namespace.
+	Prune         bool `protobuf:"varint,5,opt,name=prune,proto3" json:"prune,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +465,20 @@ func (x *ApplyRequest) GetStrict() bool {
 	return false
 }
 
+func (x *ApplyRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ApplyRequest) GetPrune() bool {
+	if x != nil {
+		return x.Prune
+	}
+	return false
+}
+
 type Change struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Type      ChangeType             `protobuf:"varint,1,opt,name=type,proto3,enum=symbolon.v1.ChangeType" json:"type,omitempty"`
@@ -417,7 +486,9 @@ type Change struct {
 	Namespace string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	// For UPDATED: lines of a unified diff of the two YAML forms.
-	Diff          string `protobuf:"bytes,5,opt,name=diff,proto3" json:"diff,omitempty"`
+	Diff string `protobuf:"bytes,5,opt,name=diff,proto3" json:"diff,omitempty"`
+	// For UPDATED: the same by field.
+	Fields        []*FieldChange `protobuf:"bytes,6,rep,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,6 +558,75 @@ func (x *Change) GetDiff() string {
 	return ""
 }
 
+func (x *Change) GetFields() []*FieldChange {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+// FieldChange: values are as in canonical YAML; empty where the field is not there.
+type FieldChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "ports", "subject[1]", "attributes.env", "tests[web reaches api]"
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Before        string `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	After         string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldChange) Reset() {
+	*x = FieldChange{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldChange) ProtoMessage() {}
+
+func (x *FieldChange) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
+func (*FieldChange) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FieldChange) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FieldChange) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *FieldChange) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type ApplyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -499,7 +639,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[5]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -511,7 +651,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[5]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -524,7 +664,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ApplyResponse) GetGeneration() uint64 {
@@ -566,7 +706,7 @@ type TestResult struct {
 
 func (x *TestResult) Reset() {
 	*x = TestResult{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[6]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +718,7 @@ func (x *TestResult) String() string {
 func (*TestResult) ProtoMessage() {}
 
 func (x *TestResult) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[6]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +731,7 @@ func (x *TestResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestResult.ProtoReflect.Descriptor instead.
 func (*TestResult) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TestResult) GetTest() string {
@@ -626,7 +766,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[7]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +778,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[7]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +791,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -676,15 +816,17 @@ func (x *ResourceKey) GetName() string {
 }
 
 type DeleteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*ResourceKey         `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*ResourceKey         `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Why, for the history; at most 1 KiB.
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[8]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +838,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[8]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +851,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeleteRequest) GetKeys() []*ResourceKey {
@@ -717,6 +859,13 @@ func (x *DeleteRequest) GetKeys() []*ResourceKey {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *DeleteRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 type DeleteResponse struct {
@@ -728,7 +877,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[9]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +889,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[9]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +902,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteResponse) GetGeneration() uint64 {
@@ -775,7 +924,7 @@ type ListResourcesRequest struct {
 
 func (x *ListResourcesRequest) Reset() {
 	*x = ListResourcesRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[10]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +936,7 @@ func (x *ListResourcesRequest) String() string {
 func (*ListResourcesRequest) ProtoMessage() {}
 
 func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[10]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +949,7 @@ func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesRequest.ProtoReflect.Descriptor instead.
 func (*ListResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListResourcesRequest) GetKind() string {
@@ -829,7 +978,7 @@ type ListResourcesResponse struct {
 
 func (x *ListResourcesResponse) Reset() {
 	*x = ListResourcesResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[11]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +990,7 @@ func (x *ListResourcesResponse) String() string {
 func (*ListResourcesResponse) ProtoMessage() {}
 
 func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[11]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +1003,7 @@ func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesResponse.ProtoReflect.Descriptor instead.
 func (*ListResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListResourcesResponse) GetResources() []*Resource {
@@ -891,7 +1040,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[12]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1052,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[12]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1065,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateJoinTokenRequest) GetNamespace() string {
@@ -951,7 +1100,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[13]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1112,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[13]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1125,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -1001,7 +1150,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[14]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1162,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[14]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1175,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 type Host struct {
@@ -1051,7 +1200,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[15]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1212,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[15]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1225,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Host) GetId() string {
@@ -1173,7 +1322,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[16]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1334,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[16]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1347,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -1224,7 +1373,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[17]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1385,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[17]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1398,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveHostRequest) GetId() string {
@@ -1267,7 +1416,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[18]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1428,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[18]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1441,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 type ListWorkloadsRequest struct {
@@ -1304,7 +1453,7 @@ type ListWorkloadsRequest struct {
 
 func (x *ListWorkloadsRequest) Reset() {
 	*x = ListWorkloadsRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[19]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1465,7 @@ func (x *ListWorkloadsRequest) String() string {
 func (*ListWorkloadsRequest) ProtoMessage() {}
 
 func (x *ListWorkloadsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[19]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1478,7 @@ func (x *ListWorkloadsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkloadsRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkloadsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListWorkloadsRequest) GetNamespace() string {
@@ -1354,7 +1503,7 @@ type Workload struct {
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[20]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1515,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[20]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1528,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Workload) GetSpiffeId() string {
@@ -1440,7 +1589,7 @@ type ListWorkloadsResponse struct {
 
 func (x *ListWorkloadsResponse) Reset() {
 	*x = ListWorkloadsResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[21]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1601,7 @@ func (x *ListWorkloadsResponse) String() string {
 func (*ListWorkloadsResponse) ProtoMessage() {}
 
 func (x *ListWorkloadsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[21]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1614,7 @@ func (x *ListWorkloadsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkloadsResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkloadsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListWorkloadsResponse) GetWorkloads() []*Workload {
@@ -1488,7 +1637,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[22]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1649,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[22]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1662,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExplainRequest) GetFrom() *ExplainEndpoint {
@@ -1557,7 +1706,7 @@ type ExplainEndpoint struct {
 
 func (x *ExplainEndpoint) Reset() {
 	*x = ExplainEndpoint{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[23]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1718,7 @@ func (x *ExplainEndpoint) String() string {
 func (*ExplainEndpoint) ProtoMessage() {}
 
 func (x *ExplainEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[23]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1731,7 @@ func (x *ExplainEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainEndpoint.ProtoReflect.Descriptor instead.
 func (*ExplainEndpoint) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExplainEndpoint) GetSpiffeId() string {
@@ -1631,7 +1780,7 @@ type ExplainSide struct {
 
 func (x *ExplainSide) Reset() {
 	*x = ExplainSide{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[24]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1792,7 @@ func (x *ExplainSide) String() string {
 func (*ExplainSide) ProtoMessage() {}
 
 func (x *ExplainSide) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[24]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1805,7 @@ func (x *ExplainSide) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainSide.ProtoReflect.Descriptor instead.
 func (*ExplainSide) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExplainSide) GetSide() string {
@@ -1729,7 +1878,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[25]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1890,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[25]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1903,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Candidate) GetPolicy() string {
@@ -1804,7 +1953,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[26]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1965,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[26]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +1978,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExplainResponse) GetAllow() bool {
@@ -1875,7 +2024,7 @@ type WatchFlowsRequest struct {
 
 func (x *WatchFlowsRequest) Reset() {
 	*x = WatchFlowsRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[27]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2036,7 @@ func (x *WatchFlowsRequest) String() string {
 func (*WatchFlowsRequest) ProtoMessage() {}
 
 func (x *WatchFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[27]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2049,7 @@ func (x *WatchFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFlowsRequest.ProtoReflect.Descriptor instead.
 func (*WatchFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchFlowsRequest) GetFollow() bool {
@@ -1942,7 +2091,7 @@ type WatchFlowsResponse struct {
 
 func (x *WatchFlowsResponse) Reset() {
 	*x = WatchFlowsResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[28]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2103,7 @@ func (x *WatchFlowsResponse) String() string {
 func (*WatchFlowsResponse) ProtoMessage() {}
 
 func (x *WatchFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[28]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2116,7 @@ func (x *WatchFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFlowsResponse.ProtoReflect.Descriptor instead.
 func (*WatchFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchFlowsResponse) GetRecord() *FlowRecord {
@@ -1998,7 +2147,7 @@ type ListEdgesRequest struct {
 
 func (x *ListEdgesRequest) Reset() {
 	*x = ListEdgesRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[29]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2159,7 @@ func (x *ListEdgesRequest) String() string {
 func (*ListEdgesRequest) ProtoMessage() {}
 
 func (x *ListEdgesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[29]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2172,7 @@ func (x *ListEdgesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEdgesRequest.ProtoReflect.Descriptor instead.
 func (*ListEdgesRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListEdgesRequest) GetNamespace() string {
@@ -2061,7 +2210,7 @@ type ListEdgesResponse struct {
 
 func (x *ListEdgesResponse) Reset() {
 	*x = ListEdgesResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[30]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2222,7 @@ func (x *ListEdgesResponse) String() string {
 func (*ListEdgesResponse) ProtoMessage() {}
 
 func (x *ListEdgesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[30]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2235,7 @@ func (x *ListEdgesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEdgesResponse.ProtoReflect.Descriptor instead.
 func (*ListEdgesResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListEdgesResponse) GetEdges() *EdgeSet {
@@ -2120,7 +2269,7 @@ type ListPolicyHitsRequest struct {
 
 func (x *ListPolicyHitsRequest) Reset() {
 	*x = ListPolicyHitsRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[31]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2281,7 @@ func (x *ListPolicyHitsRequest) String() string {
 func (*ListPolicyHitsRequest) ProtoMessage() {}
 
 func (x *ListPolicyHitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[31]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2294,7 @@ func (x *ListPolicyHitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPolicyHitsRequest.ProtoReflect.Descriptor instead.
 func (*ListPolicyHitsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListPolicyHitsRequest) GetNamespace() string {
@@ -2164,7 +2313,7 @@ type ListPolicyHitsResponse struct {
 
 func (x *ListPolicyHitsResponse) Reset() {
 	*x = ListPolicyHitsResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[32]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2325,7 @@ func (x *ListPolicyHitsResponse) String() string {
 func (*ListPolicyHitsResponse) ProtoMessage() {}
 
 func (x *ListPolicyHitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[32]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2338,7 @@ func (x *ListPolicyHitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPolicyHitsResponse.ProtoReflect.Descriptor instead.
 func (*ListPolicyHitsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListPolicyHitsResponse) GetHits() []*PolicyHits {
@@ -2211,7 +2360,7 @@ type PolicyHits struct {
 
 func (x *PolicyHits) Reset() {
 	*x = PolicyHits{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[33]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2372,7 @@ func (x *PolicyHits) String() string {
 func (*PolicyHits) ProtoMessage() {}
 
 func (x *PolicyHits) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[33]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2385,7 @@ func (x *PolicyHits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyHits.ProtoReflect.Descriptor instead.
 func (*PolicyHits) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PolicyHits) GetPolicy() string {
@@ -2272,7 +2421,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[34]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2433,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[34]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2446,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SimulateRequest) GetFiles() []*SourceFile {
@@ -2335,7 +2484,7 @@ type SimulatedVerdict struct {
 
 func (x *SimulatedVerdict) Reset() {
 	*x = SimulatedVerdict{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[35]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2496,7 @@ func (x *SimulatedVerdict) String() string {
 func (*SimulatedVerdict) ProtoMessage() {}
 
 func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[35]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2509,7 @@ func (x *SimulatedVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedVerdict.ProtoReflect.Descriptor instead.
 func (*SimulatedVerdict) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SimulatedVerdict) GetAllow() bool {
@@ -2418,7 +2567,7 @@ type SimulatedEdge struct {
 
 func (x *SimulatedEdge) Reset() {
 	*x = SimulatedEdge{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[36]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2579,7 @@ func (x *SimulatedEdge) String() string {
 func (*SimulatedEdge) ProtoMessage() {}
 
 func (x *SimulatedEdge) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[36]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2592,7 @@ func (x *SimulatedEdge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulatedEdge.ProtoReflect.Descriptor instead.
 func (*SimulatedEdge) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SimulatedEdge) GetType() SimulatedType {
@@ -2542,7 +2691,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[37]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2703,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[37]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2716,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SimulateResponse) GetEdges() []*SimulatedEdge {
@@ -2619,6 +2768,946 @@ func (x *SimulateResponse) GetTests() []*TestResult {
 	return nil
 }
 
+// PolicyGeneration is one change of policy: when, by whom and why.
+type PolicyGeneration struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Time       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Who was let in to make it, and from where.
+	Actor   string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// The generation that a rollback restored; 0: it was none.
+	RollbackOf    uint64 `protobuf:"varint,5,opt,name=rollback_of,json=rollbackOf,proto3" json:"rollback_of,omitempty"`
+	Created       uint32 `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
+	Updated       uint32 `protobuf:"varint,7,opt,name=updated,proto3" json:"updated,omitempty"`
+	Deleted       uint32 `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyGeneration) Reset() {
+	*x = PolicyGeneration{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyGeneration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyGeneration) ProtoMessage() {}
+
+func (x *PolicyGeneration) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyGeneration.ProtoReflect.Descriptor instead.
+func (*PolicyGeneration) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *PolicyGeneration) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *PolicyGeneration) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *PolicyGeneration) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *PolicyGeneration) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *PolicyGeneration) GetRollbackOf() uint64 {
+	if x != nil {
+		return x.RollbackOf
+	}
+	return 0
+}
+
+func (x *PolicyGeneration) GetCreated() uint32 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *PolicyGeneration) GetUpdated() uint32 {
+	if x != nil {
+		return x.Updated
+	}
+	return 0
+}
+
+func (x *PolicyGeneration) GetDeleted() uint32 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
+type ListGenerationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest so many; 0: all that are kept.
+	Last          uint32 `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGenerationsRequest) Reset() {
+	*x = ListGenerationsRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGenerationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGenerationsRequest) ProtoMessage() {}
+
+func (x *ListGenerationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGenerationsRequest.ProtoReflect.Descriptor instead.
+func (*ListGenerationsRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ListGenerationsRequest) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+type ListGenerationsResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Generations []*PolicyGeneration    `protobuf:"bytes,1,rep,name=generations,proto3" json:"generations,omitempty"`
+	// The one in force.
+	Generation    uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGenerationsResponse) Reset() {
+	*x = ListGenerationsResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGenerationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGenerationsResponse) ProtoMessage() {}
+
+func (x *ListGenerationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGenerationsResponse.ProtoReflect.Descriptor instead.
+func (*ListGenerationsResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ListGenerationsResponse) GetGenerations() []*PolicyGeneration {
+	if x != nil {
+		return x.Generations
+	}
+	return nil
+}
+
+func (x *ListGenerationsResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type GetGenerationRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Answer with all resources of the generation, not only with what it changed.
+	Content       bool `protobuf:"varint,2,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGenerationRequest) Reset() {
+	*x = GetGenerationRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGenerationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGenerationRequest) ProtoMessage() {}
+
+func (x *GetGenerationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGenerationRequest.ProtoReflect.Descriptor instead.
+func (*GetGenerationRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetGenerationRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *GetGenerationRequest) GetContent() bool {
+	if x != nil {
+		return x.Content
+	}
+	return false
+}
+
+type GetGenerationResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation *PolicyGeneration      `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// What it changed of the generation before it.
+	Changes []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	// With content: all of it, and the same as YAML documents.
+	Resources     []*Resource `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
+	Yaml          string      `protobuf:"bytes,4,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGenerationResponse) Reset() {
+	*x = GetGenerationResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGenerationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGenerationResponse) ProtoMessage() {}
+
+func (x *GetGenerationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGenerationResponse.ProtoReflect.Descriptor instead.
+func (*GetGenerationResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *GetGenerationResponse) GetGeneration() *PolicyGeneration {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+func (x *GetGenerationResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *GetGenerationResponse) GetResources() []*Resource {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *GetGenerationResponse) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+type RollbackRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The generation that the caller has seen in force; 0: whichever is.
+	BaseGeneration uint64 `protobuf:"varint,2,opt,name=base_generation,json=baseGeneration,proto3" json:"base_generation,omitempty"`
+	DryRun         bool   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Why, for the history; at most 1 KiB.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *RollbackRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetBaseGeneration() uint64 {
+	if x != nil {
+		return x.BaseGeneration
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type RollbackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Changes       []*Change              `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	Warnings      []string               `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Tests         []*TestResult          `protobuf:"bytes,4,rep,name=tests,proto3" json:"tests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackResponse) Reset() {
+	*x = RollbackResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackResponse) ProtoMessage() {}
+
+func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
+func (*RollbackResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RollbackResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RollbackResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetTests() []*TestResult {
+	if x != nil {
+		return x.Tests
+	}
+	return nil
+}
+
+type TestPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The candidate is what is in force, changed by these; none: what is in force.
+	Files []*SourceFile `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// Only the tests of this namespace and of those below it; empty: all.
+	Namespace     string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestPolicyRequest) Reset() {
+	*x = TestPolicyRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestPolicyRequest) ProtoMessage() {}
+
+func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestPolicyRequest.ProtoReflect.Descriptor instead.
+func (*TestPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *TestPolicyRequest) GetFiles() []*SourceFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *TestPolicyRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type TestPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cases         []*TestCase            `protobuf:"bytes,1,rep,name=cases,proto3" json:"cases,omitempty"`
+	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestPolicyResponse) Reset() {
+	*x = TestPolicyResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestPolicyResponse) ProtoMessage() {}
+
+func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestPolicyResponse.ProtoReflect.Descriptor instead.
+func (*TestPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *TestPolicyResponse) GetCases() []*TestCase {
+	if x != nil {
+		return x.Cases
+	}
+	return nil
+}
+
+func (x *TestPolicyResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+// TestCase is one test of a PolicyTest, run.
+type TestCase struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Namespace  string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	PolicyTest string                 `protobuf:"bytes,2,opt,name=policy_test,json=policyTest,proto3" json:"policy_test,omitempty"`
+	Name       string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Passed     bool                   `protobuf:"varint,4,opt,name=passed,proto3" json:"passed,omitempty"`
+	// What was wanted and what came; empty if it passed.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// Where the test is written; empty if in none of the files.
+	File string `protobuf:"bytes,6,opt,name=file,proto3" json:"file,omitempty"`
+	Line uint32 `protobuf:"varint,7,opt,name=line,proto3" json:"line,omitempty"`
+	// Of a failed one: the port that it failed on, and both sides' decisions there.
+	Protocol      string         `protobuf:"bytes,8,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32         `protobuf:"varint,9,opt,name=port,proto3" json:"port,omitempty"`
+	Sides         []*ExplainSide `protobuf:"bytes,10,rep,name=sides,proto3" json:"sides,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestCase) Reset() {
+	*x = TestCase{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestCase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestCase) ProtoMessage() {}
+
+func (x *TestCase) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestCase.ProtoReflect.Descriptor instead.
+func (*TestCase) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *TestCase) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *TestCase) GetPolicyTest() string {
+	if x != nil {
+		return x.PolicyTest
+	}
+	return ""
+}
+
+func (x *TestCase) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TestCase) GetPassed() bool {
+	if x != nil {
+		return x.Passed
+	}
+	return false
+}
+
+func (x *TestCase) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *TestCase) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *TestCase) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *TestCase) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *TestCase) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *TestCase) GetSides() []*ExplainSide {
+	if x != nil {
+		return x.Sides
+	}
+	return nil
+}
+
+type LintPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The candidate is what is in force, changed by these: only what they touch is
+	// reported. None: all that is in force.
+	Files []*SourceFile `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	// Only this namespace and those below it; empty: all.
+	Namespace     string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LintPolicyRequest) Reset() {
+	*x = LintPolicyRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LintPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LintPolicyRequest) ProtoMessage() {}
+
+func (x *LintPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LintPolicyRequest.ProtoReflect.Descriptor instead.
+func (*LintPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *LintPolicyRequest) GetFiles() []*SourceFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *LintPolicyRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type LintFinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "shadowed", "duplicate", "too-broad", ... (docs/policy.md)
+	Code      string       `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Severity  LintSeverity `protobuf:"varint,2,opt,name=severity,proto3,enum=symbolon.v1.LintSeverity" json:"severity,omitempty"`
+	Kind      string       `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace string       `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string       `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Message   string       `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	Remedy    string       `protobuf:"bytes,7,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	// The other policy that it is about, "namespace/name".
+	Other string `protobuf:"bytes,8,opt,name=other,proto3" json:"other,omitempty"`
+	// Where it is written: line and column from 1, and the line with a caret. Empty
+	// if in none of the files.
+	File          string `protobuf:"bytes,9,opt,name=file,proto3" json:"file,omitempty"`
+	Line          uint32 `protobuf:"varint,10,opt,name=line,proto3" json:"line,omitempty"`
+	Column        uint32 `protobuf:"varint,11,opt,name=column,proto3" json:"column,omitempty"`
+	Excerpt       string `protobuf:"bytes,12,opt,name=excerpt,proto3" json:"excerpt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LintFinding) Reset() {
+	*x = LintFinding{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LintFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LintFinding) ProtoMessage() {}
+
+func (x *LintFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LintFinding.ProtoReflect.Descriptor instead.
+func (*LintFinding) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *LintFinding) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *LintFinding) GetSeverity() LintSeverity {
+	if x != nil {
+		return x.Severity
+	}
+	return LintSeverity_LINT_SEVERITY_UNSPECIFIED
+}
+
+func (x *LintFinding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *LintFinding) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *LintFinding) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LintFinding) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *LintFinding) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+func (x *LintFinding) GetOther() string {
+	if x != nil {
+		return x.Other
+	}
+	return ""
+}
+
+func (x *LintFinding) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *LintFinding) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *LintFinding) GetColumn() uint32 {
+	if x != nil {
+		return x.Column
+	}
+	return 0
+}
+
+func (x *LintFinding) GetExcerpt() string {
+	if x != nil {
+		return x.Excerpt
+	}
+	return ""
+}
+
+type LintPolicyResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Findings []*LintFinding         `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	// Findings beyond those listed.
+	Omitted       uint32 `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	Generation    uint64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LintPolicyResponse) Reset() {
+	*x = LintPolicyResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LintPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LintPolicyResponse) ProtoMessage() {}
+
+func (x *LintPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LintPolicyResponse.ProtoReflect.Descriptor instead.
+func (*LintPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *LintPolicyResponse) GetFindings() []*LintFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *LintPolicyResponse) GetOmitted() uint32 {
+	if x != nil {
+		return x.Omitted
+	}
+	return 0
+}
+
+func (x *LintPolicyResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
@@ -2647,17 +3736,24 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"SourceFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\fR\acontent\"n\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"\x9e\x01\n" +
 	"\fApplyRequest\x12-\n" +
 	"\x05files\x18\x01 \x03(\v2\x17.symbolon.v1.SourceFileR\x05files\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x16\n" +
-	"\x06strict\x18\x03 \x01(\bR\x06strict\"\x8f\x01\n" +
+	"\x06strict\x18\x03 \x01(\bR\x06strict\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x14\n" +
+	"\x05prune\x18\x05 \x01(\bR\x05prune\"\xc1\x01\n" +
 	"\x06Change\x12+\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x17.symbolon.v1.ChangeTypeR\x04type\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
-	"\x04diff\x18\x05 \x01(\tR\x04diff\"\xa9\x01\n" +
+	"\x04diff\x18\x05 \x01(\tR\x04diff\x120\n" +
+	"\x06fields\x18\x06 \x03(\v2\x18.symbolon.v1.FieldChangeR\x06fields\"O\n" +
+	"\vFieldChange\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\"\xa9\x01\n" +
 	"\rApplyResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -2673,9 +3769,10 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\vResourceKey\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"=\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"W\n" +
 	"\rDeleteRequest\x12,\n" +
-	"\x04keys\x18\x01 \x03(\v2\x18.symbolon.v1.ResourceKeyR\x04keys\"0\n" +
+	"\x04keys\x18\x01 \x03(\v2\x18.symbolon.v1.ResourceKeyR\x04keys\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"0\n" +
 	"\x0eDeleteResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -2848,7 +3945,96 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"generation\x12-\n" +
 	"\achanges\x18\x05 \x03(\v2\x13.symbolon.v1.ChangeR\achanges\x12\x1a\n" +
 	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12-\n" +
-	"\x05tests\x18\a \x03(\v2\x17.symbolon.v1.TestResultR\x05tests*\x8f\x01\n" +
+	"\x05tests\x18\a \x03(\v2\x17.symbolon.v1.TestResultR\x05tests\"\x81\x02\n" +
+	"\x10PolicyGeneration\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1f\n" +
+	"\vrollback_of\x18\x05 \x01(\x04R\n" +
+	"rollbackOf\x12\x18\n" +
+	"\acreated\x18\x06 \x01(\rR\acreated\x12\x18\n" +
+	"\aupdated\x18\a \x01(\rR\aupdated\x12\x18\n" +
+	"\adeleted\x18\b \x01(\rR\adeleted\",\n" +
+	"\x16ListGenerationsRequest\x12\x12\n" +
+	"\x04last\x18\x01 \x01(\rR\x04last\"z\n" +
+	"\x17ListGenerationsResponse\x12?\n" +
+	"\vgenerations\x18\x01 \x03(\v2\x1d.symbolon.v1.PolicyGenerationR\vgenerations\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"P\n" +
+	"\x14GetGenerationRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\bR\acontent\"\xce\x01\n" +
+	"\x15GetGenerationResponse\x12=\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\v2\x1d.symbolon.v1.PolicyGenerationR\n" +
+	"generation\x12-\n" +
+	"\achanges\x18\x02 \x03(\v2\x13.symbolon.v1.ChangeR\achanges\x123\n" +
+	"\tresources\x18\x03 \x03(\v2\x15.symbolon.v1.ResourceR\tresources\x12\x12\n" +
+	"\x04yaml\x18\x04 \x01(\tR\x04yaml\"\x8d\x01\n" +
+	"\x0fRollbackRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12'\n" +
+	"\x0fbase_generation\x18\x02 \x01(\x04R\x0ebaseGeneration\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xac\x01\n" +
+	"\x10RollbackResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12-\n" +
+	"\achanges\x18\x02 \x03(\v2\x13.symbolon.v1.ChangeR\achanges\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x12-\n" +
+	"\x05tests\x18\x04 \x03(\v2\x17.symbolon.v1.TestResultR\x05tests\"`\n" +
+	"\x11TestPolicyRequest\x12-\n" +
+	"\x05files\x18\x01 \x03(\v2\x17.symbolon.v1.SourceFileR\x05files\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"a\n" +
+	"\x12TestPolicyResponse\x12+\n" +
+	"\x05cases\x18\x01 \x03(\v2\x15.symbolon.v1.TestCaseR\x05cases\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\"\x97\x02\n" +
+	"\bTestCase\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1f\n" +
+	"\vpolicy_test\x18\x02 \x01(\tR\n" +
+	"policyTest\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06passed\x18\x04 \x01(\bR\x06passed\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x12\n" +
+	"\x04file\x18\x06 \x01(\tR\x04file\x12\x12\n" +
+	"\x04line\x18\a \x01(\rR\x04line\x12\x1a\n" +
+	"\bprotocol\x18\b \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\t \x01(\rR\x04port\x12.\n" +
+	"\x05sides\x18\n" +
+	" \x03(\v2\x18.symbolon.v1.ExplainSideR\x05sides\"`\n" +
+	"\x11LintPolicyRequest\x12-\n" +
+	"\x05files\x18\x01 \x03(\v2\x17.symbolon.v1.SourceFileR\x05files\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"\xc0\x02\n" +
+	"\vLintFinding\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x125\n" +
+	"\bseverity\x18\x02 \x01(\x0e2\x19.symbolon.v1.LintSeverityR\bseverity\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x16\n" +
+	"\x06remedy\x18\a \x01(\tR\x06remedy\x12\x14\n" +
+	"\x05other\x18\b \x01(\tR\x05other\x12\x12\n" +
+	"\x04file\x18\t \x01(\tR\x04file\x12\x12\n" +
+	"\x04line\x18\n" +
+	" \x01(\rR\x04line\x12\x16\n" +
+	"\x06column\x18\v \x01(\rR\x06column\x12\x18\n" +
+	"\aexcerpt\x18\f \x01(\tR\aexcerpt\"\x84\x01\n" +
+	"\x12LintPolicyResponse\x124\n" +
+	"\bfindings\x18\x01 \x03(\v2\x18.symbolon.v1.LintFindingR\bfindings\x12\x18\n" +
+	"\aomitted\x18\x02 \x01(\rR\aomitted\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -2861,7 +4047,11 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x1bSIMULATED_TYPE_NEWLY_DENIED\x10\x01\x12 \n" +
 	"\x1cSIMULATED_TYPE_NEWLY_ALLOWED\x10\x02\x12\"\n" +
 	"\x1eSIMULATED_TYPE_NEWLY_ENCRYPTED\x10\x03\x12&\n" +
-	"\"SIMULATED_TYPE_NO_LONGER_ENCRYPTED\x10\x042\x9d\x06\n" +
+	"\"SIMULATED_TYPE_NO_LONGER_ENCRYPTED\x10\x04*a\n" +
+	"\fLintSeverity\x12\x1d\n" +
+	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\x9c\b\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -2872,7 +4062,10 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"RemoveHost\x12\x1e.symbolon.v1.RemoveHostRequest\x1a\x1f.symbolon.v1.RemoveHostResponse\x12V\n" +
 	"\rListWorkloads\x12!.symbolon.v1.ListWorkloadsRequest\x1a\".symbolon.v1.ListWorkloadsResponse\x12D\n" +
-	"\aExplain\x12\x1b.symbolon.v1.ExplainRequest\x1a\x1c.symbolon.v1.ExplainResponse\x12O\n" +
+	"\aExplain\x12\x1b.symbolon.v1.ExplainRequest\x1a\x1c.symbolon.v1.ExplainResponse\x12\\\n" +
+	"\x0fListGenerations\x12#.symbolon.v1.ListGenerationsRequest\x1a$.symbolon.v1.ListGenerationsResponse\x12V\n" +
+	"\rGetGeneration\x12!.symbolon.v1.GetGenerationRequest\x1a\".symbolon.v1.GetGenerationResponse\x12G\n" +
+	"\bRollback\x12\x1c.symbolon.v1.RollbackRequest\x1a\x1d.symbolon.v1.RollbackResponse\x12O\n" +
 	"\n" +
 	"WatchFlows\x12\x1e.symbolon.v1.WatchFlowsRequest\x1a\x1f.symbolon.v1.WatchFlowsResponse0\x01B9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
@@ -2888,146 +4081,181 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_admin_proto_rawDescData
 }
 
-var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                 // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),              // 1: symbolon.v1.SimulatedType
-	(*GetStatusRequest)(nil),        // 2: symbolon.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 3: symbolon.v1.GetStatusResponse
-	(*SourceFile)(nil),              // 4: symbolon.v1.SourceFile
-	(*ApplyRequest)(nil),            // 5: symbolon.v1.ApplyRequest
-	(*Change)(nil),                  // 6: symbolon.v1.Change
-	(*ApplyResponse)(nil),           // 7: symbolon.v1.ApplyResponse
-	(*TestResult)(nil),              // 8: symbolon.v1.TestResult
-	(*ResourceKey)(nil),             // 9: symbolon.v1.ResourceKey
-	(*DeleteRequest)(nil),           // 10: symbolon.v1.DeleteRequest
-	(*DeleteResponse)(nil),          // 11: symbolon.v1.DeleteResponse
-	(*ListResourcesRequest)(nil),    // 12: symbolon.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),   // 13: symbolon.v1.ListResourcesResponse
-	(*CreateJoinTokenRequest)(nil),  // 14: symbolon.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 15: symbolon.v1.CreateJoinTokenResponse
-	(*ListHostsRequest)(nil),        // 16: symbolon.v1.ListHostsRequest
-	(*Host)(nil),                    // 17: symbolon.v1.Host
-	(*ListHostsResponse)(nil),       // 18: symbolon.v1.ListHostsResponse
-	(*RemoveHostRequest)(nil),       // 19: symbolon.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),      // 20: symbolon.v1.RemoveHostResponse
-	(*ListWorkloadsRequest)(nil),    // 21: symbolon.v1.ListWorkloadsRequest
-	(*Workload)(nil),                // 22: symbolon.v1.Workload
-	(*ListWorkloadsResponse)(nil),   // 23: symbolon.v1.ListWorkloadsResponse
-	(*ExplainRequest)(nil),          // 24: symbolon.v1.ExplainRequest
-	(*ExplainEndpoint)(nil),         // 25: symbolon.v1.ExplainEndpoint
-	(*ExplainSide)(nil),             // 26: symbolon.v1.ExplainSide
-	(*Candidate)(nil),               // 27: symbolon.v1.Candidate
-	(*ExplainResponse)(nil),         // 28: symbolon.v1.ExplainResponse
-	(*WatchFlowsRequest)(nil),       // 29: symbolon.v1.WatchFlowsRequest
-	(*WatchFlowsResponse)(nil),      // 30: symbolon.v1.WatchFlowsResponse
-	(*ListEdgesRequest)(nil),        // 31: symbolon.v1.ListEdgesRequest
-	(*ListEdgesResponse)(nil),       // 32: symbolon.v1.ListEdgesResponse
-	(*ListPolicyHitsRequest)(nil),   // 33: symbolon.v1.ListPolicyHitsRequest
-	(*ListPolicyHitsResponse)(nil),  // 34: symbolon.v1.ListPolicyHitsResponse
-	(*PolicyHits)(nil),              // 35: symbolon.v1.PolicyHits
-	(*SimulateRequest)(nil),         // 36: symbolon.v1.SimulateRequest
-	(*SimulatedVerdict)(nil),        // 37: symbolon.v1.SimulatedVerdict
-	(*SimulatedEdge)(nil),           // 38: symbolon.v1.SimulatedEdge
-	(*SimulateResponse)(nil),        // 39: symbolon.v1.SimulateResponse
-	nil,                             // 40: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                             // 41: symbolon.v1.Host.AttributesEntry
-	nil,                             // 42: symbolon.v1.Workload.AttributesEntry
-	nil,                             // 43: symbolon.v1.ExplainEndpoint.AttributesEntry
-	(*timestamppb.Timestamp)(nil),   // 44: google.protobuf.Timestamp
-	(*Resource)(nil),                // 45: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),     // 46: google.protobuf.Duration
-	(Reason)(0),                     // 47: symbolon.v1.Reason
-	(Protection)(0),                 // 48: symbolon.v1.Protection
-	(Verb)(0),                       // 49: symbolon.v1.Verb
-	(Mode)(0),                       // 50: symbolon.v1.Mode
-	(Outcome)(0),                    // 51: symbolon.v1.Outcome
-	(*FlowRecord)(nil),              // 52: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),                 // 53: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                 // 54: symbolon.v1.EdgeEnd
-	(*LabelValues)(nil),             // 55: symbolon.v1.LabelValues
+	(LintSeverity)(0),               // 2: symbolon.v1.LintSeverity
+	(*GetStatusRequest)(nil),        // 3: symbolon.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 4: symbolon.v1.GetStatusResponse
+	(*SourceFile)(nil),              // 5: symbolon.v1.SourceFile
+	(*ApplyRequest)(nil),            // 6: symbolon.v1.ApplyRequest
+	(*Change)(nil),                  // 7: symbolon.v1.Change
+	(*FieldChange)(nil),             // 8: symbolon.v1.FieldChange
+	(*ApplyResponse)(nil),           // 9: symbolon.v1.ApplyResponse
+	(*TestResult)(nil),              // 10: symbolon.v1.TestResult
+	(*ResourceKey)(nil),             // 11: symbolon.v1.ResourceKey
+	(*DeleteRequest)(nil),           // 12: symbolon.v1.DeleteRequest
+	(*DeleteResponse)(nil),          // 13: symbolon.v1.DeleteResponse
+	(*ListResourcesRequest)(nil),    // 14: symbolon.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),   // 15: symbolon.v1.ListResourcesResponse
+	(*CreateJoinTokenRequest)(nil),  // 16: symbolon.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 17: symbolon.v1.CreateJoinTokenResponse
+	(*ListHostsRequest)(nil),        // 18: symbolon.v1.ListHostsRequest
+	(*Host)(nil),                    // 19: symbolon.v1.Host
+	(*ListHostsResponse)(nil),       // 20: symbolon.v1.ListHostsResponse
+	(*RemoveHostRequest)(nil),       // 21: symbolon.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),      // 22: symbolon.v1.RemoveHostResponse
+	(*ListWorkloadsRequest)(nil),    // 23: symbolon.v1.ListWorkloadsRequest
+	(*Workload)(nil),                // 24: symbolon.v1.Workload
+	(*ListWorkloadsResponse)(nil),   // 25: symbolon.v1.ListWorkloadsResponse
+	(*ExplainRequest)(nil),          // 26: symbolon.v1.ExplainRequest
+	(*ExplainEndpoint)(nil),         // 27: symbolon.v1.ExplainEndpoint
+	(*ExplainSide)(nil),             // 28: symbolon.v1.ExplainSide
+	(*Candidate)(nil),               // 29: symbolon.v1.Candidate
+	(*ExplainResponse)(nil),         // 30: symbolon.v1.ExplainResponse
+	(*WatchFlowsRequest)(nil),       // 31: symbolon.v1.WatchFlowsRequest
+	(*WatchFlowsResponse)(nil),      // 32: symbolon.v1.WatchFlowsResponse
+	(*ListEdgesRequest)(nil),        // 33: symbolon.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),       // 34: symbolon.v1.ListEdgesResponse
+	(*ListPolicyHitsRequest)(nil),   // 35: symbolon.v1.ListPolicyHitsRequest
+	(*ListPolicyHitsResponse)(nil),  // 36: symbolon.v1.ListPolicyHitsResponse
+	(*PolicyHits)(nil),              // 37: symbolon.v1.PolicyHits
+	(*SimulateRequest)(nil),         // 38: symbolon.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),        // 39: symbolon.v1.SimulatedVerdict
+	(*SimulatedEdge)(nil),           // 40: symbolon.v1.SimulatedEdge
+	(*SimulateResponse)(nil),        // 41: symbolon.v1.SimulateResponse
+	(*PolicyGeneration)(nil),        // 42: symbolon.v1.PolicyGeneration
+	(*ListGenerationsRequest)(nil),  // 43: symbolon.v1.ListGenerationsRequest
+	(*ListGenerationsResponse)(nil), // 44: symbolon.v1.ListGenerationsResponse
+	(*GetGenerationRequest)(nil),    // 45: symbolon.v1.GetGenerationRequest
+	(*GetGenerationResponse)(nil),   // 46: symbolon.v1.GetGenerationResponse
+	(*RollbackRequest)(nil),         // 47: symbolon.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 48: symbolon.v1.RollbackResponse
+	(*TestPolicyRequest)(nil),       // 49: symbolon.v1.TestPolicyRequest
+	(*TestPolicyResponse)(nil),      // 50: symbolon.v1.TestPolicyResponse
+	(*TestCase)(nil),                // 51: symbolon.v1.TestCase
+	(*LintPolicyRequest)(nil),       // 52: symbolon.v1.LintPolicyRequest
+	(*LintFinding)(nil),             // 53: symbolon.v1.LintFinding
+	(*LintPolicyResponse)(nil),      // 54: symbolon.v1.LintPolicyResponse
+	nil,                             // 55: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                             // 56: symbolon.v1.Host.AttributesEntry
+	nil,                             // 57: symbolon.v1.Workload.AttributesEntry
+	nil,                             // 58: symbolon.v1.ExplainEndpoint.AttributesEntry
+	(*timestamppb.Timestamp)(nil),   // 59: google.protobuf.Timestamp
+	(*Resource)(nil),                // 60: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),     // 61: google.protobuf.Duration
+	(Reason)(0),                     // 62: symbolon.v1.Reason
+	(Protection)(0),                 // 63: symbolon.v1.Protection
+	(Verb)(0),                       // 64: symbolon.v1.Verb
+	(Mode)(0),                       // 65: symbolon.v1.Mode
+	(Outcome)(0),                    // 66: symbolon.v1.Outcome
+	(*FlowRecord)(nil),              // 67: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),                 // 68: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                 // 69: symbolon.v1.EdgeEnd
+	(*LabelValues)(nil),             // 70: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	44, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	44, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
-	4,  // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
+	59, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	59, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	5,  // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
 	0,  // 3: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
-	6,  // 4: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
-	8,  // 5: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
-	9,  // 6: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	45, // 7: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	40, // 8: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	46, // 9: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	44, // 10: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	41, // 11: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	44, // 12: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	44, // 13: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	44, // 14: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
-	17, // 15: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	42, // 16: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	44, // 17: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	44, // 18: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
-	22, // 19: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
-	25, // 20: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
-	25, // 21: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	43, // 22: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	47, // 23: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	48, // 24: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
-	27, // 25: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	49, // 26: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	50, // 27: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	48, // 28: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
-	26, // 29: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	51, // 30: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	52, // 31: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	51, // 32: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	46, // 33: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	53, // 34: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
-	35, // 35: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	44, // 36: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
-	4,  // 37: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	46, // 38: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	48, // 39: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	47, // 40: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
-	1,  // 41: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	54, // 42: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	54, // 43: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
-	37, // 44: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
-	37, // 45: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	44, // 46: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	44, // 47: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
-	38, // 48: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
-	6,  // 49: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
-	8,  // 50: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
-	55, // 51: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	55, // 52: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	55, // 53: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	2,  // 54: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	5,  // 55: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	10, // 56: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	12, // 57: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	14, // 58: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	16, // 59: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	19, // 60: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	21, // 61: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	24, // 62: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	29, // 63: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	3,  // 64: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	7,  // 65: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	11, // 66: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	13, // 67: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	15, // 68: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	18, // 69: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	20, // 70: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	23, // 71: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	28, // 72: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	30, // 73: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	64, // [64:74] is the sub-list for method output_type
-	54, // [54:64] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	8,  // 4: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
+	7,  // 5: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
+	10, // 6: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
+	11, // 7: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
+	60, // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	55, // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	61, // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	59, // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	56, // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	59, // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	59, // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	59, // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	19, // 16: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
+	57, // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	59, // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	59, // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	24, // 20: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
+	27, // 21: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
+	27, // 22: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
+	58, // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	62, // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	63, // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	29, // 26: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
+	64, // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	65, // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	63, // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	28, // 30: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
+	66, // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	67, // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	66, // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	61, // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	68, // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	37, // 36: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
+	59, // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	5,  // 38: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
+	61, // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	63, // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	62, // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	1,  // 42: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
+	69, // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	69, // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	39, // 45: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
+	39, // 46: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
+	59, // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	59, // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	40, // 49: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
+	7,  // 50: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
+	10, // 51: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
+	59, // 52: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	42, // 53: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
+	42, // 54: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
+	7,  // 55: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
+	60, // 56: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	7,  // 57: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
+	10, // 58: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
+	5,  // 59: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	51, // 60: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
+	28, // 61: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
+	5,  // 62: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	2,  // 63: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
+	53, // 64: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
+	70, // 65: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	70, // 66: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	70, // 67: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,  // 68: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,  // 69: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12, // 70: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14, // 71: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16, // 72: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18, // 73: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21, // 74: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23, // 75: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26, // 76: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	43, // 77: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	45, // 78: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	47, // 79: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	31, // 80: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	4,  // 81: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,  // 82: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13, // 83: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15, // 84: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17, // 85: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20, // 86: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22, // 87: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25, // 88: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30, // 89: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	44, // 90: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	46, // 91: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	48, // 92: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	32, // 93: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	81, // [81:94] is the sub-list for method output_type
+	68, // [68:81] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -3044,8 +4272,8 @@ func file_symbolon_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   42,
+			NumEnums:      3,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

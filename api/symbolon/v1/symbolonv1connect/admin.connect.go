@@ -56,6 +56,14 @@ const (
 	AdminServiceListWorkloadsProcedure = "/symbolon.v1.AdminService/ListWorkloads"
 	// AdminServiceExplainProcedure is the fully-qualified name of the AdminService's Explain RPC.
 	AdminServiceExplainProcedure = "/symbolon.v1.AdminService/Explain"
+	// AdminServiceListGenerationsProcedure is the fully-qualified name of the AdminService's
+	// ListGenerations RPC.
+	AdminServiceListGenerationsProcedure = "/symbolon.v1.AdminService/ListGenerations"
+	// AdminServiceGetGenerationProcedure is the fully-qualified name of the AdminService's
+	// GetGeneration RPC.
+	AdminServiceGetGenerationProcedure = "/symbolon.v1.AdminService/GetGeneration"
+	// AdminServiceRollbackProcedure is the fully-qualified name of the AdminService's Rollback RPC.
+	AdminServiceRollbackProcedure = "/symbolon.v1.AdminService/Rollback"
 	// AdminServiceWatchFlowsProcedure is the fully-qualified name of the AdminService's WatchFlows RPC.
 	AdminServiceWatchFlowsProcedure = "/symbolon.v1.AdminService/WatchFlows"
 )
@@ -73,6 +81,12 @@ type AdminServiceClient interface {
 	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 	ListWorkloads(context.Context, *connect.Request[v1.ListWorkloadsRequest]) (*connect.Response[v1.ListWorkloadsResponse], error)
 	Explain(context.Context, *connect.Request[v1.ExplainRequest]) (*connect.Response[v1.ExplainResponse], error)
+	// ListGenerations is the history of policy, the newest first.
+	ListGenerations(context.Context, *connect.Request[v1.ListGenerationsRequest]) (*connect.Response[v1.ListGenerationsResponse], error)
+	GetGeneration(context.Context, *connect.Request[v1.GetGenerationRequest]) (*connect.Response[v1.GetGenerationResponse], error)
+	// Rollback makes a new generation equal to an old one, checked and tested as an
+	// Apply is. Aborted if base_generation is not in force any more.
+	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	// WatchFlows replays what the controller still has, newest last, then follows.
 	WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest]) (*connect.ServerStreamForClient[v1.WatchFlowsResponse], error)
 }
@@ -142,6 +156,24 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("Explain")),
 			connect.WithClientOptions(opts...),
 		),
+		listGenerations: connect.NewClient[v1.ListGenerationsRequest, v1.ListGenerationsResponse](
+			httpClient,
+			baseURL+AdminServiceListGenerationsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListGenerations")),
+			connect.WithClientOptions(opts...),
+		),
+		getGeneration: connect.NewClient[v1.GetGenerationRequest, v1.GetGenerationResponse](
+			httpClient,
+			baseURL+AdminServiceGetGenerationProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("GetGeneration")),
+			connect.WithClientOptions(opts...),
+		),
+		rollback: connect.NewClient[v1.RollbackRequest, v1.RollbackResponse](
+			httpClient,
+			baseURL+AdminServiceRollbackProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("Rollback")),
+			connect.WithClientOptions(opts...),
+		),
 		watchFlows: connect.NewClient[v1.WatchFlowsRequest, v1.WatchFlowsResponse](
 			httpClient,
 			baseURL+AdminServiceWatchFlowsProcedure,
@@ -162,6 +194,9 @@ type adminServiceClient struct {
 	removeHost      *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
 	listWorkloads   *connect.Client[v1.ListWorkloadsRequest, v1.ListWorkloadsResponse]
 	explain         *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
+	listGenerations *connect.Client[v1.ListGenerationsRequest, v1.ListGenerationsResponse]
+	getGeneration   *connect.Client[v1.GetGenerationRequest, v1.GetGenerationResponse]
+	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
 	watchFlows      *connect.Client[v1.WatchFlowsRequest, v1.WatchFlowsResponse]
 }
 
@@ -210,6 +245,21 @@ func (c *adminServiceClient) Explain(ctx context.Context, req *connect.Request[v
 	return c.explain.CallUnary(ctx, req)
 }
 
+// ListGenerations calls symbolon.v1.AdminService.ListGenerations.
+func (c *adminServiceClient) ListGenerations(ctx context.Context, req *connect.Request[v1.ListGenerationsRequest]) (*connect.Response[v1.ListGenerationsResponse], error) {
+	return c.listGenerations.CallUnary(ctx, req)
+}
+
+// GetGeneration calls symbolon.v1.AdminService.GetGeneration.
+func (c *adminServiceClient) GetGeneration(ctx context.Context, req *connect.Request[v1.GetGenerationRequest]) (*connect.Response[v1.GetGenerationResponse], error) {
+	return c.getGeneration.CallUnary(ctx, req)
+}
+
+// Rollback calls symbolon.v1.AdminService.Rollback.
+func (c *adminServiceClient) Rollback(ctx context.Context, req *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error) {
+	return c.rollback.CallUnary(ctx, req)
+}
+
 // WatchFlows calls symbolon.v1.AdminService.WatchFlows.
 func (c *adminServiceClient) WatchFlows(ctx context.Context, req *connect.Request[v1.WatchFlowsRequest]) (*connect.ServerStreamForClient[v1.WatchFlowsResponse], error) {
 	return c.watchFlows.CallServerStream(ctx, req)
@@ -228,6 +278,12 @@ type AdminServiceHandler interface {
 	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 	ListWorkloads(context.Context, *connect.Request[v1.ListWorkloadsRequest]) (*connect.Response[v1.ListWorkloadsResponse], error)
 	Explain(context.Context, *connect.Request[v1.ExplainRequest]) (*connect.Response[v1.ExplainResponse], error)
+	// ListGenerations is the history of policy, the newest first.
+	ListGenerations(context.Context, *connect.Request[v1.ListGenerationsRequest]) (*connect.Response[v1.ListGenerationsResponse], error)
+	GetGeneration(context.Context, *connect.Request[v1.GetGenerationRequest]) (*connect.Response[v1.GetGenerationResponse], error)
+	// Rollback makes a new generation equal to an old one, checked and tested as an
+	// Apply is. Aborted if base_generation is not in force any more.
+	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	// WatchFlows replays what the controller still has, newest last, then follows.
 	WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest], *connect.ServerStream[v1.WatchFlowsResponse]) error
 }
@@ -293,6 +349,24 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("Explain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceListGenerationsHandler := connect.NewUnaryHandler(
+		AdminServiceListGenerationsProcedure,
+		svc.ListGenerations,
+		connect.WithSchema(adminServiceMethods.ByName("ListGenerations")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceGetGenerationHandler := connect.NewUnaryHandler(
+		AdminServiceGetGenerationProcedure,
+		svc.GetGeneration,
+		connect.WithSchema(adminServiceMethods.ByName("GetGeneration")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRollbackHandler := connect.NewUnaryHandler(
+		AdminServiceRollbackProcedure,
+		svc.Rollback,
+		connect.WithSchema(adminServiceMethods.ByName("Rollback")),
+		connect.WithHandlerOptions(opts...),
+	)
 	adminServiceWatchFlowsHandler := connect.NewServerStreamHandler(
 		AdminServiceWatchFlowsProcedure,
 		svc.WatchFlows,
@@ -319,6 +393,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListWorkloadsHandler.ServeHTTP(w, r)
 		case AdminServiceExplainProcedure:
 			adminServiceExplainHandler.ServeHTTP(w, r)
+		case AdminServiceListGenerationsProcedure:
+			adminServiceListGenerationsHandler.ServeHTTP(w, r)
+		case AdminServiceGetGenerationProcedure:
+			adminServiceGetGenerationHandler.ServeHTTP(w, r)
+		case AdminServiceRollbackProcedure:
+			adminServiceRollbackHandler.ServeHTTP(w, r)
 		case AdminServiceWatchFlowsProcedure:
 			adminServiceWatchFlowsHandler.ServeHTTP(w, r)
 		default:
@@ -364,6 +444,18 @@ func (UnimplementedAdminServiceHandler) ListWorkloads(context.Context, *connect.
 
 func (UnimplementedAdminServiceHandler) Explain(context.Context, *connect.Request[v1.ExplainRequest]) (*connect.Response[v1.ExplainResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Explain is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListGenerations(context.Context, *connect.Request[v1.ListGenerationsRequest]) (*connect.Response[v1.ListGenerationsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.ListGenerations is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) GetGeneration(context.Context, *connect.Request[v1.GetGenerationRequest]) (*connect.Response[v1.GetGenerationResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.GetGeneration is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Rollback is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest], *connect.ServerStream[v1.WatchFlowsResponse]) error {
