@@ -150,6 +150,7 @@ type Proxy struct {
 	metrics       *metrics
 	// loops carry the open connections; conns counts everything that is under way.
 	nLoops int
+	crew   *crew
 	idle   Idle
 	loops  *loop.Loops
 	conns  sync.WaitGroup
@@ -247,7 +248,9 @@ func (p *Proxy) Addresses() []string { return p.local.list(p.now()) }
 // Timeouts.Drain to end, and cuts the rest. The error is that of a listener that
 // failed; nil after ctx has ended.
 func (p *Proxy) Run(ctx context.Context) error {
-	loops, err := loop.Start(p.nLoops)
+	p.crew = newCrew()
+	defer p.crew.close()
+	loops, err := loop.Start(p.nLoops, p.crew.run)
 	if err != nil {
 		return err
 	}
@@ -265,7 +268,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 						p.refuse(c, reporter, full)
 						return
 					}
-					p.conns.Go(func() { serve(serving, c) })
+					p.conns.Add(1)
+					p.crew.run(func() {
+						defer p.conns.Done()
+						serve(serving, c)
+					})
 				}); err != nil {
 					failed <- err
 				}

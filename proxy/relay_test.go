@@ -49,7 +49,7 @@ func relayed(t *testing.T, looped bool) (app, peer *net.TCPConn, r *relay, done 
 		go func() { ch <- c.finish() }()
 		return app, peer, r, ch
 	}
-	loops, err := loop.Start(1)
+	loops, err := loop.Start(1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -219,7 +219,7 @@ func TestTurnCountsRecordsNotData(t *testing.T) {
 		f.send(t, f.seal(t, []byte{1}))
 	}
 	// On no loop's goroutine, to look at it between its turns.
-	x, err := newLoop()
+	x, err := newLoop(func(f func()) { go f() })
 	if err != nil {
 		t.Fatal(err)
 	}

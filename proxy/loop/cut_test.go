@@ -93,7 +93,7 @@ func TestCutBehindBackpressure(t *testing.T) {
 // Loops that stop cut what is on them, and what comes after.
 func TestClose(t *testing.T) {
 	before := descriptors(t)
-	s, err := Start(2)
+	s, err := Start(2, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestChurn(t *testing.T) {
 	}
 	total = min(total, int(limit.Cur)/6)
 	before := descriptors(t)
-	s, err := Start(2)
+	s, err := Start(2, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,7 @@
 // which may carry a tunnel's TLS records, on a few event loops instead of goroutines.
 // A connection at rest costs its state and no buffer, no stack and no timer.
 //
-//	loops, err := loop.Start(runtime.GOMAXPROCS(0))
+//	loops, err := loop.Start(runtime.GOMAXPROCS(0), nil)
 //	r := loop.New(near, far, done)     // two descriptors that nobody else uses
 //	loops.Add(r)                       // done is called once, when both ended
 //

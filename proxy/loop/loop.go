@@ -28,11 +28,15 @@ type Loops struct {
 	done  sync.WaitGroup
 }
 
-// Start starts n loops. Errors: the kernel's, out of descriptors.
-func Start(n int) (*Loops, error) {
+// Start starts n loops, which call what a relay has to be told at its end by spawn;
+// nil: on a new goroutine. Errors: the kernel's, out of descriptors.
+func Start(n int, spawn func(func())) (*Loops, error) {
+	if spawn == nil {
+		spawn = func(f func()) { go f() }
+	}
 	s := &Loops{}
 	for range max(n, 1) {
-		l, err := newLoop()
+		l, err := newLoop(spawn)
 		if err != nil {
 			s.Close()
 			return nil, fmt.Errorf("event loop: %w", err)
@@ -65,6 +69,7 @@ func (s *Loops) Add(r *Relay) {
 // Loop is one event loop.
 type Loop struct {
 	epoll, wake int
+	spawn       func(func())
 	relays      atomic.Int64
 
 	mu     sync.Mutex
@@ -86,7 +91,7 @@ type Loop struct {
 	pipes  []*pipe
 }
 
-func newLoop() (*Loop, error) {
+func newLoop(spawn func(func())) (*Loop, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -99,7 +104,7 @@ func newLoop() (*Loop, error) {
 		_ = unix.Close(ep)
 		return nil, err
 	}
-	return &Loop{epoll: ep, wake: wake, in: make([]byte, inSize), out: make([]byte, record.SealBuffer(slots))}, nil
+	return &Loop{epoll: ep, wake: wake, spawn: spawn, in: make([]byte, inSize), out: make([]byte, record.SealBuffer(slots))}, nil
 }
 
 // add takes r, which has not been on a loop.
@@ -109,7 +114,7 @@ func (l *Loop) add(r *Relay) {
 	if l.closed || r.cut.Load() { // cut before, it must not carry a byte
 		l.mu.Unlock()
 		l.relays.Add(-1)
-		r.close(ErrCut)
+		r.close(ErrCut, l.spawn)
 		return
 	}
 	l.place(&r.near)
@@ -305,7 +310,7 @@ func (l *Loop) finish(r *Relay, err error) {
 		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, r.far.fd, nil)
 	}
 	l.relays.Add(-1)
-	r.close(err)
+	r.close(err, l.spawn)
 }
 
 // shut cuts what is left, when the loop stops.

@@ -87,7 +87,7 @@ type direction struct {
 // ErrCut: the relay was cut by Cut. It is net.ErrClosed.
 var ErrCut = net.ErrClosed
 
-// New prepares a relay. done is called once, on a goroutine of its own: without an
+// New prepares a relay. done is called once, by the loops' spawn: without an
 // error both directions have ended cleanly; kept is far's, if it is to be kept. In
 // any other case both sides are reset and closed. The error is the first that cut a
 // direction short: ErrCut, mtls.ErrTruncated, the kernel's, the tunnel's.
@@ -160,7 +160,7 @@ func gone(fd int, err error) error {
 }
 
 // close ends a relay: with err by resets.
-func (r *Relay) close(err error) {
+func (r *Relay) close(err error, spawn func(func())) {
 	r.over = true
 	for _, d := range []*direction{&r.up, &r.down} {
 		d.pending.drop()
@@ -190,7 +190,7 @@ func (r *Relay) close(err error) {
 	}
 	done := r.done
 	r.done = nil
-	go done(err, kept)
+	spawn(func() { done(err, kept) })
 }
 
 // isEnd tells a direction's clean end from a failure.

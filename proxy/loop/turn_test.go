@@ -15,7 +15,7 @@ type byHand struct {
 
 func handLoop(t testing.TB) *byHand {
 	t.Helper()
-	x, err := newLoop()
+	x, err := newLoop(func(f func()) { go f() })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -129,7 +129,7 @@ func begin(t testing.TB, k kind) *link {
 
 func start(t testing.TB, n int) *Loops {
 	t.Helper()
-	s, err := Start(n)
+	s, err := Start(n, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
