@@ -30,10 +30,12 @@ type distribution struct {
 
 // visibleSet is what the hosts of one namespace get, but for their own attributes.
 type visibleSet struct {
-	// encoded is a Generation message without host_attributes.
+	// encoded is a Generation message without host_attributes and peers.
 	encoded []byte
 	// profiles is a hash of the Profiles in it: SVIDs depend on them.
 	profiles [sha256.Size]byte
+	// learns: one of the namespaces that the hosts' workloads may be in is in learn.
+	learns bool
 }
 
 func (d *distribution) generation() uint64 { return d.snapshot.Generation() }
@@ -54,6 +56,9 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 	set := &visibleSet{encoded: encoded}
 	h := sha256.New()
 	for _, r := range resources {
+		if r.GetNamespaceKind().GetMode() == symbolonv1.Mode_MODE_LEARN && within(r.GetNamespace(), namespace) {
+			set.learns = true
+		}
 		if r.GetProfile() == nil {
 			continue
 		}
@@ -72,11 +77,14 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 	return set, nil
 }
 
-// message is the Generation for one host. The shared part goes in as it was
+// message is the Generation for one host, with the peers it should know. The shared part goes in as it was
 // encoded, as fields that this message does not know: protobuf writes them out
 // unchanged, and the receiver reads one whole message.
-func (v *visibleSet) message(host *hostRecord) *symbolonv1.SessionResponse {
+func (v *visibleSet) message(host *hostRecord, peers *peerSet) *symbolonv1.SessionResponse {
 	g := &symbolonv1.Generation{HostAttributes: host.attributes().Proto()}
+	if v.learns {
+		g.Peers = peers.addresses
+	}
 	g.ProtoReflect().SetUnknown(v.encoded)
 	return &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Generation{Generation: g}}
 }

@@ -66,6 +66,8 @@ type hostRecord struct {
 	Enrolled     time.Time           `json:"enrolled"`
 	LastSeen     time.Time           `json:"last_seen"`
 	SVIDNotAfter time.Time           `json:"svid_not_after"`
+	// Addresses is what it said of them when it connected last.
+	Addresses []string `json:"addresses,omitempty"`
 }
 
 // attributes are the host.* ones: the enrolment's labels, and the ID.

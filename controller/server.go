@@ -63,6 +63,7 @@ type Server struct {
 	hosts      *hosts
 	inventory  *inventory
 	hub        *hub
+	peers      *peers
 	flows      *flowRing
 	enrolLimit *limiter
 	issueLimit *hostLimits
@@ -125,6 +126,11 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.hub = newHub(opts.Now, s.policies.distribution())
+	enrolled, _, err := s.hosts.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.peers = newPeers(s.log, enrolled)
 	if s.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("controller: %w", err)
 	}
@@ -217,6 +223,7 @@ func (s *Server) Close() (err error) {
 		s.ready.Store(false)
 		close(s.stopping)
 		s.hub.close(errShuttingDown)
+		s.peers.close()
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
 		if err = s.http.Shutdown(ctx); err != nil {
@@ -259,10 +266,14 @@ func (s *Server) janitor(ctx context.Context) {
 	}
 }
 
-// followHosts cuts the sessions of hosts that are removed, whoever removed them.
+// followHosts cuts the sessions of hosts that are removed, whoever removed them, and
+// keeps the addresses of those that are there.
 func (s *Server) followHosts(ctx context.Context) {
 	for ctx.Err() == nil {
-		_, rev, err := s.store.List(ctx, hostPrefix)
+		all, rev, err := s.store.List(ctx, hostPrefix)
+		for _, kv := range all {
+			err = errors.Join(err, s.peers.follow(kv))
+		}
 		if err == nil {
 			err = s.forgetRemoved(ctx)
 		}
@@ -281,6 +292,8 @@ func (s *Server) followHosts(ctx context.Context) {
 			}
 			if event.Deleted {
 				s.forgetHost(strings.TrimPrefix(event.Key, hostPrefix))
+			} else if err := s.peers.follow(event.KV); err != nil {
+				s.log.Error("follow hosts", zap.Error(err))
 			}
 		}
 	}
@@ -301,6 +314,7 @@ func (s *Server) forgetRemoved(ctx context.Context) error {
 
 func (s *Server) forgetHost(id string) {
 	s.hub.remove(id)
+	s.peers.set(id, nil)
 	s.inventory.removeHost(id)
 	s.issueLimit.forget(id)
 	s.renewLimit.forget(id)

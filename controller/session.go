@@ -47,6 +47,9 @@ type session struct {
 	sent        *distribution
 	outstanding bool
 	profiles    [32]byte
+	// learns: the host needs the peers' addresses; peers are those that it has.
+	learns bool
+	peers  *peerSet
 }
 
 // Session distributes until the host leaves, is removed or its certificate ends.
@@ -75,6 +78,9 @@ func (s proxyService) Session(ctx context.Context, stream *sessionStream) error 
 	}
 	log := s.log.With(zap.String("host", e.host.ID), zap.String("namespace", e.host.Namespace))
 	log.Info("session started", zap.String("version", hello.GetVersion()), zap.Uint64("generation", hello.GetGeneration()))
+	if err := s.reported(ctx, e.host, hello.GetAddresses()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return s.internal("addresses", err)
+	}
 	err = e.run(ctx, a, hello.GetGeneration())
 	log.Info("session ended", zap.Error(err))
 	return err
@@ -147,8 +153,13 @@ func (e *session) run(ctx context.Context, a *attachment, has uint64) error {
 				ack.Stop()
 			}
 		}
+		peersChanged, err := e.sendPeers(ctx)
+		if err != nil {
+			return err
+		}
 		select {
 		case <-changed:
+		case <-peersChanged:
 		case m := <-e.inbox:
 			if err := e.acknowledge(m); err != nil {
 				return err
@@ -186,7 +197,8 @@ func (e *session) send(ctx context.Context, d *distribution, has uint64) error {
 	if err := response.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return e.internal("session", err)
 	}
-	if err := e.stream.Send(set.message(e.host)); err != nil {
+	peers, _ := e.Server.peers.now()
+	if err := e.stream.Send(set.message(e.host, peers)); err != nil {
 		return err
 	}
 	if e.reissue(d, set, has) {
@@ -201,7 +213,35 @@ func (e *session) send(ctx context.Context, d *distribution, has uint64) error {
 		return e.internal("session", err)
 	}
 	e.sent, e.outstanding, e.profiles = d, true, set.profiles
+	e.learns, e.peers = set.learns, peers
 	return nil
+}
+
+// sendPeers tells a host in learn which addresses have a proxy now, if that has changed
+// since it was told. The channel closes when it should be called again; nil: never.
+func (e *session) sendPeers(ctx context.Context) (<-chan struct{}, error) {
+	if !e.learns {
+		return nil, nil
+	}
+	peers, changed := e.Server.peers.now()
+	if peers == e.peers {
+		return changed, nil
+	}
+	response := callOf(ctx).response
+	if err := response.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return nil, e.internal("session", err)
+	}
+	err := e.stream.Send(&symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Peers{
+		Peers: &symbolonv1.Peers{Addresses: peers.addresses},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	if err := response.SetWriteDeadline(time.Time{}); err != nil {
+		return nil, e.internal("session", err)
+	}
+	e.peers = peers
+	return changed, nil
 }
 
 // reissue compares with what this session sent before. At its start, all that is

@@ -63,6 +63,8 @@ type chain struct {
 	// What holds where no policy matches, and for all connections.
 	allow      bool
 	protection symbolonv1.Protection
+	// learn: the namespace itself is in learn. The mode of those above says nothing of it.
+	learn bool
 }
 
 func (ch *chain) namespace() string { return ch.path[len(ch.path)-1] }
@@ -182,6 +184,11 @@ func checkNamespace(path string, ns *symbolonv1.Namespace) error {
 	if m := checkNamespacePath(path); m != nil {
 		return errors.New(m.message)
 	}
+	switch ns.GetMode() {
+	case symbolonv1.Mode_MODE_UNSPECIFIED, symbolonv1.Mode_MODE_ENFORCE, symbolonv1.Mode_MODE_LEARN:
+	default:
+		return fmt.Errorf("mode %s", ns.GetMode())
+	}
 	if _, ok := symbolonv1.Default_name[int32(ns.GetDefault())]; !ok {
 		return fmt.Errorf("default %s", ns.GetDefault())
 	}
@@ -255,6 +262,7 @@ func compileChain(path string, namespaces map[string]*symbolonv1.Namespace, leve
 		if ns.GetProtection() != symbolonv1.Protection_PROTECTION_UNSPECIFIED {
 			ch.protection = ns.GetProtection()
 		}
+		ch.learn = p == path && ns.GetMode() == symbolonv1.Mode_MODE_LEARN
 		if l, ok := levels[p]; ok {
 			l.own = p == path
 			ch.levels = append(ch.levels, l)

@@ -44,7 +44,8 @@ type Query struct {
 // Decision is one side's word on a connection.
 type Decision struct {
 	Allow bool
-	// Reason is one of POLICY, FALLBACK, DEFAULT, NO_POLICY, ENCRYPTION_UNAVAILABLE.
+	// Reason is one of POLICY, FALLBACK, DEFAULT, NO_POLICY, ENCRYPTION_UNAVAILABLE;
+	// LEARN if it was denied by one of those, and let through: see WouldAllow.
 	Reason symbolonv1.Reason
 	// Policy decided: "namespace/name"; empty where a default did.
 	Policy string
@@ -55,6 +56,8 @@ type Decision struct {
 	Log bool
 	// WouldAllow is what the verdict would be if policies in observe mode were
 	// enforced; nil if it would be the same. Read only. WouldPolicy would decide it.
+	// Of a namespace in learn it is what enforce would have denied by the policies
+	// that are not in observe mode.
 	WouldAllow  *bool
 	WouldPolicy string
 	// Until is the first moment at which the decision may change by itself, because
@@ -131,6 +134,10 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 	external := other.External != ""
 	c.conclude(&d, &enforced, ch, external)
 	d.Until = until
+	if ch.learn && !d.Allow {
+		d.learn()
+		return d
+	}
 	if observed {
 		var w Decision
 		if c.conclude(&w, &would, ch, external); w.Allow != d.Allow {

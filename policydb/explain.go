@@ -73,7 +73,11 @@ func says(path string, ns *symbolonv1.Namespace) string {
 	if d == "" {
 		d = "inherit"
 	}
-	return fmt.Sprintf("%s: default %s, protection %s", path, d, nameOf(protections, ns.GetProtection()))
+	s := fmt.Sprintf("%s: default %s, protection %s", path, d, nameOf(protections, ns.GetProtection()))
+	if ns.GetMode() == symbolonv1.Mode_MODE_LEARN {
+		s += ", mode learn: what it denies passes"
+	}
+	return s
 }
 
 // failed is the first thing about p that does not hold, or "".

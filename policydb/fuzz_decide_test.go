@@ -46,6 +46,9 @@ type fuzzCase struct {
 	hours, mins int // after the epoch
 }
 
+// fuzzLearns is from where on a fuzzCase's namespace is in learn.
+const fuzzLearns = 5
+
 type fuzzPolicy struct {
 	namespace, verb, observe, fallback, propagate, encrypt, log int
 	subject, object                                             fuzzSelector
@@ -82,7 +85,7 @@ func (c *coder) n(v *int, below int) {
 func (c *coder) code(f *fuzzCase) {
 	for i := range f.namespaces {
 		ns := &f.namespaces[i]
-		c.n(&ns.known, 8) // mostly known
+		c.n(&ns.known, 8) // mostly known, and mostly enforced
 		c.n(&ns.byDefault, 3)
 		c.n(&ns.protection, 3)
 	}
@@ -153,8 +156,12 @@ func (f *fuzzCase) build() ([]*symbolonv1.Resource, *Query, time.Time) {
 		if ns.known == 7 {
 			continue
 		}
+		mode := symbolonv1.Mode_MODE_ENFORCE
+		if ns.known >= fuzzLearns {
+			mode = symbolonv1.Mode_MODE_LEARN
+		}
 		rs = append(rs, &symbolonv1.Resource{Namespace: fuzzNamespaces[i], Kind: &symbolonv1.Resource_NamespaceKind{NamespaceKind: &symbolonv1.Namespace{
-			Mode: symbolonv1.Mode_MODE_ENFORCE, Default: symbolonv1.Default(ns.byDefault + 1), Protection: symbolonv1.Protection(ns.protection),
+			Mode: mode, Default: symbolonv1.Default(ns.byDefault + 1), Protection: symbolonv1.Protection(ns.protection),
 		}}})
 	}
 	now := fuzzEpoch.Add(time.Duration(f.hours)*37*time.Hour + time.Duration(f.mins)*7*time.Minute)
@@ -309,6 +316,11 @@ func FuzzDecide(f *testing.F) {
 		c.code(&k)
 		f.Add(c.data)
 	}
+	for _, k := range learnCases() {
+		c := &coder{writing: true}
+		c.code(&k)
+		f.Add(c.data)
+	}
 	rng := rand.New(rand.NewSource(1))
 	for range 16 {
 		f.Add(randomBytes(rng, 200+rng.Intn(3000)))
@@ -338,7 +350,7 @@ func TestDecideAgreesWithReference(t *testing.T) {
 	}
 	// A generator that reaches but one verdict would prove nothing.
 	for _, v := range []string{"true REASON_POLICY", "false REASON_POLICY", "true REASON_FALLBACK", "false REASON_FALLBACK", "true REASON_DEFAULT",
-		"false REASON_DEFAULT", "false REASON_NO_POLICY", "false REASON_ENCRYPTION_UNAVAILABLE", "would"} {
+		"false REASON_DEFAULT", "false REASON_NO_POLICY", "false REASON_ENCRYPTION_UNAVAILABLE", "true REASON_LEARN", "would"} {
 		if verdicts[v] < 5 {
 			t.Errorf("%q came out %d times: %v", v, verdicts[v], verdicts)
 		}

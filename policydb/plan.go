@@ -137,9 +137,6 @@ func (p *planner) checkAlone(upserts []Document) {
 // refused than silently not enforced.
 func checkAvailable(r *symbolonv1.Resource) []problem {
 	c := &checker{}
-	if r.GetNamespaceKind().GetMode() == symbolonv1.Mode_MODE_LEARN {
-		c.failf([]any{"mode", theValue{}}, "use enforce; policies can be tried out with mode: observe", "learn is not available in this version")
-	}
 	for _, a := range []*symbolonv1.Addresses{r.GetExternal().GetAddresses(), r.GetService().GetAddresses()} {
 		if len(a.GetFqdns()) > 0 {
 			c.failf([]any{"addresses", "fqdns"}, "use cidrs", "fqdns are not available in this version")

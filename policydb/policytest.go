@@ -12,7 +12,8 @@ import (
 
 // A PolicyTest asks what the policies of its namespace's chain make of two
 // endpoints, both taken to be in that namespace. It must not pass at noon and fail
-// at midnight, so windows count as open; what has expired is gone.
+// at midnight, so windows count as open; what has expired is gone. It asks what the
+// policies say, so a namespace in learn is judged as if it were enforced.
 
 // runTests runs the PolicyTests of every namespace that the change touches, and of
 // those below, against the candidate. Failures become errors.
@@ -63,6 +64,7 @@ func (s *Snapshot) compileFor(tests []*symbolonv1.Resource) (*Compiled, error) {
 	c, err := Compile(resources, s.generation)
 	if err == nil {
 		c.timeless = true
+		c.enforceAll()
 	}
 	return c, err
 }

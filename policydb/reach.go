@@ -17,7 +17,7 @@ func (c *Compiled) MayReach(own *Endpoint, now time.Time) bool {
 	if ch == nil || own.External != "" {
 		return false
 	}
-	if ch.allow {
+	if ch.allow || ch.learn {
 		return true
 	}
 	if len(ch.levels) == 0 {

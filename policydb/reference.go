@@ -13,10 +13,22 @@ import (
 // out. The resources are those that Compile would take.
 func Reference(resources []*symbolonv1.Resource, side Side, q *Query, now time.Time) Decision {
 	d := referenceVerdict(resources, side, q, now, false)
+	if own, _ := q.side(side); !d.Allow && d.Reason != symbolonv1.Reason_REASON_NO_POLICY && referenceLearns(resources, own.Namespace) {
+		deny := false
+		d.Allow, d.Reason, d.WouldAllow = true, symbolonv1.Reason_REASON_LEARN, &deny
+		d.Policy, d.WouldPolicy = "", d.Policy
+		return d
+	}
 	if w := referenceVerdict(resources, side, q, now, true); w.Allow != d.Allow {
 		d.WouldAllow, d.WouldPolicy = &w.Allow, w.Policy
 	}
 	return d
+}
+
+func referenceLearns(resources []*symbolonv1.Resource, namespace string) bool {
+	return slices.ContainsFunc(resources, func(r *symbolonv1.Resource) bool {
+		return r.GetNamespace() == namespace && r.GetNamespaceKind().GetMode() == symbolonv1.Mode_MODE_LEARN
+	})
 }
 
 func referenceVerdict(resources []*symbolonv1.Resource, side Side, q *Query, now time.Time, observed bool) Decision {

@@ -83,12 +83,14 @@ func (x *conn) decided(side policydb.Side, c *policydb.Compiled, d *policydb.Dec
 		x.rec.ServerPolicy = d.Policy
 	}
 	if d.WouldAllow != nil {
-		x.rec.WouldVerdict, x.rec.WouldPolicy = "deny", d.WouldPolicy
-		if *d.WouldAllow {
-			x.rec.WouldVerdict = "allow"
+		switch {
+		case !*d.WouldAllow:
+			x.rec.WouldVerdict, x.rec.WouldPolicy = "deny", d.WouldPolicy
+		case x.rec.WouldVerdict == "": // the other side's no stands above this one's yes
+			x.rec.WouldVerdict, x.rec.WouldPolicy = "allow", d.WouldPolicy
 		}
 	}
-	if x.rec.Reason == symbolonv1.Reason_REASON_UNSPECIFIED || !d.Allow {
+	if x.rec.Reason == symbolonv1.Reason_REASON_UNSPECIFIED || !d.Allow || d.Reason == symbolonv1.Reason_REASON_LEARN {
 		x.rec.Reason = d.Reason
 	}
 	if d.Allow {

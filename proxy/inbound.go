@@ -50,8 +50,8 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	}
 	start := time.Now()
 	quiet, deadline := start.Add(x.p.timeouts.Handshake), start.Add(x.p.timeouts.Handshake)
-	_, unprotected := x.source(c, me, tuple)
-	if unprotected {
+	source, unprotected := x.source(c, me, tuple)
+	if unprotected && (source != nil || !x.p.peers.has(tuple.Src.Addr())) {
 		quiet = start.Add(x.p.timeouts.Quiet)
 	}
 	kind, err := mtls.Peek(x.accepted, quiet, deadline)
@@ -59,7 +59,7 @@ func (x *conn) serveInbound(ctx context.Context) error {
 		return networkError(err)
 	}
 	c = x.p.policy.Load() // the client may have taken its time
-	source, unprotected := x.source(c, me, tuple)
+	source, unprotected = x.source(c, me, tuple)
 	switch kind {
 	case mtls.Tunnel:
 		return x.acceptTunnel(setup, me, socket, tuple)
@@ -278,20 +278,25 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	}, me)
 }
 
-// source finds the External that covers a client without a proxy.
+// source finds the External that covers a client without a proxy; false: it may not be
+// served. Nil and true: a namespace in learn lets in whoever comes.
 func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*policydb.ExternalMatch, bool) {
-	return c.Source(me.principal().Namespace, tuple.Src.Addr())
+	ns := me.principal().Namespace
+	ext, ok := c.Source(ns, tuple.Src.Addr())
+	return ext, ok || c.Learns(ns)
 }
 
 // acceptExternal serves a client without a proxy, by its address alone: it counts
-// for nothing but the External that policy gives it.
+// for nothing but the External that policy gives it; with nil, for nothing at all.
 func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, listens redirect.SocketOwner, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
-	x.rec.Source.External = ext.Ref
-	x.ends[0] = externalEnd(ext)
-	x.rec.Source.Attributes = ext.Labels.Proto()
+	outside(x.rec.GetSource(), &x.ends[0], ext)
 	judge := func(c *policydb.Compiled, ext *policydb.ExternalMatch, now time.Time) policydb.Decision {
+		own := me.endpoint()
+		if ext == nil {
+			return c.DecideUnprotected(&own)
+		}
 		return c.Decide(policydb.Server, &policydb.Query{
-			From: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels}, To: me.endpoint(),
+			From: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels}, To: own,
 			Protocol: tcp, Port: tuple.Dst.Port(),
 		}, now)
 	}

@@ -57,7 +57,7 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return x.serveLocal(setup, c, me, tuple)
 	}
 	ext, service := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
-	if ext != nil {
+	if ext != nil || service == "" && x.untouched(c, me, tuple.Dst.Addr()) {
 		return x.serveExternal(setup, c, me, ext, tuple)
 	}
 	x.rec.Destination.External = service
@@ -93,11 +93,10 @@ func (x *conn) addressed(tuple redirect.Tuple, err error) (redirect.Tuple, error
 	return tuple, nil
 }
 
-// serveExternal connects to a destination that has no proxy, if policy allows it.
+// serveExternal connects to a destination that has no proxy, if policy allows it: an
+// External, or with nil one that is let through untouched by a namespace in learn.
 func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
-	x.rec.Destination.External = ext.Ref
-	x.ends[1] = externalEnd(ext)
-	x.rec.Destination.Attributes = ext.Labels.Proto()
+	outside(x.rec.GetDestination(), &x.ends[1], ext)
 	d := x.judgeExternal(c, me, ext, tuple)
 	if err := x.decided(policydb.Client, c, &d); err != nil {
 		return err
@@ -110,9 +109,6 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 	return x.open(r, &live{
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
-			if ext == nil {
-				return false, time.Time{}
-			}
 			d := x.judgeExternal(c, me, ext, tuple)
 			return d.Allow, d.Until
 		},
@@ -122,8 +118,12 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 }
 
 func (x *conn) judgeExternal(c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) policydb.Decision {
+	own := me.endpoint()
+	if ext == nil {
+		return c.DecideUnprotected(&own)
+	}
 	return c.Decide(policydb.Client, &policydb.Query{
-		From: me.endpoint(), To: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels},
+		From: own, To: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels},
 		Protocol: tcp, Port: tuple.Dst.Port(),
 	}, x.p.now())
 }

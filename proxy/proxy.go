@@ -129,6 +129,7 @@ type Proxy struct {
 	parties parties
 	table   table
 	pool    pool
+	peers   peers
 	// strangers bounds inbound connections before they are authorized, by source;
 	// callers outbound ones, by user.
 	strangers gate[netip.Prefix]

@@ -33,6 +33,8 @@ type Session struct {
 	Hello func() *symbolonv1.Hello
 	// Apply puts a generation in force, or leaves everything as it was.
 	Apply func(*symbolonv1.Generation) error
+	// Peers puts other addresses in the place of Generation.peers.
+	Peers func([][]byte)
 	// Reissue asks for new SVIDs, since profiles have changed.
 	Reissue func()
 	Log     *zap.Logger
@@ -112,6 +114,8 @@ func (s *Session) once(ctx context.Context) error {
 			if err := stream.Send(&symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Ack{Ack: ack}}); err != nil {
 				return fmt.Errorf("ack: %w", err)
 			}
+		case *symbolonv1.SessionResponse_Peers:
+			s.Peers(m.Peers.GetAddresses())
 		case *symbolonv1.SessionResponse_Reissue:
 			s.Reissue()
 		}

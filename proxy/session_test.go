@@ -62,6 +62,7 @@ func newSession(t *testing.T, serve func(context.Context, *stream) error) (*Sess
 		Hello:   func() *symbolonv1.Hello { return &symbolonv1.Hello{Version: "test", Generation: 4} },
 		Apply:   func(*symbolonv1.Generation) error { return nil },
 		Reissue: func() {},
+		Peers:   func([][]byte) {},
 		Log:     zap.NewNop(),
 	}, c
 }
@@ -87,9 +88,10 @@ func generation(n uint64) *symbolonv1.SessionResponse {
 }
 
 func TestSessionAcknowledges(t *testing.T) {
+	addresses := &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Peers{Peers: &symbolonv1.Peers{Addresses: [][]byte{{10, 0, 0, 1}}}}}
 	heard := make(chan *symbolonv1.SessionRequest, 8)
 	s, _ := newSession(t, func(ctx context.Context, st *stream) error {
-		for _, m := range []*symbolonv1.SessionResponse{nil, generation(5), generation(6), {Message: &symbolonv1.SessionResponse_Reissue{}}, generation(7)} {
+		for _, m := range []*symbolonv1.SessionResponse{nil, generation(5), generation(6), {Message: &symbolonv1.SessionResponse_Reissue{}}, addresses, generation(7)} {
 			if m != nil {
 				if err := st.Send(m); err != nil {
 					return err
@@ -116,6 +118,8 @@ func TestSessionAcknowledges(t *testing.T) {
 		return nil
 	}
 	s.Reissue = func() { reissued <- struct{}{} }
+	peers := make(chan [][]byte, 1)
+	s.Peers = func(p [][]byte) { peers <- p }
 	stop := run(t, s)
 	ack := func(n uint64, refused string) *symbolonv1.SessionRequest {
 		return &symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Ack{Ack: &symbolonv1.Ack{Generation: n, Error: refused}}}
@@ -130,6 +134,9 @@ func TestSessionAcknowledges(t *testing.T) {
 		}
 	}
 	within(t, reissued, "the reissue")
+	if p := within(t, peers, "the peers"); len(p) != 1 || string(p[0]) != "\n\x00\x00\x01" {
+		t.Errorf("peers %q", p)
+	}
 	if !s.Connected() {
 		t.Error("it does not count as connected")
 	}

@@ -166,6 +166,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 			d.tellPredecessor(handover.Policy, g)
 			return nil
 		},
+		Peers: d.setPeers,
 		Reissue: func() {
 			d.source.Reissue()
 			d.tellPredecessor(handover.Reissue, nil)
@@ -272,6 +273,9 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	if err != nil {
 		return err
 	}
+	if peers := g.GetPeers(); len(peers) > 0 { // first, lest learn pass by a proxy that is known
+		d.proxy.SetPeers(peers)
+	}
 	if err := d.proxy.SetPolicy(g.GetResources(), g.GetNumber()); err != nil {
 		return err
 	}
@@ -282,6 +286,19 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	d.keeper.save() // before the controller hears of it
 	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
 	return nil
+}
+
+// setPeers puts other addresses in force, and where the next process finds them. Only
+// the session calls it and apply, in turn.
+func (d *daemonParts) setPeers(addresses [][]byte) {
+	d.proxy.SetPeers(addresses)
+	if was := d.generation.Load(); was != nil {
+		d.generation.Store(&symbolonv1.Generation{
+			Number: was.GetNumber(), HostNamespace: was.GetHostNamespace(), Resources: was.GetResources(),
+			Bundle: was.GetBundle(), HostAttributes: was.GetHostAttributes(), Peers: addresses,
+		})
+		d.keeper.changed()
+	}
 }
 
 func (d *daemonParts) hostChanged(c *enrol.HostCredential) {

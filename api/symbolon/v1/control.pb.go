@@ -671,6 +671,7 @@ type SessionResponse struct {
 	//
 	//	*SessionResponse_Generation
 	//	*SessionResponse_Reissue
+	//	*SessionResponse_Peers
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -731,6 +732,15 @@ func (x *SessionResponse) GetReissue() *Reissue {
 	return nil
 }
 
+func (x *SessionResponse) GetPeers() *Peers {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Peers); ok {
+			return x.Peers
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -745,9 +755,16 @@ type SessionResponse_Reissue struct {
 	Reissue *Reissue `protobuf:"bytes,2,opt,name=reissue,proto3,oneof"`
 }
 
+type SessionResponse_Peers struct {
+	// Replaces Generation.peers; needs no Ack.
+	Peers *Peers `protobuf:"bytes,3,opt,name=peers,proto3,oneof"`
+}
+
 func (*SessionResponse_Generation) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reissue) isSessionResponse_Message() {}
+
+func (*SessionResponse_Peers) isSessionResponse_Message() {}
 
 type Generation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -757,8 +774,11 @@ type Generation struct {
 	Bundle        [][]byte               `protobuf:"bytes,4,rep,name=bundle,proto3" json:"bundle,omitempty"`
 	// host.* attributes of the host, as enrolled.
 	HostAttributes map[string]*LabelValues `protobuf:"bytes,5,rep,name=host_attributes,json=hostAttributes,proto3" json:"host_attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Addresses of the enrolled hosts, 4 or 16 bytes each: to these a workload in
+	// learn mode opens tunnels. Empty where no namespace of the set is in learn.
+	Peers         [][]byte `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Generation) Reset() {
@@ -826,6 +846,57 @@ func (x *Generation) GetHostAttributes() map[string]*LabelValues {
 	return nil
 }
 
+func (x *Generation) GetPeers() [][]byte {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+type Peers struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addresses     [][]byte               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peers) Reset() {
+	*x = Peers{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peers) ProtoMessage() {}
+
+func (x *Peers) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peers.ProtoReflect.Descriptor instead.
+func (*Peers) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Peers) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type Reissue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -835,7 +906,7 @@ type Reissue struct {
 
 func (x *Reissue) Reset() {
 	*x = Reissue{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +918,7 @@ func (x *Reissue) String() string {
 func (*Reissue) ProtoMessage() {}
 
 func (x *Reissue) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +931,7 @@ func (x *Reissue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
 func (*Reissue) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Reissue) GetGeneration() uint64 {
@@ -885,7 +956,7 @@ type ReportFlowsRequest struct {
 
 func (x *ReportFlowsRequest) Reset() {
 	*x = ReportFlowsRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +968,7 @@ func (x *ReportFlowsRequest) String() string {
 func (*ReportFlowsRequest) ProtoMessage() {}
 
 func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +981,7 @@ func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ReportFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReportFlowsRequest) GetRecords() []*FlowRecord {
@@ -949,7 +1020,7 @@ type ReportFlowsResponse struct {
 
 func (x *ReportFlowsResponse) Reset() {
 	*x = ReportFlowsResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1032,7 @@ func (x *ReportFlowsResponse) String() string {
 func (*ReportFlowsResponse) ProtoMessage() {}
 
 func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1045,7 @@ func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ReportFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 var File_symbolon_v1_control_proto protoreflect.FileDescriptor
@@ -1037,23 +1108,27 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\x89\x01\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xb5\x01\n" +
 	"\x0fSessionResponse\x129\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2\x17.symbolon.v1.GenerationH\x00R\n" +
 	"generation\x120\n" +
-	"\areissue\x18\x02 \x01(\v2\x14.symbolon.v1.ReissueH\x00R\areissueB\t\n" +
-	"\amessage\"\xcb\x02\n" +
+	"\areissue\x18\x02 \x01(\v2\x14.symbolon.v1.ReissueH\x00R\areissue\x12*\n" +
+	"\x05peers\x18\x03 \x01(\v2\x12.symbolon.v1.PeersH\x00R\x05peersB\t\n" +
+	"\amessage\"\xe1\x02\n" +
 	"\n" +
 	"Generation\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12%\n" +
 	"\x0ehost_namespace\x18\x02 \x01(\tR\rhostNamespace\x123\n" +
 	"\tresources\x18\x03 \x03(\v2\x15.symbolon.v1.ResourceR\tresources\x12\x16\n" +
 	"\x06bundle\x18\x04 \x03(\fR\x06bundle\x12T\n" +
-	"\x0fhost_attributes\x18\x05 \x03(\v2+.symbolon.v1.Generation.HostAttributesEntryR\x0ehostAttributes\x1a[\n" +
+	"\x0fhost_attributes\x18\x05 \x03(\v2+.symbolon.v1.Generation.HostAttributesEntryR\x0ehostAttributes\x12\x14\n" +
+	"\x05peers\x18\x06 \x03(\fR\x05peers\x1a[\n" +
 	"\x13HostAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
-	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\")\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"%\n" +
+	"\x05Peers\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\fR\taddresses\")\n" +
 	"\aReissue\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -1085,7 +1160,7 @@ func file_symbolon_v1_control_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_control_proto_rawDescData
 }
 
-var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_symbolon_v1_control_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: symbolon.v1.EnrolRequest
 	(*EnrolResponse)(nil),         // 1: symbolon.v1.EnrolResponse
@@ -1099,52 +1174,54 @@ var file_symbolon_v1_control_proto_goTypes = []any{
 	(*Ack)(nil),                   // 9: symbolon.v1.Ack
 	(*SessionResponse)(nil),       // 10: symbolon.v1.SessionResponse
 	(*Generation)(nil),            // 11: symbolon.v1.Generation
-	(*Reissue)(nil),               // 12: symbolon.v1.Reissue
-	(*ReportFlowsRequest)(nil),    // 13: symbolon.v1.ReportFlowsRequest
-	(*ReportFlowsResponse)(nil),   // 14: symbolon.v1.ReportFlowsResponse
-	nil,                           // 15: symbolon.v1.EnrolRequest.AttributesEntry
-	nil,                           // 16: symbolon.v1.IssueSVIDRequest.AttributesEntry
-	nil,                           // 17: symbolon.v1.Generation.HostAttributesEntry
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Resource)(nil),              // 19: symbolon.v1.Resource
-	(*FlowRecord)(nil),            // 20: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),               // 21: symbolon.v1.EdgeSet
-	(*LabelValues)(nil),           // 22: symbolon.v1.LabelValues
+	(*Peers)(nil),                 // 12: symbolon.v1.Peers
+	(*Reissue)(nil),               // 13: symbolon.v1.Reissue
+	(*ReportFlowsRequest)(nil),    // 14: symbolon.v1.ReportFlowsRequest
+	(*ReportFlowsResponse)(nil),   // 15: symbolon.v1.ReportFlowsResponse
+	nil,                           // 16: symbolon.v1.EnrolRequest.AttributesEntry
+	nil,                           // 17: symbolon.v1.IssueSVIDRequest.AttributesEntry
+	nil,                           // 18: symbolon.v1.Generation.HostAttributesEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Resource)(nil),              // 20: symbolon.v1.Resource
+	(*FlowRecord)(nil),            // 21: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),               // 22: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 23: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
-	15, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
+	16, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
 	2,  // 1: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	18, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
-	18, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
-	16, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
+	19, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
+	19, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
+	17, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
 	2,  // 5: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
 	2,  // 6: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
 	8,  // 7: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
 	9,  // 8: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
 	11, // 9: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
-	12, // 10: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
-	19, // 11: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
-	17, // 12: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
-	20, // 13: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	21, // 14: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
-	22, // 15: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	22, // 16: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	22, // 17: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	0,  // 18: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	3,  // 19: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	5,  // 20: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	7,  // 21: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	13, // 22: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	1,  // 23: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	4,  // 24: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	6,  // 25: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	10, // 26: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	14, // 27: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	23, // [23:28] is the sub-list for method output_type
-	18, // [18:23] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	13, // 10: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
+	12, // 11: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
+	20, // 12: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
+	18, // 13: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
+	21, // 14: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
+	22, // 15: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	23, // 16: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	23, // 17: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	23, // 18: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	0,  // 19: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	3,  // 20: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	5,  // 21: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	7,  // 22: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	14, // 23: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	1,  // 24: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	4,  // 25: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	6,  // 26: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	10, // 27: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	15, // 28: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	24, // [24:29] is the sub-list for method output_type
+	19, // [19:24] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -1163,6 +1240,7 @@ func file_symbolon_v1_control_proto_init() {
 	file_symbolon_v1_control_proto_msgTypes[10].OneofWrappers = []any{
 		(*SessionResponse_Generation)(nil),
 		(*SessionResponse_Reissue)(nil),
+		(*SessionResponse_Peers)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1170,7 +1248,7 @@ func file_symbolon_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_control_proto_rawDesc), len(file_symbolon_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -92,6 +92,7 @@ const (
 	Reason_REASON_ENCRYPTION_UNAVAILABLE Reason = 4 // encryption is required, and the other side has no proxy
 	Reason_REASON_NO_POLICY              Reason = 5 // no readable policy for the namespace
 	Reason_REASON_LOCAL_PORT_EXCLUDED    Reason = 6 // reserved for debugging output; never on the wire
+	Reason_REASON_LEARN                  Reason = 7 // denied, and let through: the namespace is in learn
 	// The peer.
 	Reason_REASON_PEER_UNPROTECTED   Reason = 10 // the destination did not answer as a tunnel
 	Reason_REASON_PEER_UNVERIFIED    Reason = 11 // the certificate does not verify
@@ -137,6 +138,7 @@ var (
 		4:  "REASON_ENCRYPTION_UNAVAILABLE",
 		5:  "REASON_NO_POLICY",
 		6:  "REASON_LOCAL_PORT_EXCLUDED",
+		7:  "REASON_LEARN",
 		10: "REASON_PEER_UNPROTECTED",
 		11: "REASON_PEER_UNVERIFIED",
 		12: "REASON_WRONG_TRUST_DOMAIN",
@@ -174,6 +176,7 @@ var (
 		"REASON_ENCRYPTION_UNAVAILABLE": 4,
 		"REASON_NO_POLICY":              5,
 		"REASON_LOCAL_PORT_EXCLUDED":    6,
+		"REASON_LEARN":                  7,
 		"REASON_PEER_UNPROTECTED":       10,
 		"REASON_PEER_UNVERIFIED":        11,
 		"REASON_WRONG_TRUST_DOMAIN":     12,
@@ -462,7 +465,7 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROTECTION_AUTHENTICATED\x10\x01\x12\x18\n" +
-	"\x14PROTECTION_ENCRYPTED\x10\x02*\xf5\x06\n" +
+	"\x14PROTECTION_ENCRYPTED\x10\x02*\x87\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_POLICY\x10\x01\x12\x12\n" +
@@ -470,7 +473,8 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\x0fREASON_FALLBACK\x10\x03\x12!\n" +
 	"\x1dREASON_ENCRYPTION_UNAVAILABLE\x10\x04\x12\x14\n" +
 	"\x10REASON_NO_POLICY\x10\x05\x12\x1e\n" +
-	"\x1aREASON_LOCAL_PORT_EXCLUDED\x10\x06\x12\x1b\n" +
+	"\x1aREASON_LOCAL_PORT_EXCLUDED\x10\x06\x12\x10\n" +
+	"\fREASON_LEARN\x10\a\x12\x1b\n" +
 	"\x17REASON_PEER_UNPROTECTED\x10\n" +
 	"\x12\x1a\n" +
 	"\x16REASON_PEER_UNVERIFIED\x10\v\x12\x1d\n" +
