@@ -65,7 +65,9 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 			t.files = append(t.files, text)
 			report.Stdout = text
 		} else {
-			c = exec.Command(program, "-c", "-f", "-o", file, "-p", pid)
+			// Not -f: a child that the proxy starts by vfork, such as iptables, and strace
+			// can wait for each other. New threads are not counted.
+			c = exec.Command(program, "-c", "-o", file, "-p", strings.Join(threads(pids), ","))
 			t.counts[p.name+", "+side] = file
 		}
 		if err := c.Start(); err != nil {
@@ -75,6 +77,21 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 	}
 	time.Sleep(attachTime)
 	return t, nil
+}
+
+// threads are those of the given processes.
+func threads(pids []string) []string {
+	var all []string
+	for _, pid := range pids {
+		tasks, err := os.ReadDir(filepath.Join("/proc", pid, "task"))
+		if err != nil {
+			continue // it has ended
+		}
+		for _, t := range tasks {
+			all = append(all, t.Name())
+		}
+	}
+	return all
 }
 
 // stop ends the recording and says what it needs the load for: system calls by unit
