@@ -268,13 +268,15 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	}
 	x.tunnelled(t)
 	r := &relay{near: app, tunnel: t, back: func(*mtls.Conn) {}, started: x.started, serverIsNear: true}
+	q := tunnelQuestion(fromTunnel, me, in.endpoint, t, in.tuple.Dst.Port())
 	return x.open(r, &live{
+		question: q,
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := judge(c, now)
-			return d.Allow && d.Protection <= t.Protection() && me.still(in.endpoint), d.Until
+			return d.Allow && d.Protection <= q.protection && me.still(in.endpoint), d.Until
 		},
-		expires: func() time.Time { return earlier(in.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter) },
-		until:   d.Until,
+		expires:  in.endpoint.Credential().SVID.NotAfter,
+		notAfter: t.Peer().NotAfter,
 	}, me)
 }
 
@@ -310,6 +312,7 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 	}
 	r := &relay{near: app, plain: &socket{TCPConn: x.accepted}, started: x.started, serverIsNear: true}
 	return x.open(r, &live{
+		question: question{kind: fromAddress, near: me, address: tuple.Src.Addr(), port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, ok := x.source(c, me, tuple)
 			if !ok {
@@ -319,6 +322,5 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 			return d.Allow, d.Until
 		},
 		expires: me.expires,
-		until:   d.Until,
 	}, me)
 }

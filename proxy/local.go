@@ -26,8 +26,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err := x.seat(server); err != nil {
 		return err
 	}
-	until, err := x.decideLocal(c, me, server, tuple)
-	if err != nil {
+	if err := x.decideLocal(c, me, server, tuple); err != nil {
 		return err
 	}
 	app, err := x.reach(ctx, tuple, tuple.Src.Addr(), server, listens)
@@ -36,6 +35,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	}
 	r := &relay{near: &socket{TCPConn: x.accepted}, plain: app, started: x.started}
 	return x.open(r, &live{
+		question: question{kind: bothLocal, near: me, far: server, port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			q := localQuery(me, server, tuple)
 			client, srv := c.Decide(policydb.Client, q, now), c.Decide(policydb.Server, q, now)
@@ -43,7 +43,6 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 		},
 		// No certificate was shown: what counts is that both still have one.
 		expires: func() time.Time { return earlier(me.expires(), server.expires()) },
-		until:   until,
 	}, me, server)
 }
 
@@ -59,17 +58,15 @@ func (x *conn) serveAdmin(ctx context.Context, tuple redirect.Tuple) error {
 	return x.open(r, &live{judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }})
 }
 
-func (x *conn) decideLocal(c *policydb.Compiled, me, server *party, tuple redirect.Tuple) (time.Time, error) {
+func (x *conn) decideLocal(c *policydb.Compiled, me, server *party, tuple redirect.Tuple) error {
 	q, now := localQuery(me, server, tuple), x.p.now()
-	var until time.Time
 	for _, side := range []policydb.Side{policydb.Client, policydb.Server} {
 		d := c.Decide(side, q, now)
 		if err := x.decided(side, c, &d); err != nil {
-			return until, err
+			return err
 		}
-		until = earlier(until, d.Until)
 	}
-	return until, nil
+	return nil
 }
 
 func localQuery(me, server *party, tuple redirect.Tuple) *policydb.Query {

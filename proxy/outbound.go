@@ -107,13 +107,13 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 	}
 	r := &relay{near: &socket{TCPConn: x.accepted}, plain: &socket{TCPConn: remote}, started: x.started}
 	return x.open(r, &live{
+		question: question{kind: toAddress, near: me, address: tuple.Dst.Addr(), port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
 			d := x.judgeExternal(c, me, ext, tuple)
 			return d.Allow, d.Until
 		},
 		expires: me.expires,
-		until:   d.Until,
 	}, me)
 }
 
@@ -201,7 +201,6 @@ type outgoing struct {
 	tuple    redirect.Tuple
 	endpoint *mtls.Endpoint
 	peer     policydb.Endpoint
-	until    time.Time
 }
 
 func (o *outgoing) judge(c *policydb.Compiled, now time.Time) policydb.Decision {
@@ -216,7 +215,6 @@ func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error
 	o.peer = policydb.Endpoint{Namespace: peer.Namespace, Attributes: peer.Attributes}
 	o.policy = o.p.policy.Load() // dialling may have taken its time
 	d := o.judge(o.policy, o.p.now())
-	o.until = d.Until
 	if err := o.decided(policydb.Client, o.policy, &d); err != nil {
 		return nil, err
 	}
@@ -261,13 +259,15 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 	o.rec.ServerPolicy = v.GetPolicy()
+	q := tunnelQuestion(toTunnel, o.me, o.endpoint, t, o.tuple.Dst.Port())
 	return o.conn.open(r, &live{
+		question: q,
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := o.judge(c, now)
-			return d.Allow && d.Protection <= t.Protection() && o.me.still(o.endpoint), d.Until
+			return d.Allow && d.Protection <= q.protection && o.me.still(o.endpoint), d.Until
 		},
-		expires: func() time.Time { return earlier(o.endpoint.Credential().SVID.NotAfter(), t.Peer().NotAfter) },
-		until:   o.until,
+		expires:  o.endpoint.Credential().SVID.NotAfter,
+		notAfter: t.Peer().NotAfter,
 	}, o.me)
 }
 

@@ -87,16 +87,15 @@ func (w *party) use(cred *identity.Credential, o mtls.Options) {
 	}
 }
 
-// update replaces a known party's credential; false: nobody uses it.
-func (s *parties) update(key identity.Key, cred *identity.Credential) bool {
+// update replaces a known party's credential; nil: nobody uses it.
+func (s *parties) update(key identity.Key, cred *identity.Credential) *party {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := s.byKey[key]
-	if w == nil {
-		return false
+	if w != nil {
+		w.use(cred, s.options)
 	}
-	w.use(cred, s.options)
-	return true
+	return w
 }
 
 // forget lets go of a party that has no live connection.

@@ -231,11 +231,16 @@ func (p *Proxy) SetHostCredential(c *identity.Credential) {
 
 func (p *Proxy) hostEndpoint() *mtls.Endpoint { return p.hostEnd.Load() }
 
-// CredentialChanged puts a workload's newer credential in use, and judges the live
+// CredentialChanged puts a workload's newer credential in use, and judges its live
 // connections again: its claims may be others.
 func (p *Proxy) CredentialChanged(key identity.Key, c *identity.Credential) {
-	if c != nil && p.parties.update(key, c) {
-		p.table.rejudge(p.now())
+	if c == nil {
+		return
+	}
+	if w := p.parties.update(key, c); w != nil {
+		if n := p.table.changed(w, p.now()); n > 0 {
+			p.log.Info("connections cut by a workload's new credential", zap.Int("connections", n), zap.Stringer("spiffe_id", w.principal().ID))
+		}
 	}
 }
 
