@@ -18,6 +18,7 @@ type metrics struct {
 	acceptErrors prometheus.Counter
 	open, ready  prometheus.GaugeFunc
 	live         prometheus.GaugeFunc
+	judged       prometheus.CounterFunc
 	generation   prometheus.GaugeFunc
 }
 
@@ -53,6 +54,10 @@ func newMetrics(p *Proxy) *metrics {
 		live: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "symbolon_connections_live", Help: "Connections open now.",
 		}, func() float64 { return float64(p.table.size()) }),
+		judged: prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "symbolon_live_decisions_total",
+			Help: "Decisions made on open connections: each when it opens, later one for all that policy cannot tell apart.",
+		}, func() float64 { return float64(p.table.judged.Load()) }),
 		generation: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "symbolon_policy_generation", Help: "Generation of the policy in force; 0: none.",
 		}, func() float64 { return float64(p.Generation()) }),
@@ -75,7 +80,7 @@ func (p *Proxy) Collect(ch chan<- prometheus.Metric) {
 
 func (p *Proxy) collectors() []prometheus.Collector {
 	m := p.metrics
-	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.acceptErrors, m.open, m.ready, m.live, m.generation}
+	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.acceptErrors, m.open, m.ready, m.live, m.judged, m.generation}
 }
 
 func (p *Proxy) count(r *symbolonv1.FlowRecord) {
