@@ -220,6 +220,9 @@ func (s *Stream) Open(in []byte, data [][]byte) (n int, _ [][]byte, err error) {
 	return n, data, nil
 }
 
+// Buffered tells whether Open has something to hand out without more of in.
+func (s *Stream) Buffered() bool { return len(s.plain) > 0 }
+
 // Lead is how many bytes in front of the first slot's application data the caller
 // leaves free for a frame's length.
 func (s *Stream) Lead() int {

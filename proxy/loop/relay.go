@@ -107,7 +107,7 @@ func (e *end) use(r *Relay, s Side, reads, writes *direction) {
 	}
 	if e.stream != nil {
 		e.carry.add(s.Sealed)
-		e.readable = true // what was read already gives no edge
+		e.readable = len(s.Sealed) > 0 || s.Stream.Buffered() // which gives no edge
 		return
 	}
 	_ = unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // TCP has it always
