@@ -3,6 +3,7 @@ package flow
 import (
 	"container/list"
 	"crypto/sha256"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -55,8 +56,10 @@ type Observation struct {
 	Record   *symbolonv1.FlowRecord
 	Protocol string // "tcp"
 	Port     uint16 // the server's
-	Amount   Amount
-	At       time.Time
+	// ExternalAddress is that of the end that is an External, if one is.
+	ExternalAddress netip.Addr
+	Amount          Amount
+	At              time.Time
 }
 
 // Amount is how much went over an edge. A connection is counted when it opens, its
@@ -97,6 +100,7 @@ type edge struct {
 	from, to    *End
 	amount      Amount
 	first, last time.Time
+	address     netip.Addr // of the External
 	due         time.Time
 	in          *list.List
 	element     *list.Element
@@ -143,7 +147,7 @@ func (s *edges) observe(o Observation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.add(&edge{
-		key: key, from: o.From, to: o.To, amount: o.Amount, first: o.At, last: o.At,
+		key: key, from: o.From, to: o.To, amount: o.Amount, first: o.At, last: o.At, address: o.ExternalAddress,
 	}, o.At)
 }
 
@@ -175,6 +179,9 @@ func (s *edges) add(x *edge, now time.Time) {
 	}
 	if x.last.After(e.last) {
 		e.last = x.last
+	}
+	if x.address.IsValid() {
+		e.address = x.address
 	}
 }
 
@@ -269,6 +276,10 @@ func (r *edgeReport) take(e *edge) bool {
 	c := *e
 	c.in, c.element = nil, nil
 	r.edges = append(r.edges, &c)
+	address := ""
+	if e.address.IsValid() {
+		address = e.address.String()
+	}
 	r.set.Edges = append(r.set.Edges, &symbolonv1.Edge{
 		From: r.place(e.from), To: r.place(e.to), Protocol: e.key.protocol, Port: uint32(e.key.port),
 		Outcome: e.key.outcome, Reason: e.key.reason, PeerReason: e.key.peerReason,
@@ -276,7 +287,7 @@ func (r *edgeReport) take(e *edge) bool {
 		WouldVerdict: e.key.wouldVerdict, WouldPolicy: e.key.wouldPolicy,
 		Protection: e.key.protection, Local: e.key.local, Reporter: e.key.reporter, AddressOnly: e.class() == 1,
 		Connections: e.amount.Connections, BytesSent: e.amount.Sent, BytesReceived: e.amount.Received,
-		First: timestamppb.New(e.first), Last: timestamppb.New(e.last),
+		First: timestamppb.New(e.first), Last: timestamppb.New(e.last), ExternalAddress: address,
 	})
 	return true
 }

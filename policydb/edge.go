@@ -9,8 +9,9 @@ import (
 // called whom on which port, and what became of it.
 type Edge struct {
 	From, To Endpoint
-	// FromAddress and ToAddress are set where an end is known by its address alone:
-	// then the Endpoint is the zero value.
+	// FromAddress and ToAddress are set where an end has no identity: the address that
+	// it was last seen with. Its Endpoint is the External that it was taken for, or the
+	// zero value where it was none.
 	FromAddress, ToAddress netip.Addr
 	Protocol               string // "tcp" or "udp"
 	Port                   uint16 // the server's

@@ -63,10 +63,7 @@ func externalEnd(m *policydb.ExternalMatch) *flow.End {
 // addressEnd is an end of which nothing is known but where it is. An IPv6 client can
 // have as many addresses as it likes in its /64, which stands for all of them.
 func addressEnd(e *symbolonv1.FlowEndpoint, client bool) *flow.End {
-	a := netip.Addr{}
-	if p, err := netip.ParseAddrPort(e.GetAddress()); err == nil {
-		a = p.Addr().Unmap().WithZone("")
-	}
+	a := addressOf(e)
 	if client && a.Is6() {
 		a = netip.PrefixFrom(a, 64).Masked().Addr()
 	}
@@ -75,6 +72,14 @@ func addressEnd(e *symbolonv1.FlowEndpoint, client bool) *flow.End {
 		text = a.String()
 	}
 	return flow.NewEnd(&symbolonv1.EdgeEnd{Address: text, Service: e.GetExternal()})
+}
+
+func addressOf(e *symbolonv1.FlowEndpoint) netip.Addr {
+	p, err := netip.ParseAddrPort(e.GetAddress())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return p.Addr().Unmap().WithZone("")
 }
 
 // observed adds the connection, as its record stands, to its edge.
@@ -93,10 +98,17 @@ func (x *conn) observed(outcome symbolonv1.Outcome, n flow.Amount) {
 	if to == nil {
 		to = addressEnd(x.rec.GetDestination(), false)
 	}
+	var external netip.Addr
+	for i, e := range []*symbolonv1.FlowEndpoint{x.rec.GetSource(), x.rec.GetDestination()} {
+		if x.ends[i] != nil && e.GetSpiffeId() == "" {
+			external = addressOf(e)
+		}
+	}
 	before := x.rec.Outcome
 	x.rec.Outcome = outcome
 	x.p.edges.Observe(flow.Observation{
-		From: from, To: to, Record: x.rec, Protocol: tcp, Port: port.Port(), Amount: n, At: x.p.now(),
+		From: from, To: to, Record: x.rec, Protocol: tcp, Port: port.Port(),
+		ExternalAddress: external, Amount: n, At: x.p.now(),
 	})
 	x.rec.Outcome = before
 }

@@ -34,12 +34,12 @@ func (s *edgesSeen) take() []string {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	s.Run(ctx, time.Minute) // a proxy that ends reports what is left
-	name := func(e *symbolonv1.EdgeEnd) string {
+	name := func(e *symbolonv1.EdgeEnd, address string) string {
 		switch {
 		case e.GetSpiffeId() != "":
 			return e.GetNamespace() + "/" + e.GetWorkload() + " " + fmt.Sprint(e.GetAttributes()["proc.exe"].GetValues())
 		case e.GetExternal() != "":
-			return e.GetExternal() + " " + fmt.Sprint(e.GetAttributes()["ext"].GetValues())
+			return e.GetExternal() + " at " + address + " " + fmt.Sprint(e.GetAttributes()["ext"].GetValues())
 		}
 		return e.GetAddress()
 	}
@@ -47,7 +47,7 @@ func (s *edgesSeen) take() []string {
 	for _, set := range s.sets {
 		for _, e := range set.GetEdges() {
 			out = append(out, fmt.Sprintf("%s to %s: %s %s by %s %s, address only %t, %d connections, %d/%d bytes",
-				name(set.GetEnds()[e.GetFrom()]), name(set.GetEnds()[e.GetTo()]),
+				name(set.GetEnds()[e.GetFrom()], e.GetExternalAddress()), name(set.GetEnds()[e.GetTo()], e.GetExternalAddress()),
 				flow.ReasonName(e.GetReason()), e.GetOutcome(), e.GetServerPolicy(), flow.ProtectionName(e.GetProtection()),
 				e.GetAddressOnly(), e.GetConnections(), e.GetBytesSent(), e.GetBytesReceived()))
 		}
@@ -89,7 +89,7 @@ func TestEdges(t *testing.T) {
 	_ = c.CloseWrite()
 	_, _ = ended(t, c)
 	w.records.next()
-	seen.want(t, "an External", "/prod/office [office] to /prod/db []: policy OUTCOME_ALLOW by /prod/office-calls-db none, address only true, 1 connections, 14/14 bytes")
+	seen.want(t, "an External", "/prod/office at "+other4+" [office] to /prod/db []: policy OUTCOME_ALLOW by /prod/office-calls-db none, address only true, 1 connections, 14/14 bytes")
 
 	c = w.callFrom(netip.MustParseAddr(otherB), w.app.addr)
 	_, _ = io.WriteString(c, "secret")

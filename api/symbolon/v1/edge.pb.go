@@ -152,8 +152,10 @@ type Edge struct {
 	BytesReceived uint64                 `protobuf:"varint,18,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"` // server to client
 	First         *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=first,proto3" json:"first,omitempty"`
 	Last          *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=last,proto3" json:"last,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Where one end is an External: the address of it that was seen last.
+	ExternalAddress string `protobuf:"bytes,21,opt,name=external_address,json=externalAddress,proto3" json:"external_address,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Edge) Reset() {
@@ -326,6 +328,13 @@ func (x *Edge) GetLast() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Edge) GetExternalAddress() string {
+	if x != nil {
+		return x.ExternalAddress
+	}
+	return ""
+}
+
 // EdgeSet names each end once.
 type EdgeSet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -396,7 +405,7 @@ const file_symbolon_v1_edge_proto_rawDesc = "" +
 	"\aservice\x18\a \x01(\tR\aservice\x1aW\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
-	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\xee\x05\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\x99\x06\n" +
 	"\x04Edge\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\rR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\rR\x02to\x12\x1a\n" +
@@ -422,7 +431,8 @@ const file_symbolon_v1_edge_proto_rawDesc = "" +
 	"bytes_sent\x18\x11 \x01(\x04R\tbytesSent\x12%\n" +
 	"\x0ebytes_received\x18\x12 \x01(\x04R\rbytesReceived\x120\n" +
 	"\x05first\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\\\n" +
+	"\x04last\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12)\n" +
+	"\x10external_address\x18\x15 \x01(\tR\x0fexternalAddress\"\\\n" +
 	"\aEdgeSet\x12(\n" +
 	"\x04ends\x18\x01 \x03(\v2\x14.symbolon.v1.EdgeEndR\x04ends\x12'\n" +
 	"\x05edges\x18\x02 \x03(\v2\x11.symbolon.v1.EdgeR\x05edgesB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"

@@ -1,0 +1,115 @@
+package policydb
+
+import (
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+// EdgeVerdict is what policy says of an edge, both sides together.
+type EdgeVerdict struct {
+	Allow bool
+	// Reason is the denying side's, or else the client's, or of the side that has a
+	// proxy; PEER_UNPROTECTED where one end is an address without an External.
+	Reason symbolonv1.Reason
+	// Protection is the stricter of the two sides'; unspecified if denied.
+	Protection symbolonv1.Protection
+	// The policies that decided; empty: a default, or a side that does not judge.
+	ClientPolicy, ServerPolicy string
+}
+
+func (v *EdgeVerdict) encrypted() bool {
+	return v.Allow && v.Protection == symbolonv1.Protection_PROTECTION_ENCRYPTED
+}
+
+// Difference is what a draft makes of an edge: at most one, the weightiest.
+type Difference uint8
+
+const (
+	// Unchanged says nothing of the policies that decide: they may be others.
+	Unchanged Difference = iota
+	// NewlyDenied was allowed by the policy in force.
+	NewlyDenied
+	// NewlyAllowed was denied by it.
+	NewlyAllowed
+	// NewlyEncrypted is allowed by both, and has to be encrypted by the draft only.
+	NewlyEncrypted
+	// NoLongerEncrypted is the reverse.
+	NoLongerEncrypted
+)
+
+// Simulated is one edge under the policy in force and under a draft.
+type Simulated struct {
+	Difference    Difference
+	Before, After EdgeVerdict
+}
+
+// Simulate decides each edge twice, by both sides, at one moment: by the policy in
+// force and by a draft. It returns one answer for each edge, in order. What was
+// recorded of an edge's verdict does not count, only who, whom and on which port.
+// Workloads keep the attributes that they had; which External an address is, each
+// set says.
+func Simulate(current, draft *Compiled, edges []Edge, now time.Time) []Simulated {
+	out := make([]Simulated, len(edges))
+	for i := range edges {
+		out[i].Before, out[i].After = current.judge(&edges[i], now), draft.judge(&edges[i], now)
+		out[i].Difference = difference(&out[i].Before, &out[i].After)
+	}
+	return out
+}
+
+func difference(before, after *EdgeVerdict) Difference {
+	switch {
+	case before.Allow && !after.Allow:
+		return NewlyDenied
+	case !before.Allow && after.Allow:
+		return NewlyAllowed
+	case !before.encrypted() && after.encrypted():
+		return NewlyEncrypted
+	case before.encrypted() && !after.encrypted():
+		return NoLongerEncrypted
+	}
+	return Unchanged
+}
+
+var unprotected = EdgeVerdict{Reason: symbolonv1.Reason_REASON_PEER_UNPROTECTED}
+
+// judge decides an edge by both sides.
+func (c *Compiled) judge(e *Edge, now time.Time) EdgeVerdict {
+	q := Query{From: e.From, To: e.To, Protocol: e.Protocol, Port: e.Port}
+	if e.FromAddress.IsValid() {
+		m, ok := c.Source(q.To.Namespace, e.FromAddress)
+		if !ok {
+			return unprotected
+		}
+		q.From = Endpoint{External: m.Ref, Attributes: m.Labels}
+	}
+	if e.ToAddress.IsValid() {
+		m, _ := c.Destination(q.From.Namespace, e.ToAddress, q.Protocol, q.Port)
+		if m == nil {
+			return unprotected
+		}
+		q.To = Endpoint{External: m.Ref, Attributes: m.Labels}
+	}
+	v := EdgeVerdict{Allow: true}
+	for _, side := range []Side{Client, Server} {
+		if own, _ := q.side(side); own.External != "" {
+			continue // it has no proxy that would judge
+		}
+		d := c.Decide(side, &q, now)
+		if side == Client {
+			v.ClientPolicy = d.Policy
+		} else {
+			v.ServerPolicy = d.Policy
+		}
+		if v.Reason == symbolonv1.Reason_REASON_UNSPECIFIED || v.Allow && !d.Allow {
+			v.Reason = d.Reason
+		}
+		v.Allow = v.Allow && d.Allow
+		v.Protection = max(v.Protection, d.Protection)
+	}
+	if !v.Allow {
+		v.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
+	}
+	return v
+}
