@@ -31,6 +31,7 @@ type Config struct {
 	DataDir string      `yaml:"data_dir"`
 	Store   StoreConfig `yaml:"store"`
 	CA      CAConfig    `yaml:"ca"`
+	Edges   EdgesConfig `yaml:"edges"`
 }
 
 // StoreConfig says where state is kept.
@@ -49,6 +50,14 @@ type CAConfig struct {
 	KeyFile string `yaml:"key_file"`
 }
 
+// EdgesConfig is about what is kept of who reached whom.
+type EdgesConfig struct {
+	// Retention is how long an edge is kept after it was last seen.
+	Retention time.Duration `yaml:"retention"`
+	// PerNamespace is how many edges are kept for each namespace.
+	PerNamespace int `yaml:"per_namespace"`
+}
+
 // DefaultConfig is what holds where nothing is said. TrustDomain has no default.
 func DefaultConfig() Config {
 	return Config{
@@ -56,6 +65,7 @@ func DefaultConfig() Config {
 		DataDir: "/var/lib/symbolon",
 		Store:   StoreConfig{Kind: "bbolt"},
 		CA:      CAConfig{SVIDTTL: 24 * time.Hour, RotateEvery: 30 * time.Minute},
+		Edges:   EdgesConfig{Retention: 30 * 24 * time.Hour, PerNamespace: 10_000},
 	}
 }
 
@@ -63,6 +73,10 @@ const (
 	minRotate = time.Minute
 	// maxTTL is well below what is left of an intermediate when it is renewed.
 	maxTTL = 30 * 24 * time.Hour
+
+	minEdgeRetention = time.Hour
+	minEdges         = 100
+	maxEdges         = 1_000_000
 )
 
 // Validate finds everything that is wrong. Errors: ErrConfig.
@@ -109,6 +123,12 @@ func (c Config) Validate() error {
 	}
 	if c.CA.KeyFile != "" && !filepath.IsAbs(c.CA.KeyFile) {
 		bad("ca.key_file", "%q is not an absolute path", c.CA.KeyFile)
+	}
+	if c.Edges.Retention < minEdgeRetention {
+		bad("edges.retention", "%v is too short; use %v or more, such as 720h", c.Edges.Retention, minEdgeRetention)
+	}
+	if c.Edges.PerNamespace < minEdges || c.Edges.PerNamespace > maxEdges {
+		bad("edges.per_namespace", "%d is out of range; use %d to %d", c.Edges.PerNamespace, minEdges, maxEdges)
 	}
 	return errors.Join(errs...)
 }

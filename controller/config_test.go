@@ -33,17 +33,19 @@ data_dir: /srv/symbolon
 store: {kind: bbolt}
 ca: {svid_ttl: 12h, rotate_every: 10m, key_file: /etc/symbolon/seal.key}
 advertise: [controller.example]
+edges: {retention: 48h, per_namespace: 200}
 `
 	got, err := load(t, file,
 		map[string]string{"SYMBOLON_LISTEN": "127.0.0.1:1", "SYMBOLON_CA_SVID_TTL": "6h", "SYMBOLON_TOKEN_FILE": "the CLI's"},
-		map[string]string{"listen": "127.0.0.1:2", "advertise": "a.example, 192.0.2.1"})
+		map[string]string{"listen": "127.0.0.1:2", "advertise": "a.example, 192.0.2.1", "edges-per-namespace": "500"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := controller.Config{
 		TrustDomain: "file.example", Listen: "127.0.0.1:2", DataDir: "/srv/symbolon",
 		Advertise: []string{"a.example", "192.0.2.1"}, Store: controller.StoreConfig{Kind: "bbolt"},
-		CA: controller.CAConfig{SVIDTTL: 6 * time.Hour, RotateEvery: 10 * time.Minute, KeyFile: "/etc/symbolon/seal.key"},
+		CA:    controller.CAConfig{SVIDTTL: 6 * time.Hour, RotateEvery: 10 * time.Minute, KeyFile: "/etc/symbolon/seal.key"},
+		Edges: controller.EdgesConfig{Retention: 48 * time.Hour, PerNamespace: 500},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -78,27 +80,30 @@ func TestConfigRefuses(t *testing.T) {
 		env, flags map[string]string
 		words      []string
 	}{
-		"unknown key":        {file: ok + "lisen: x\n", words: []string{"lisen", "2"}},
-		"unknown inner key":  {file: ok + "ca: {ttl: 1h}\n", words: []string{"ttl", "2"}},
-		"repeated key":       {file: ok + ok, words: []string{"trust_domain", "2"}},
-		"not YAML":           {file: "{", words: []string{"controller.yaml"}},
-		"wrong type":         {file: ok + "ca: {svid_ttl: [1]}\n", words: []string{"2"}},
-		"no trust domain":    {words: []string{"trust_domain", "acme.example"}},
-		"bad trust domain":   {file: "trust_domain: Acme.Example\n", words: []string{"trust_domain", "lower-case"}},
-		"IP trust domain":    {file: "trust_domain: 192.0.2.1\n", words: []string{"trust_domain", "address"}},
-		"listen":             {file: ok + "listen: 7443\n", words: []string{"listen", "address:port"}},
-		"port":               {file: ok + "listen: 0.0.0.0:x\n", words: []string{"listen", "port"}},
-		"relative data_dir":  {file: ok + "data_dir: state\n", words: []string{"data_dir", "absolute"}},
-		"relative key_file":  {file: ok + "ca: {key_file: k}\n", words: []string{"ca.key_file", "absolute"}},
-		"etcd":               {file: ok + "store: {kind: etcd}\n", words: []string{"store.kind", "bbolt"}},
-		"unknown store":      {file: ok + "store: {kind: mysql}\n", words: []string{"store.kind", "mysql", "bbolt"}},
-		"rotate too often":   {file: ok + "ca: {rotate_every: 1s}\n", words: []string{"ca.rotate_every", "1m"}},
-		"ttl below rotation": {file: ok + "ca: {svid_ttl: 30m, rotate_every: 30m}\n", words: []string{"ca.svid_ttl", "twice"}},
-		"ttl too long":       {file: ok + "ca: {svid_ttl: 8760h}\n", words: []string{"ca.svid_ttl", "or less"}},
-		"advertise":          {file: ok + "advertise: [\"a.example:7443\"]\n", words: []string{"advertise", "port"}},
-		"environment":        {file: ok, env: map[string]string{"SYMBOLON_CA_SVID_TTL": "soon"}, words: []string{"SYMBOLON_CA_SVID_TTL", "soon"}},
-		"flag":               {file: ok, flags: map[string]string{"ca-rotate-every": "soon"}, words: []string{"--ca-rotate-every", "soon"}},
-		"unknown flag":       {file: ok, flags: map[string]string{"nope": ""}, words: []string{"--nope"}},
+		"unknown key":         {file: ok + "lisen: x\n", words: []string{"lisen", "2"}},
+		"unknown inner key":   {file: ok + "ca: {ttl: 1h}\n", words: []string{"ttl", "2"}},
+		"repeated key":        {file: ok + ok, words: []string{"trust_domain", "2"}},
+		"not YAML":            {file: "{", words: []string{"controller.yaml"}},
+		"wrong type":          {file: ok + "ca: {svid_ttl: [1]}\n", words: []string{"2"}},
+		"no trust domain":     {words: []string{"trust_domain", "acme.example"}},
+		"bad trust domain":    {file: "trust_domain: Acme.Example\n", words: []string{"trust_domain", "lower-case"}},
+		"IP trust domain":     {file: "trust_domain: 192.0.2.1\n", words: []string{"trust_domain", "address"}},
+		"listen":              {file: ok + "listen: 7443\n", words: []string{"listen", "address:port"}},
+		"port":                {file: ok + "listen: 0.0.0.0:x\n", words: []string{"listen", "port"}},
+		"relative data_dir":   {file: ok + "data_dir: state\n", words: []string{"data_dir", "absolute"}},
+		"relative key_file":   {file: ok + "ca: {key_file: k}\n", words: []string{"ca.key_file", "absolute"}},
+		"etcd":                {file: ok + "store: {kind: etcd}\n", words: []string{"store.kind", "bbolt"}},
+		"unknown store":       {file: ok + "store: {kind: mysql}\n", words: []string{"store.kind", "mysql", "bbolt"}},
+		"rotate too often":    {file: ok + "ca: {rotate_every: 1s}\n", words: []string{"ca.rotate_every", "1m"}},
+		"ttl below rotation":  {file: ok + "ca: {svid_ttl: 30m, rotate_every: 30m}\n", words: []string{"ca.svid_ttl", "twice"}},
+		"ttl too long":        {file: ok + "ca: {svid_ttl: 8760h}\n", words: []string{"ca.svid_ttl", "or less"}},
+		"advertise":           {file: ok + "advertise: [\"a.example:7443\"]\n", words: []string{"advertise", "port"}},
+		"edges too short":     {file: ok + "edges: {retention: 1m}\n", words: []string{"edges.retention", "1h"}},
+		"too few edges":       {file: ok + "edges: {per_namespace: 0}\n", words: []string{"edges.per_namespace", "100"}},
+		"edges, not a number": {file: ok, flags: map[string]string{"edges-per-namespace": "many"}, words: []string{"--edges-per-namespace", "many"}},
+		"environment":         {file: ok, env: map[string]string{"SYMBOLON_CA_SVID_TTL": "soon"}, words: []string{"SYMBOLON_CA_SVID_TTL", "soon"}},
+		"flag":                {file: ok, flags: map[string]string{"ca-rotate-every": "soon"}, words: []string{"--ca-rotate-every", "soon"}},
+		"unknown flag":        {file: ok, flags: map[string]string{"nope": ""}, words: []string{"--nope"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := load(t, test.file, test.env, test.flags)
@@ -126,7 +131,7 @@ func TestSettingsCoverTheFile(t *testing.T) {
 			t.Errorf("%s: environment %s, want %s", s.Key, s.Env(), want)
 		}
 	}
-	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file"}
+	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file", "edges-retention", "edges-per-namespace"}
 	if diff := cmp.Diff(want, flags); diff != "" {
 		t.Error(diff)
 	}

@@ -28,6 +28,7 @@ func (s proxyService) ReportFlows(ctx context.Context, req *connect.Request[symb
 		s.log.Warn("flow records refused", zap.String("host", host.ID), zap.Int("refused", refused), zap.NamedError("last", why))
 	}
 	s.flows.add(host.ID, taken, req.Msg.GetLost(), uint64(refused))
+	s.takeEdges(host, req.Msg)
 	return connect.NewResponse(&symbolonv1.ReportFlowsResponse{}), nil
 }
 

@@ -23,6 +23,8 @@ import (
 //	workload<path>@<host id>       workloadRecord, JSON: the last SVID issued
 //	history/<generation>           generationRecord, JSON
 //	undo/<generation>/<n>          what undoes it, in chunks (history.go)
+//	edge<namespace>|<hash>         EdgeSet of one edge, protobuf
+//	hits<policy>                   policyHits, JSON
 const (
 	keyState       = "state"
 	resourcePrefix = "resource/"
@@ -31,6 +33,8 @@ const (
 	workloadPrefix = "workload/"
 	historyPrefix  = "history/"
 	undoPrefix     = "undo/"
+	edgePrefix     = "edge"
+	hitsPrefix     = "hits"
 )
 
 // hostIDLabel is the host.* attribute that every host has.

@@ -64,6 +64,7 @@ type Server struct {
 	inventory  *inventory
 	hub        *hub
 	peers      *peers
+	edges      *edgeBook
 	flows      *flowRing
 	enrolLimit *limiter
 	issueLimit *hostLimits
@@ -123,6 +124,9 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.inventory, err = openInventory(ctx, s.store, opts.Now); err != nil {
+		return nil, err
+	}
+	if s.edges, err = openEdges(ctx, s.store, cfg.Edges, cfg.trustDomain(), opts.Now); err != nil {
 		return nil, err
 	}
 	s.hub = newHub(opts.Now, s.policies.distribution())
@@ -197,6 +201,7 @@ func (s *Server) newHTTP() *http.Server {
 // closes everything. It returns nil after such an end.
 func (s *Server) Serve(ctx context.Context) error {
 	s.workers.Go(func() { s.inventory.run(s.work, func(err error) { s.log.Error("inventory", zap.Error(err)) }) })
+	s.workers.Go(func() { s.edges.run(s.work, func(err error) { s.log.Error("edges", zap.Error(err)) }) })
 	s.workers.Go(func() { s.janitor(s.work) })
 	s.workers.Go(func() { s.followHosts(s.work) })
 
@@ -255,6 +260,7 @@ func (s *Server) janitor(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		s.inventory.prune(nil)
+		s.edges.prune(s.policies.hasPolicy)
 		if err := errors.Join(s.sweepTokens(ctx), s.ca.Renew(ctx)); err != nil && ctx.Err() == nil {
 			s.log.Error("housekeeping", zap.Error(err))
 		}

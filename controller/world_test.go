@@ -38,11 +38,14 @@ type world struct {
 	ended  chan error
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, change ...func(*world)) *world {
 	t.Helper()
 	cfg := controller.DefaultConfig()
 	cfg.TrustDomain, cfg.Listen, cfg.DataDir = "acme.example", "127.0.0.1:0", filepath.Join(t.TempDir(), "data")
 	w := &world{t: t, cfg: cfg}
+	for _, f := range change {
+		f(w)
+	}
 	w.start()
 	t.Cleanup(w.halt)
 	return w

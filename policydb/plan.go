@@ -243,3 +243,7 @@ func describeKeys(rs []*symbolonv1.Resource) string {
 	}
 	return strings.Join(out, ", ")
 }
+
+// Snapshots are the set that the plan was made on, and the set that it would make,
+// which has no generation of its own yet.
+func (p *Plan) Snapshots() (base, candidate *Snapshot) { return p.base, p.candidate }

@@ -2140,7 +2140,9 @@ type ListEdgesRequest struct {
 	// Only those with this outcome; unspecified: all.
 	Outcome Outcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=symbolon.v1.Outcome" json:"outcome,omitempty"`
 	// Only those seen in so much of the past; unset: all that are kept.
-	Since         *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Since *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// The last seen so many; 0: all.
+	Last          uint32 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2196,6 +2198,13 @@ func (x *ListEdgesRequest) GetSince() *durationpb.Duration {
 	return nil
 }
 
+func (x *ListEdgesRequest) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 type ListEdgesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The last seen first.
@@ -2203,7 +2212,9 @@ type ListEdgesResponse struct {
 	// Connections that are in no edge, because a proxy or the controller had no room.
 	Lost uint64 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
 	// Edges that gave way to newer ones.
-	Evicted       uint64 `protobuf:"varint,3,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	Evicted uint64 `protobuf:"varint,3,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	// Edges that match but are not in this answer, since it would be too large.
+	LeftOff       uint64 `protobuf:"varint,4,opt,name=left_off,json=leftOff,proto3" json:"left_off,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2255,6 +2266,13 @@ func (x *ListEdgesResponse) GetLost() uint64 {
 func (x *ListEdgesResponse) GetEvicted() uint64 {
 	if x != nil {
 		return x.Evicted
+	}
+	return 0
+}
+
+func (x *ListEdgesResponse) GetLeftOff() uint64 {
+	if x != nil {
+		return x.LeftOff
 	}
 	return 0
 }
@@ -2674,7 +2692,7 @@ func (x *SimulatedEdge) GetLast() *timestamppb.Timestamp {
 
 type SimulateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Those that change: by type, then the busiest first.
+	// Those that change: by type, then the busiest first; at most 10,000.
 	Edges []*SimulatedEdge `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
 	// Edges and connections that the draft does not change.
 	Unchanged            uint64 `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
@@ -2682,9 +2700,11 @@ type SimulateResponse struct {
 	// The generation in force.
 	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	// What the apply would do, as a dry run says it.
-	Changes       []*Change     `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
-	Warnings      []string      `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	Tests         []*TestResult `protobuf:"bytes,7,rep,name=tests,proto3" json:"tests,omitempty"`
+	Changes  []*Change     `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
+	Warnings []string      `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Tests    []*TestResult `protobuf:"bytes,7,rep,name=tests,proto3" json:"tests,omitempty"`
+	// How many change, by type, those included that are too many for the list.
+	Counts        []*SimulatedCount `protobuf:"bytes,8,rep,name=counts,proto3" json:"counts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2768,6 +2788,73 @@ func (x *SimulateResponse) GetTests() []*TestResult {
 	return nil
 }
 
+func (x *SimulateResponse) GetCounts() []*SimulatedCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+type SimulatedCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          SimulatedType          `protobuf:"varint,1,opt,name=type,proto3,enum=symbolon.v1.SimulatedType" json:"type,omitempty"`
+	Edges         uint64                 `protobuf:"varint,2,opt,name=edges,proto3" json:"edges,omitempty"`
+	Connections   uint64                 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulatedCount) Reset() {
+	*x = SimulatedCount{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulatedCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulatedCount) ProtoMessage() {}
+
+func (x *SimulatedCount) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulatedCount.ProtoReflect.Descriptor instead.
+func (*SimulatedCount) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SimulatedCount) GetType() SimulatedType {
+	if x != nil {
+		return x.Type
+	}
+	return SimulatedType_SIMULATED_TYPE_UNSPECIFIED
+}
+
+func (x *SimulatedCount) GetEdges() uint64 {
+	if x != nil {
+		return x.Edges
+	}
+	return 0
+}
+
+func (x *SimulatedCount) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
 // PolicyGeneration is one change of policy: when, by whom and why.
 type PolicyGeneration struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -2787,7 +2874,7 @@ type PolicyGeneration struct {
 
 func (x *PolicyGeneration) Reset() {
 	*x = PolicyGeneration{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[39]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2886,7 @@ func (x *PolicyGeneration) String() string {
 func (*PolicyGeneration) ProtoMessage() {}
 
 func (x *PolicyGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[39]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2899,7 @@ func (x *PolicyGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyGeneration.ProtoReflect.Descriptor instead.
 func (*PolicyGeneration) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PolicyGeneration) GetGeneration() uint64 {
@@ -2881,7 +2968,7 @@ type ListGenerationsRequest struct {
 
 func (x *ListGenerationsRequest) Reset() {
 	*x = ListGenerationsRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[40]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +2980,7 @@ func (x *ListGenerationsRequest) String() string {
 func (*ListGenerationsRequest) ProtoMessage() {}
 
 func (x *ListGenerationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[40]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +2993,7 @@ func (x *ListGenerationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGenerationsRequest.ProtoReflect.Descriptor instead.
 func (*ListGenerationsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListGenerationsRequest) GetLast() uint32 {
@@ -2927,7 +3014,7 @@ type ListGenerationsResponse struct {
 
 func (x *ListGenerationsResponse) Reset() {
 	*x = ListGenerationsResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[41]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3026,7 @@ func (x *ListGenerationsResponse) String() string {
 func (*ListGenerationsResponse) ProtoMessage() {}
 
 func (x *ListGenerationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[41]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3039,7 @@ func (x *ListGenerationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGenerationsResponse.ProtoReflect.Descriptor instead.
 func (*ListGenerationsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListGenerationsResponse) GetGenerations() []*PolicyGeneration {
@@ -2980,7 +3067,7 @@ type GetGenerationRequest struct {
 
 func (x *GetGenerationRequest) Reset() {
 	*x = GetGenerationRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[42]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3079,7 @@ func (x *GetGenerationRequest) String() string {
 func (*GetGenerationRequest) ProtoMessage() {}
 
 func (x *GetGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[42]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3092,7 @@ func (x *GetGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGenerationRequest.ProtoReflect.Descriptor instead.
 func (*GetGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetGenerationRequest) GetGeneration() uint64 {
@@ -3036,7 +3123,7 @@ type GetGenerationResponse struct {
 
 func (x *GetGenerationResponse) Reset() {
 	*x = GetGenerationResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[43]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3048,7 +3135,7 @@ func (x *GetGenerationResponse) String() string {
 func (*GetGenerationResponse) ProtoMessage() {}
 
 func (x *GetGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[43]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3061,7 +3148,7 @@ func (x *GetGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGenerationResponse.ProtoReflect.Descriptor instead.
 func (*GetGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetGenerationResponse) GetGeneration() *PolicyGeneration {
@@ -3106,7 +3193,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[44]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3205,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[44]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3218,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RollbackRequest) GetGeneration() uint64 {
@@ -3174,7 +3261,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[45]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3186,7 +3273,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[45]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3199,7 +3286,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RollbackResponse) GetGeneration() uint64 {
@@ -3242,7 +3329,7 @@ type TestPolicyRequest struct {
 
 func (x *TestPolicyRequest) Reset() {
 	*x = TestPolicyRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[46]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3341,7 @@ func (x *TestPolicyRequest) String() string {
 func (*TestPolicyRequest) ProtoMessage() {}
 
 func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[46]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3354,7 @@ func (x *TestPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPolicyRequest.ProtoReflect.Descriptor instead.
 func (*TestPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TestPolicyRequest) GetFiles() []*SourceFile {
@@ -3294,7 +3381,7 @@ type TestPolicyResponse struct {
 
 func (x *TestPolicyResponse) Reset() {
 	*x = TestPolicyResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[47]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3393,7 @@ func (x *TestPolicyResponse) String() string {
 func (*TestPolicyResponse) ProtoMessage() {}
 
 func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[47]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3406,7 @@ func (x *TestPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPolicyResponse.ProtoReflect.Descriptor instead.
 func (*TestPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TestPolicyResponse) GetCases() []*TestCase {
@@ -3358,7 +3445,7 @@ type TestCase struct {
 
 func (x *TestCase) Reset() {
 	*x = TestCase{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[48]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3370,7 +3457,7 @@ func (x *TestCase) String() string {
 func (*TestCase) ProtoMessage() {}
 
 func (x *TestCase) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[48]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3383,7 +3470,7 @@ func (x *TestCase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestCase.ProtoReflect.Descriptor instead.
 func (*TestCase) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TestCase) GetNamespace() string {
@@ -3469,7 +3556,7 @@ type LintPolicyRequest struct {
 
 func (x *LintPolicyRequest) Reset() {
 	*x = LintPolicyRequest{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[49]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3481,7 +3568,7 @@ func (x *LintPolicyRequest) String() string {
 func (*LintPolicyRequest) ProtoMessage() {}
 
 func (x *LintPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[49]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3494,7 +3581,7 @@ func (x *LintPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LintPolicyRequest.ProtoReflect.Descriptor instead.
 func (*LintPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LintPolicyRequest) GetFiles() []*SourceFile {
@@ -3535,7 +3622,7 @@ type LintFinding struct {
 
 func (x *LintFinding) Reset() {
 	*x = LintFinding{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[50]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3547,7 +3634,7 @@ func (x *LintFinding) String() string {
 func (*LintFinding) ProtoMessage() {}
 
 func (x *LintFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[50]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3560,7 +3647,7 @@ func (x *LintFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LintFinding.ProtoReflect.Descriptor instead.
 func (*LintFinding) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LintFinding) GetCode() string {
@@ -3659,7 +3746,7 @@ type LintPolicyResponse struct {
 
 func (x *LintPolicyResponse) Reset() {
 	*x = LintPolicyResponse{}
-	mi := &file_symbolon_v1_admin_proto_msgTypes[51]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3671,7 +3758,7 @@ func (x *LintPolicyResponse) String() string {
 func (*LintPolicyResponse) ProtoMessage() {}
 
 func (x *LintPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_admin_proto_msgTypes[51]
+	mi := &file_symbolon_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3684,7 +3771,7 @@ func (x *LintPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LintPolicyResponse.ProtoReflect.Descriptor instead.
 func (*LintPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *LintPolicyResponse) GetFindings() []*LintFinding {
@@ -3893,15 +3980,17 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x04last\x18\x04 \x01(\rR\x04last\"Y\n" +
 	"\x12WatchFlowsResponse\x12/\n" +
 	"\x06record\x18\x01 \x01(\v2\x17.symbolon.v1.FlowRecordR\x06record\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\x91\x01\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\xa5\x01\n" +
 	"\x10ListEdgesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12.\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x14.symbolon.v1.OutcomeR\aoutcome\x12/\n" +
-	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\"m\n" +
+	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\rR\x04last\"\x88\x01\n" +
 	"\x11ListEdgesResponse\x12*\n" +
 	"\x05edges\x18\x01 \x01(\v2\x14.symbolon.v1.EdgeSetR\x05edges\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12\x18\n" +
-	"\aevicted\x18\x03 \x01(\x04R\aevicted\"5\n" +
+	"\aevicted\x18\x03 \x01(\x04R\aevicted\x12\x19\n" +
+	"\bleft_off\x18\x04 \x01(\x04R\aleftOff\"5\n" +
 	"\x15ListPolicyHitsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"E\n" +
 	"\x16ListPolicyHitsResponse\x12+\n" +
@@ -3935,7 +4024,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\vconnections\x18\t \x01(\x04R\vconnections\x120\n" +
 	"\x05first\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xb1\x02\n" +
+	"\x04last\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xe6\x02\n" +
 	"\x10SimulateResponse\x120\n" +
 	"\x05edges\x18\x01 \x03(\v2\x1a.symbolon.v1.SimulatedEdgeR\x05edges\x12\x1c\n" +
 	"\tunchanged\x18\x02 \x01(\x04R\tunchanged\x123\n" +
@@ -3945,7 +4034,12 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"generation\x12-\n" +
 	"\achanges\x18\x05 \x03(\v2\x13.symbolon.v1.ChangeR\achanges\x12\x1a\n" +
 	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12-\n" +
-	"\x05tests\x18\a \x03(\v2\x17.symbolon.v1.TestResultR\x05tests\"\x81\x02\n" +
+	"\x05tests\x18\a \x03(\v2\x17.symbolon.v1.TestResultR\x05tests\x123\n" +
+	"\x06counts\x18\b \x03(\v2\x1b.symbolon.v1.SimulatedCountR\x06counts\"x\n" +
+	"\x0eSimulatedCount\x12.\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x1a.symbolon.v1.SimulatedTypeR\x04type\x12\x14\n" +
+	"\x05edges\x18\x02 \x01(\x04R\x05edges\x12 \n" +
+	"\vconnections\x18\x03 \x01(\x04R\vconnections\"\x81\x02\n" +
 	"\x10PolicyGeneration\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -4051,7 +4145,8 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\x9c\b\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\x8c\n" +
+	"\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -4067,7 +4162,10 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\rGetGeneration\x12!.symbolon.v1.GetGenerationRequest\x1a\".symbolon.v1.GetGenerationResponse\x12G\n" +
 	"\bRollback\x12\x1c.symbolon.v1.RollbackRequest\x1a\x1d.symbolon.v1.RollbackResponse\x12O\n" +
 	"\n" +
-	"WatchFlows\x12\x1e.symbolon.v1.WatchFlowsRequest\x1a\x1f.symbolon.v1.WatchFlowsResponse0\x01B9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"WatchFlows\x12\x1e.symbolon.v1.WatchFlowsRequest\x1a\x1f.symbolon.v1.WatchFlowsResponse0\x01\x12J\n" +
+	"\tListEdges\x12\x1d.symbolon.v1.ListEdgesRequest\x1a\x1e.symbolon.v1.ListEdgesResponse\x12Y\n" +
+	"\x0eListPolicyHits\x12\".symbolon.v1.ListPolicyHitsRequest\x1a#.symbolon.v1.ListPolicyHitsResponse\x12G\n" +
+	"\bSimulate\x12\x1c.symbolon.v1.SimulateRequest\x1a\x1d.symbolon.v1.SimulateResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_admin_proto_rawDescOnce sync.Once
@@ -4082,7 +4180,7 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                 // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),              // 1: symbolon.v1.SimulatedType
@@ -4126,136 +4224,145 @@ var file_symbolon_v1_admin_proto_goTypes = []any{
 	(*SimulatedVerdict)(nil),        // 39: symbolon.v1.SimulatedVerdict
 	(*SimulatedEdge)(nil),           // 40: symbolon.v1.SimulatedEdge
 	(*SimulateResponse)(nil),        // 41: symbolon.v1.SimulateResponse
-	(*PolicyGeneration)(nil),        // 42: symbolon.v1.PolicyGeneration
-	(*ListGenerationsRequest)(nil),  // 43: symbolon.v1.ListGenerationsRequest
-	(*ListGenerationsResponse)(nil), // 44: symbolon.v1.ListGenerationsResponse
-	(*GetGenerationRequest)(nil),    // 45: symbolon.v1.GetGenerationRequest
-	(*GetGenerationResponse)(nil),   // 46: symbolon.v1.GetGenerationResponse
-	(*RollbackRequest)(nil),         // 47: symbolon.v1.RollbackRequest
-	(*RollbackResponse)(nil),        // 48: symbolon.v1.RollbackResponse
-	(*TestPolicyRequest)(nil),       // 49: symbolon.v1.TestPolicyRequest
-	(*TestPolicyResponse)(nil),      // 50: symbolon.v1.TestPolicyResponse
-	(*TestCase)(nil),                // 51: symbolon.v1.TestCase
-	(*LintPolicyRequest)(nil),       // 52: symbolon.v1.LintPolicyRequest
-	(*LintFinding)(nil),             // 53: symbolon.v1.LintFinding
-	(*LintPolicyResponse)(nil),      // 54: symbolon.v1.LintPolicyResponse
-	nil,                             // 55: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                             // 56: symbolon.v1.Host.AttributesEntry
-	nil,                             // 57: symbolon.v1.Workload.AttributesEntry
-	nil,                             // 58: symbolon.v1.ExplainEndpoint.AttributesEntry
-	(*timestamppb.Timestamp)(nil),   // 59: google.protobuf.Timestamp
-	(*Resource)(nil),                // 60: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),     // 61: google.protobuf.Duration
-	(Reason)(0),                     // 62: symbolon.v1.Reason
-	(Protection)(0),                 // 63: symbolon.v1.Protection
-	(Verb)(0),                       // 64: symbolon.v1.Verb
-	(Mode)(0),                       // 65: symbolon.v1.Mode
-	(Outcome)(0),                    // 66: symbolon.v1.Outcome
-	(*FlowRecord)(nil),              // 67: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),                 // 68: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                 // 69: symbolon.v1.EdgeEnd
-	(*LabelValues)(nil),             // 70: symbolon.v1.LabelValues
+	(*SimulatedCount)(nil),          // 42: symbolon.v1.SimulatedCount
+	(*PolicyGeneration)(nil),        // 43: symbolon.v1.PolicyGeneration
+	(*ListGenerationsRequest)(nil),  // 44: symbolon.v1.ListGenerationsRequest
+	(*ListGenerationsResponse)(nil), // 45: symbolon.v1.ListGenerationsResponse
+	(*GetGenerationRequest)(nil),    // 46: symbolon.v1.GetGenerationRequest
+	(*GetGenerationResponse)(nil),   // 47: symbolon.v1.GetGenerationResponse
+	(*RollbackRequest)(nil),         // 48: symbolon.v1.RollbackRequest
+	(*RollbackResponse)(nil),        // 49: symbolon.v1.RollbackResponse
+	(*TestPolicyRequest)(nil),       // 50: symbolon.v1.TestPolicyRequest
+	(*TestPolicyResponse)(nil),      // 51: symbolon.v1.TestPolicyResponse
+	(*TestCase)(nil),                // 52: symbolon.v1.TestCase
+	(*LintPolicyRequest)(nil),       // 53: symbolon.v1.LintPolicyRequest
+	(*LintFinding)(nil),             // 54: symbolon.v1.LintFinding
+	(*LintPolicyResponse)(nil),      // 55: symbolon.v1.LintPolicyResponse
+	nil,                             // 56: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                             // 57: symbolon.v1.Host.AttributesEntry
+	nil,                             // 58: symbolon.v1.Workload.AttributesEntry
+	nil,                             // 59: symbolon.v1.ExplainEndpoint.AttributesEntry
+	(*timestamppb.Timestamp)(nil),   // 60: google.protobuf.Timestamp
+	(*Resource)(nil),                // 61: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),     // 62: google.protobuf.Duration
+	(Reason)(0),                     // 63: symbolon.v1.Reason
+	(Protection)(0),                 // 64: symbolon.v1.Protection
+	(Verb)(0),                       // 65: symbolon.v1.Verb
+	(Mode)(0),                       // 66: symbolon.v1.Mode
+	(Outcome)(0),                    // 67: symbolon.v1.Outcome
+	(*FlowRecord)(nil),              // 68: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),                 // 69: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                 // 70: symbolon.v1.EdgeEnd
+	(*LabelValues)(nil),             // 71: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	59, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	59, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	60, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	60, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
 	5,  // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
 	0,  // 3: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
 	8,  // 4: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
 	7,  // 5: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
 	10, // 6: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
 	11, // 7: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	60, // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	55, // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	61, // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	59, // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	56, // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	59, // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	59, // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	59, // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	61, // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	56, // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	62, // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	60, // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	57, // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	60, // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	60, // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	60, // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
 	19, // 16: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	57, // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	59, // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	59, // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	58, // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	60, // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	60, // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
 	24, // 20: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
 	27, // 21: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
 	27, // 22: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	58, // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	62, // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	63, // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	59, // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	63, // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	64, // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
 	29, // 26: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	64, // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	65, // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	63, // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	65, // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	66, // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	64, // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
 	28, // 30: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	66, // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	67, // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	66, // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	61, // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	68, // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	67, // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	68, // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	67, // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	62, // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	69, // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
 	37, // 36: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	59, // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	60, // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
 	5,  // 38: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	61, // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	63, // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	62, // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	62, // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	64, // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	63, // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
 	1,  // 42: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	69, // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	69, // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	70, // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	70, // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
 	39, // 45: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
 	39, // 46: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	59, // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	59, // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	60, // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	60, // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
 	40, // 49: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
 	7,  // 50: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
 	10, // 51: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
-	59, // 52: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
-	42, // 53: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
-	42, // 54: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
-	7,  // 55: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	60, // 56: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
-	7,  // 57: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
-	10, // 58: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
-	5,  // 59: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	51, // 60: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
-	28, // 61: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
-	5,  // 62: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	2,  // 63: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
-	53, // 64: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
-	70, // 65: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	70, // 66: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	70, // 67: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,  // 68: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,  // 69: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12, // 70: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14, // 71: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16, // 72: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18, // 73: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21, // 74: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23, // 75: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26, // 76: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	43, // 77: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	45, // 78: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	47, // 79: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	31, // 80: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	4,  // 81: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,  // 82: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13, // 83: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15, // 84: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17, // 85: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20, // 86: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22, // 87: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25, // 88: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30, // 89: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	44, // 90: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	46, // 91: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	48, // 92: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	32, // 93: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	81, // [81:94] is the sub-list for method output_type
-	68, // [68:81] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	42, // 52: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
+	1,  // 53: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
+	60, // 54: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	43, // 55: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
+	43, // 56: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
+	7,  // 57: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
+	61, // 58: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	7,  // 59: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
+	10, // 60: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
+	5,  // 61: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	52, // 62: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
+	28, // 63: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
+	5,  // 64: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	2,  // 65: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
+	54, // 66: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
+	71, // 67: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	71, // 68: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	71, // 69: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,  // 70: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,  // 71: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12, // 72: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14, // 73: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16, // 74: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18, // 75: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21, // 76: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23, // 77: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26, // 78: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44, // 79: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46, // 80: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48, // 81: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	31, // 82: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33, // 83: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35, // 84: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38, // 85: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	4,  // 86: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,  // 87: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13, // 88: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15, // 89: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17, // 90: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20, // 91: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22, // 92: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25, // 93: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30, // 94: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45, // 95: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47, // 96: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49, // 97: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	32, // 98: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34, // 99: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36, // 100: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41, // 101: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	86, // [86:102] is the sub-list for method output_type
+	70, // [70:86] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -4273,7 +4380,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   56,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

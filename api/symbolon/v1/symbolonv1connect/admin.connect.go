@@ -66,6 +66,13 @@ const (
 	AdminServiceRollbackProcedure = "/symbolon.v1.AdminService/Rollback"
 	// AdminServiceWatchFlowsProcedure is the fully-qualified name of the AdminService's WatchFlows RPC.
 	AdminServiceWatchFlowsProcedure = "/symbolon.v1.AdminService/WatchFlows"
+	// AdminServiceListEdgesProcedure is the fully-qualified name of the AdminService's ListEdges RPC.
+	AdminServiceListEdgesProcedure = "/symbolon.v1.AdminService/ListEdges"
+	// AdminServiceListPolicyHitsProcedure is the fully-qualified name of the AdminService's
+	// ListPolicyHits RPC.
+	AdminServiceListPolicyHitsProcedure = "/symbolon.v1.AdminService/ListPolicyHits"
+	// AdminServiceSimulateProcedure is the fully-qualified name of the AdminService's Simulate RPC.
+	AdminServiceSimulateProcedure = "/symbolon.v1.AdminService/Simulate"
 )
 
 // AdminServiceClient is a client for the symbolon.v1.AdminService service.
@@ -89,6 +96,13 @@ type AdminServiceClient interface {
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	// WatchFlows replays what the controller still has, newest last, then follows.
 	WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest]) (*connect.ServerStreamForClient[v1.WatchFlowsResponse], error)
+	// ListEdges gives what was recorded of who reached whom.
+	ListEdges(context.Context, *connect.Request[v1.ListEdgesRequest]) (*connect.Response[v1.ListEdgesResponse], error)
+	// ListPolicyHits counts the connections that each policy decided.
+	ListPolicyHits(context.Context, *connect.Request[v1.ListPolicyHitsRequest]) (*connect.Response[v1.ListPolicyHitsResponse], error)
+	// Simulate decides recorded edges by what an apply of the files would put into
+	// force. Errors: as Apply's; nothing is changed.
+	Simulate(context.Context, *connect.Request[v1.SimulateRequest]) (*connect.Response[v1.SimulateResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the symbolon.v1.AdminService service. By default,
@@ -180,6 +194,24 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("WatchFlows")),
 			connect.WithClientOptions(opts...),
 		),
+		listEdges: connect.NewClient[v1.ListEdgesRequest, v1.ListEdgesResponse](
+			httpClient,
+			baseURL+AdminServiceListEdgesProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListEdges")),
+			connect.WithClientOptions(opts...),
+		),
+		listPolicyHits: connect.NewClient[v1.ListPolicyHitsRequest, v1.ListPolicyHitsResponse](
+			httpClient,
+			baseURL+AdminServiceListPolicyHitsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListPolicyHits")),
+			connect.WithClientOptions(opts...),
+		),
+		simulate: connect.NewClient[v1.SimulateRequest, v1.SimulateResponse](
+			httpClient,
+			baseURL+AdminServiceSimulateProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("Simulate")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -198,6 +230,9 @@ type adminServiceClient struct {
 	getGeneration   *connect.Client[v1.GetGenerationRequest, v1.GetGenerationResponse]
 	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
 	watchFlows      *connect.Client[v1.WatchFlowsRequest, v1.WatchFlowsResponse]
+	listEdges       *connect.Client[v1.ListEdgesRequest, v1.ListEdgesResponse]
+	listPolicyHits  *connect.Client[v1.ListPolicyHitsRequest, v1.ListPolicyHitsResponse]
+	simulate        *connect.Client[v1.SimulateRequest, v1.SimulateResponse]
 }
 
 // GetStatus calls symbolon.v1.AdminService.GetStatus.
@@ -265,6 +300,21 @@ func (c *adminServiceClient) WatchFlows(ctx context.Context, req *connect.Reques
 	return c.watchFlows.CallServerStream(ctx, req)
 }
 
+// ListEdges calls symbolon.v1.AdminService.ListEdges.
+func (c *adminServiceClient) ListEdges(ctx context.Context, req *connect.Request[v1.ListEdgesRequest]) (*connect.Response[v1.ListEdgesResponse], error) {
+	return c.listEdges.CallUnary(ctx, req)
+}
+
+// ListPolicyHits calls symbolon.v1.AdminService.ListPolicyHits.
+func (c *adminServiceClient) ListPolicyHits(ctx context.Context, req *connect.Request[v1.ListPolicyHitsRequest]) (*connect.Response[v1.ListPolicyHitsResponse], error) {
+	return c.listPolicyHits.CallUnary(ctx, req)
+}
+
+// Simulate calls symbolon.v1.AdminService.Simulate.
+func (c *adminServiceClient) Simulate(ctx context.Context, req *connect.Request[v1.SimulateRequest]) (*connect.Response[v1.SimulateResponse], error) {
+	return c.simulate.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the symbolon.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -286,6 +336,13 @@ type AdminServiceHandler interface {
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
 	// WatchFlows replays what the controller still has, newest last, then follows.
 	WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest], *connect.ServerStream[v1.WatchFlowsResponse]) error
+	// ListEdges gives what was recorded of who reached whom.
+	ListEdges(context.Context, *connect.Request[v1.ListEdgesRequest]) (*connect.Response[v1.ListEdgesResponse], error)
+	// ListPolicyHits counts the connections that each policy decided.
+	ListPolicyHits(context.Context, *connect.Request[v1.ListPolicyHitsRequest]) (*connect.Response[v1.ListPolicyHitsResponse], error)
+	// Simulate decides recorded edges by what an apply of the files would put into
+	// force. Errors: as Apply's; nothing is changed.
+	Simulate(context.Context, *connect.Request[v1.SimulateRequest]) (*connect.Response[v1.SimulateResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -373,6 +430,24 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("WatchFlows")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceListEdgesHandler := connect.NewUnaryHandler(
+		AdminServiceListEdgesProcedure,
+		svc.ListEdges,
+		connect.WithSchema(adminServiceMethods.ByName("ListEdges")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceListPolicyHitsHandler := connect.NewUnaryHandler(
+		AdminServiceListPolicyHitsProcedure,
+		svc.ListPolicyHits,
+		connect.WithSchema(adminServiceMethods.ByName("ListPolicyHits")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceSimulateHandler := connect.NewUnaryHandler(
+		AdminServiceSimulateProcedure,
+		svc.Simulate,
+		connect.WithSchema(adminServiceMethods.ByName("Simulate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/symbolon.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -401,6 +476,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceRollbackHandler.ServeHTTP(w, r)
 		case AdminServiceWatchFlowsProcedure:
 			adminServiceWatchFlowsHandler.ServeHTTP(w, r)
+		case AdminServiceListEdgesProcedure:
+			adminServiceListEdgesHandler.ServeHTTP(w, r)
+		case AdminServiceListPolicyHitsProcedure:
+			adminServiceListPolicyHitsHandler.ServeHTTP(w, r)
+		case AdminServiceSimulateProcedure:
+			adminServiceSimulateHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -460,4 +541,16 @@ func (UnimplementedAdminServiceHandler) Rollback(context.Context, *connect.Reque
 
 func (UnimplementedAdminServiceHandler) WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest], *connect.ServerStream[v1.WatchFlowsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.WatchFlows is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListEdges(context.Context, *connect.Request[v1.ListEdgesRequest]) (*connect.Response[v1.ListEdgesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.ListEdges is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListPolicyHits(context.Context, *connect.Request[v1.ListPolicyHitsRequest]) (*connect.Response[v1.ListPolicyHitsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.ListPolicyHits is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) Simulate(context.Context, *connect.Request[v1.SimulateRequest]) (*connect.Response[v1.SimulateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Simulate is not implemented"))
 }
