@@ -29,25 +29,12 @@ func ConnectApp(src netip.Addr, dst netip.AddrPort, keepAlive net.KeepAliveConfi
 			fd = -1
 		}
 	}()
-	type option struct{ level, name, value int }
-	options := []option{
-		{unix.SOL_SOCKET, unix.SO_MARK, MarkApp},
-		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-	}
-	if keepAlive.Enable {
-		options = append(options,
-			option{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-			option{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAlive.Idle.Seconds())},
-			option{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAlive.Interval.Seconds())},
-			option{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlive.Count})
-	}
+	options := append(keepAliveOptions(keepAlive), option{unix.SOL_SOCKET, unix.SO_MARK, MarkApp}, option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1})
 	if src.IsValid() {
 		options = append(options, option{unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1})
 	}
-	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return fd, os.NewSyscallError("setsockopt", err)
-		}
+	if err := setOptions(fd, options); err != nil {
+		return fd, err
 	}
 	if src.IsValid() {
 		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(src, 0))); err != nil {

@@ -73,12 +73,13 @@ func Dialer(mark int, keepAlive net.KeepAliveConfig) *net.Dialer {
 }
 
 // ListenConfig is for the proxy's listeners: SO_REUSEADDR, so that a restart need
-// not wait for old connections, keepalives on accepted connections, plain TCP.
+// not wait for old connections, plain TCP, and keepalives, which accepted connections
+// inherit, so that they cost no system calls for each.
 func ListenConfig(keepAlive net.KeepAliveConfig) *net.ListenConfig {
-	lc := &net.ListenConfig{KeepAliveConfig: keepAlive, Control: func(_, _ string, c syscall.RawConn) error {
+	lc := &net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if cerr := c.Control(func(fd uintptr) {
-			err = os.NewSyscallError("setsockopt SO_REUSEADDR", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+			err = setOptions(int(fd), append(keepAliveOptions(keepAlive), option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}))
 		}); cerr != nil {
 			return cerr
 		}
@@ -86,4 +87,29 @@ func ListenConfig(keepAlive net.KeepAliveConfig) *net.ListenConfig {
 	}}
 	lc.SetMultipathTCP(false)
 	return lc
+}
+
+// option is a socket option with an integer value.
+type option struct{ level, name, value int }
+
+// keepAliveOptions are those of keepAlive, none where it is not enabled.
+func keepAliveOptions(k net.KeepAliveConfig) []option {
+	if !k.Enable {
+		return nil
+	}
+	return []option{
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(k.Idle / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(k.Interval / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, k.Count},
+	}
+}
+
+func setOptions(fd int, options []option) error {
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return nil
 }
