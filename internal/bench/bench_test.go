@@ -293,3 +293,23 @@ func TestChoices(t *testing.T) {
 		}
 	}
 }
+
+// Decisions are measured without a lab, and what is known costs no allocation.
+func TestDecisions(t *testing.T) {
+	c, _, size, err := compileMany(1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := decided{Policies: 1000, Attributes: 30, BytesPerPolicy: size / 1000}
+	if err := d.measure(c, 1); err != nil {
+		t.Fatal(err)
+	}
+	if d.KnownNs <= 0 || d.NewNs <= d.KnownNs || d.KnownAllocs != 0 || d.NewAllocs == 0 || d.BytesPerPolicy <= 0 {
+		t.Errorf("measured %+v", d)
+	}
+	var b bytes.Buffer
+	writeDecisions(&b, []decided{d})
+	if !strings.Contains(b.String(), "| 1000 policies, 30 attributes |") {
+		t.Errorf("table:\n%s", b.String())
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -149,7 +150,16 @@ func choose(what, list string, all []string) ([]string, error) {
 
 // bench builds the lab, measures, reports, and removes the lab.
 func bench(ctx context.Context, o *options, out, progress io.Writer) (err error) {
-	start := time.Now()
+	r := &results{Started: time.Now(), Machine: machine(ctx), Rounds: o.rounds, Duration: o.duration.Seconds()}
+	if slices.Contains(o.workloads, decideWorkload) {
+		if r.Decisions, err = measureDecisions(ctx, o, progress); err != nil {
+			return err
+		}
+		if len(o.workloads) == 1 {
+			writeDecisions(out, r.Decisions)
+			return r.finish(o)
+		}
+	}
 	l, err := newLab(ctx, o, progress)
 	if l != nil {
 		defer func() { err = errors.Join(err, l.close()) }()
@@ -157,13 +167,13 @@ func bench(ctx context.Context, o *options, out, progress io.Writer) (err error)
 	if err != nil {
 		return err
 	}
-	r := &results{Started: start, Machine: machine(ctx), Rounds: o.rounds, Duration: o.duration.Seconds(), Systems: l.about()}
+	r.Systems = l.about()
 	err = l.run(ctx, o, r)
-	r.Took = time.Since(start).Seconds()
+	r.Took = time.Since(r.Started).Seconds()
 	l.epilogue(r)
 	r.write(out) // what there is, if interrupted
-	if err != nil || o.out == "" {
+	if err != nil {
 		return err
 	}
-	return r.save(o.out)
+	return r.finish(o)
 }

@@ -25,6 +25,7 @@ type results struct {
 	Steal     noise   // of other machines
 	Systems   []systemInfo
 	Workloads []*table
+	Decisions []decided `json:",omitempty"`
 	Notes     []string
 }
 
@@ -109,6 +110,7 @@ func (r *results) write(w io.Writer) {
 	for _, t := range r.Workloads {
 		r.writeTable(w, t)
 	}
+	writeDecisions(w, r.Decisions)
 	for _, note := range r.Notes {
 		fmt.Fprintf(w, "\n%s\n", note)
 	}
@@ -191,6 +193,14 @@ func writeRows(w io.Writer, rows [][]string) {
 			fmt.Fprintln(w)
 		}
 	}
+}
+
+// finish saves the results, if they are to be.
+func (r *results) finish(o *options) error {
+	if o.out == "" {
+		return nil
+	}
+	return r.save(o.out)
 }
 
 // save writes everything, samples included, as JSON.

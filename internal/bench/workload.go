@@ -106,7 +106,7 @@ func workloadNames() []string {
 	for _, w := range allWorkloads(nil) {
 		names = append(names, w.name)
 	}
-	return append(names, "idle")
+	return append(names, "idle", decideWorkload)
 }
 
 // limit bounds a load generator's life beyond its window, with time for opening its
