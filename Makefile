@@ -77,7 +77,7 @@ fuzz: ## every fuzz target for FUZZTIME (20s) each
 	@FUZZTIME=$(FUZZTIME) hack/fuzz.sh
 
 .PHONY: bench
-bench: bench-build ## the data plane beside HAProxy, nginx and others, 15 minutes (needs root)
+bench: bench-build ## the data plane beside HAProxy, nginx and others, and policy decisions, 15 minutes (needs root)
 	$(BIN)/symbolon-bench $(BENCH_FLAGS)
 
 .PHONY: bench-quick
