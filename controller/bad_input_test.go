@@ -80,7 +80,7 @@ func (w *world) unchanged(before *symbolonv1.ListResourcesResponse) {
 // none, and is found.
 func TestAHundredThousandPolicies(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes a minute on a busy machine")
+		t.Skip("some ten seconds of CPU")
 	}
 	const n, inFile = 100_000, 25_000
 	w := newWorld(t)
@@ -101,7 +101,7 @@ func TestAHundredThousandPolicies(t *testing.T) {
 		}
 		return out
 	}
-	_, err := w.tryApply(&symbolonv1.ApplyRequest{Files: files("alow")})
+	_, err := w.tryApply(&symbolonv1.ApplyRequest{Files: files("alow")[3:]})
 	wantCode(t, err, connect.CodeInvalidArgument, fmt.Sprintf("3.yaml:%d:7", 7*inFile-1), "alow", "^")
 	w.unchanged(before)
 	res, err := w.tryApply(&symbolonv1.ApplyRequest{Files: files("allow")})

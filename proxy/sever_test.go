@@ -332,7 +332,7 @@ func TestQueue(t *testing.T) {
 // reset at both ends, and the others go on.
 func TestSeverAmongRealConnections(t *testing.T) {
 	if testing.Short() {
-		t.Skip("two thousand handshakes")
+		t.Skip("two thousand handshakes one after the other")
 	}
 	const staying, going = 1900, 100
 	w := newWorld(t)
@@ -391,4 +391,99 @@ func TestSeverAmongRealConnections(t *testing.T) {
 	if n := w.p.table.size(); n != staying {
 		t.Errorf("%d connections are open, want %d", n, staying)
 	}
+}
+
+// TestRule10OpenConnectionsAreJudgedAgain, whichever change could touch them; the newly
+// denied are cut, with their reason, and the others are not. (The rules are those of
+// docs/policy.md; 1 to 9 are policydb's.)
+func TestRule10OpenConnectionsAreJudgedAgain(t *testing.T) {
+	ca := newAuthority(t, "acme.example")
+	svid := func(app string, valid time.Duration) *identity.Credential {
+		l := ca.leaf("/prod/"+app, map[string][]string{"app": {app}})
+		l.NotAfter = time.Now().Add(valid)
+		return ca.credential(l, identity.NewSVID)
+	}
+	const long = 24 * time.Hour
+	inHours := func(h int) string { return time.Now().Add(time.Duration(h) * time.Hour).UTC().Format(time.RFC3339) }
+	changed, expired := symbolonv1.Reason_REASON_POLICY_CHANGED, symbolonv1.Reason_REASON_SVID_EXPIRED
+	for _, tc := range []struct {
+		name      string
+		policy    string
+		own, peer time.Duration // validity
+		change    func(w *world10)
+		cut       symbolonv1.Reason // of the connection that the change could touch
+	}{
+		{"nothing", baseline, long, long, func(w *world10) { w.table.sweep(w.now) }, 0},
+		{"the same policy", baseline, long, long, func(w *world10) { w.set(t, baseline+w.beside) }, 0},
+		{"the policy", baseline, long, long, func(w *world10) { w.set(t, denied+w.beside) }, changed},
+		{"an attribute", baseline, long, long, func(w *world10) { w.rotate(svid("cache", long)) }, changed},
+		{"the certificate, not the claims", baseline, long, long, func(w *world10) { w.rotate(svid("db", long)) }, 0},
+		{"a window's end", baseline + "expires: " + inHours(1) + "\n", long, long, func(w *world10) { w.later(2 * time.Hour) }, changed},
+		{"before a window's end", baseline + "expires: " + inHours(3) + "\n", long, long, func(w *world10) { w.later(2 * time.Hour) }, 0},
+		{"our certificate's end", baseline, time.Hour, long, func(w *world10) { w.later(2 * time.Hour) }, expired},
+		{"our certificate's end, renewed in time", baseline, time.Hour, long, func(w *world10) { w.rotate(svid("db", long)); w.later(2 * time.Hour) }, 0},
+		{"the peer's certificate's end", baseline, long, time.Hour, func(w *world10) { w.later(2 * time.Hour) }, expired},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := &world10{now: time.Now(), table: new(table), beside: "---\nkind: Policy\nnamespace: /prod\nname: batch-calls-spool\nsubject: {app: batch}\nverb: allow\nobject: {app: spool}\n"}
+			w.set(t, tc.policy+w.beside)
+			w.me = w.parties.get(identity.Key{UID: 1}, svid("db", tc.own), w.now)
+			other := w.parties.get(identity.Key{UID: 2}, svid("spool", long), w.now)
+			web, batch := w.open(w.me, "web", tc.peer), w.open(other, "batch", long)
+			tc.change(w)
+			if web.cutReason() != tc.cut {
+				t.Errorf("cut for %v, want %v", web.cutReason(), tc.cut)
+			}
+			if why := batch.cutReason(); why != 0 {
+				t.Errorf("the one beside it was cut for %v", why)
+			}
+		})
+	}
+}
+
+// world10 is a table, its parties and a clock.
+type world10 struct {
+	table   *table
+	parties parties
+	me      *party
+	now     time.Time
+	beside  string
+}
+
+func (w *world10) set(t *testing.T, yaml string) {
+	t.Helper()
+	docs, err := policydb.Parse("test.yaml", []byte(yaml))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rs []*symbolonv1.Resource
+	for _, d := range docs {
+		rs = append(rs, d.Resource)
+	}
+	w.table.setPolicy(must(policydb.Compile(rs, 1))(t), func() {}, w.now)
+}
+
+func (w *world10) rotate(c *identity.Credential) {
+	w.table.changed(w.parties.update(w.me.key, c), w.now)
+}
+
+func (w *world10) later(d time.Duration) {
+	w.now = w.now.Add(d)
+	w.table.sweep(w.now)
+}
+
+// open is a connection of app with me, as a client of this host's without a tunnel:
+// what counts is the certificate that me has now.
+func (w *world10) open(me *party, app string, peer time.Duration) *live {
+	from := policydb.Endpoint{Namespace: "/prod", Attributes: identity.NewAttributes(map[string][]string{"app": {app}})}
+	l := &live{
+		question: question{kind: fromTunnel, near: me, namespace: "/prod", attributes: from.Attributes.Hash(), port: 5432},
+		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
+			d := c.Decide(policydb.Server, &policydb.Query{From: from, To: me.endpoint(), Protocol: tcp, Port: 5432}, now)
+			return d.Allow, d.Until
+		},
+		expires: me.expires, notAfter: w.now.Add(peer), cut: func() {},
+	}
+	w.table.add(l, w.now)
+	return l
 }
