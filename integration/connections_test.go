@@ -118,8 +118,9 @@ func (w *world) unreachable(t *testing.T) {
 	w.Router.IPTables(4, "-I", "FORWARD", "-p", "tcp", "--dport", "7097", "-j", "REJECT", "--reject-with", "icmp-host-unreachable")
 	w.Router.IPTables(6, "-I", "FORWARD", "-p", "tcp", "--dport", "7097", "-j", "REJECT", "--reject-with", "icmp6-addr-unreachable")
 	said := make(chan string, 2)
+	meanwhile := *w // families gives w to one test after another
 	for _, addr := range []string{"10.2.0.2", "[fd00:2::2]"} {
-		go func() { said <- w.try(w.Client, "echo", addr+":7098", "hello") }() // takes until connecting is given up
+		go func() { said <- meanwhile.try(w.Client, "echo", addr+":7098", "hello") }() // takes until connecting is given up
 	}
 	w.families(t, func(t *testing.T, addr string) {
 		w.expect("unreachable", w.try(w.Client, "echo", addr+":7097", "hello"), "reset")

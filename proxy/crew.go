@@ -3,7 +3,7 @@ package proxy
 import "sync/atomic"
 
 // resting is how many goroutines a crew keeps that have nothing to do.
-const resting = 64
+const resting = 8
 
 // crew runs functions on goroutines that it keeps for the next ones. A new goroutine
 // begins with a small stack, which is copied again and again as a handshake or a
