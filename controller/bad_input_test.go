@@ -34,7 +34,7 @@ func TestBadInput(t *testing.T) {
 	}{
 		"typo in a key":                    {policyWith("objekt: any"), []string{"x.yaml:7:1", "objekt", "object"}},
 		"typo in a label":                  {policyWith("where: {same: [ap]}"), []string{"x.yaml:7:", `"ap"`, "app"}},
-		"typo in an operator":              {strings.Replace(policyWith(""), "{app: db}", "{app: {nto: [db]}}", 1), []string{"x.yaml:6:", "nto", "not"}},
+		"typo in an operator":              {strings.Replace(policyWith(""), "{app: db}", "{app: {nott: [db]}}", 1), []string{"x.yaml:6:", "nott", "not"}},
 		"typo in a verb":                   {strings.Replace(policyWith(""), "verb: allow", "verb: alow", 1), []string{"x.yaml:5:7", "alow", "allow"}},
 		"typo in a port":                   {policyWith("ports: [tcpp/443]"), []string{"x.yaml:7:9", "tcpp/443"}},
 		"port out of range":                {policyWith("ports: [tcp/443-70000]"), []string{"x.yaml:7:9", "70000"}},
