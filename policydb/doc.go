@@ -6,6 +6,7 @@
 //
 //	Parse, FormatYAML      text to resources and back; errors show line and caret
 //	DB, Plan, Snapshot     the working set: a checked change is one generation or nothing
+//	DB.Test, Lint          every PolicyTest with its grounds; what is valid and hardly meant
 //	Snapshot.VisibleTo     what one host needs of it
 //	Snapshot.Assign        which namespace, name, labels and claims a workload gets
 //	Compile, Decide        one side's verdict on one connection, in nanoseconds

@@ -54,28 +54,8 @@ type planner struct {
 // those below. Nothing changes before Commit. With strict, warnings are errors.
 // Errors: *ValidationErrors.
 func (db *DB) Plan(upserts []Document, deletes []Key, strict bool) (*Plan, error) {
-	base := db.Snapshot()
-	p := &planner{
-		Plan:      &Plan{base: base, candidate: &Snapshot{mem: base.mem.Snapshot(), generation: base.generation}},
-		documents: make(map[Key]*Document, len(upserts)),
-	}
-	p.words.snapshot = p.candidate
-	p.checkAlone(upserts)
-	if !p.ok() {
-		return nil, &p.errs
-	}
-	p.apply(deletes)
-	if !p.ok() {
-		return nil, &p.errs
-	}
-	p.checkTree()
-	if !p.ok() {
-		return nil, &p.errs
-	}
-	p.checkWords()
-	p.checkOverlaps()
-	p.checkDeciders()
-	if !p.ok() {
+	p := db.candidate(upserts)
+	if !p.check(upserts, deletes) {
 		return nil, &p.errs
 	}
 	p.warn(db.Now())
@@ -90,6 +70,37 @@ func (db *DB) Plan(upserts []Document, deletes []Key, strict bool) (*Plan, error
 		return nil, &p.errs
 	}
 	return p.Plan, nil
+}
+
+// candidate starts a plan on what is in force.
+func (db *DB) candidate(upserts []Document) *planner {
+	base := db.Snapshot()
+	p := &planner{
+		Plan:      &Plan{base: base, candidate: &Snapshot{mem: base.mem.Snapshot(), generation: base.generation}},
+		documents: make(map[Key]*Document, len(upserts)),
+	}
+	p.words.snapshot = p.candidate
+	return p
+}
+
+// check makes the candidate, and tells whether it is valid.
+func (p *planner) check(upserts []Document, deletes []Key) bool {
+	p.checkAlone(upserts)
+	if !p.ok() {
+		return false
+	}
+	p.apply(deletes)
+	if !p.ok() {
+		return false
+	}
+	p.checkTree()
+	if !p.ok() {
+		return false
+	}
+	p.checkWords()
+	p.checkOverlaps()
+	p.checkDeciders()
+	return p.ok()
 }
 
 // ok tells whether nothing is wrong so far. If something is, it puts it in order.

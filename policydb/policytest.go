@@ -38,7 +38,7 @@ func (p *planner) runTests(now time.Time) {
 	}
 	for _, r := range tests {
 		for i, t := range r.GetPolicyTest().GetTests() {
-			failure := c.test(r.GetNamespace(), t, now)
+			failure, _ := c.test(r.GetNamespace(), t, now)
 			p.TestResults = append(p.TestResults, &symbolonv1.TestResult{
 				Test: RefOf(r) + ": " + t.GetName(), Passed: failure == "", Message: failure,
 			})
@@ -47,6 +47,59 @@ func (p *planner) runTests(now time.Time) {
 			}
 		}
 	}
+}
+
+// TestCase is one test of a PolicyTest, run.
+type TestCase struct {
+	// PolicyTest is what it is part of, Name its own.
+	PolicyTest Key
+	Name       string
+	// Failure is what was wanted and what came; empty if it passed.
+	Failure string
+	// File and Line are where it is written, if that is known.
+	File string
+	Line int
+	// Of one that failed: where, and both sides' decisions with their grounds.
+	Protocol string
+	Port     uint16
+	Sides    []Explanation
+}
+
+// Test runs all PolicyTests of a namespace (empty: the root) and below, against what
+// is in force as changed by documents, whatever has failed before. Windows count as
+// open. Errors: *ValidationErrors, for documents that are wrong in themselves.
+func (db *DB) Test(documents []Document, namespace string) ([]TestCase, error) {
+	p := db.candidate(documents)
+	if !p.check(documents, nil) {
+		return nil, &p.errs
+	}
+	if namespace == "" {
+		namespace = "/"
+	}
+	tests := p.candidate.List(KindPolicyTest, namespace)
+	c, err := p.candidate.compileFor(tests)
+	if err != nil {
+		return nil, fmt.Errorf("compile: %w", err)
+	}
+	now := db.Now()
+	var out []TestCase
+	for _, r := range tests {
+		doc := p.documents[KeyOf(r)]
+		for i, t := range r.GetPolicyTest().GetTests() {
+			failure, q := c.test(r.GetNamespace(), t, now)
+			x := TestCase{PolicyTest: KeyOf(r), Name: t.GetName(), Failure: failure}
+			if failure != "" {
+				x.Protocol, x.Port = q.Protocol, q.Port
+				x.Sides = []Explanation{c.Explain(Client, q, now), c.Explain(Server, q, now)}
+				if doc != nil {
+					at := doc.at(problem{[]any{"tests", i, "name", theValue{}}, mistake{}})
+					x.File, x.Line = at.File, at.Line
+				}
+			}
+			out = append(out, x)
+		}
+	}
+	return out, nil
 }
 
 // compileFor compiles what stands on the chains of the tests' namespaces.
@@ -69,10 +122,10 @@ func (s *Snapshot) compileFor(tests []*symbolonv1.Resource) (*Compiled, error) {
 	return c, err
 }
 
-// test returns what is wrong, or "". A test on a range of ports, or on any, must
-// hold for each of them.
-func (c *Compiled) test(namespace string, t *symbolonv1.PolicyTest_Test, now time.Time) string {
-	q := &Query{
+// test returns what is wrong, or "", and the last question asked. A test on a range of
+// ports, or on any, must hold for each of them.
+func (c *Compiled) test(namespace string, t *symbolonv1.PolicyTest_Test, now time.Time) (failure string, q *Query) {
+	q = &Query{
 		From: Endpoint{Namespace: namespace, Attributes: identity.AttributesFromProto(t.GetFrom())},
 		To:   Endpoint{Namespace: namespace, Attributes: identity.AttributesFromProto(t.GetTo())},
 	}
@@ -87,11 +140,11 @@ func (c *Compiled) test(namespace string, t *symbolonv1.PolicyTest_Test, now tim
 		for _, port := range c.portsToTry(q, r) {
 			q.Protocol, q.Port = r.GetProtocol(), port
 			if failure := c.testPort(q, t, now); failure != "" {
-				return fmt.Sprintf("at %s/%d %s", q.Protocol, q.Port, failure)
+				return fmt.Sprintf("at %s/%d %s", q.Protocol, q.Port, failure), q
 			}
 		}
 	}
-	return ""
+	return "", q
 }
 
 func (c *Compiled) testPort(q *Query, t *symbolonv1.PolicyTest_Test, now time.Time) string {

@@ -147,6 +147,37 @@ func TestHistoryWithAController(t *testing.T) {
 	contains(t, talk, "nothing would change")
 }
 
+// Tests and lint are of what is in force or of files, and change nothing.
+func TestTestAndLintWithAController(t *testing.T) {
+	o := newOperator(t)
+	const files = "../../examples/quickstart/policy"
+	ok, negative := cli.ExitOK, cli.ExitNegative
+	_, talk := o.runs(ok, "", "policy", "test", "-f", files)
+	contains(t, talk, "4 of 4 tests passed")
+	out, _ := o.runs(ok, "", "policy", "lint", "-f", files)
+	contains(t, out, "policies.yaml:24:10: ! warning no-known-workload policy:/acme/dev-never-reaches-prod", "gives env=dev")
+	o.runs(negative, "", "policy", "lint", "--strict", "-f", files)
+	_, talk = o.runs(ok, "", "policy", "test")
+	contains(t, talk, "0 of 0 tests passed")
+	o.runs(ok, "", "policy", "apply", "-f", files)
+	o.runs(ok, "", "policy", "test", "-n", "/acme/prod")
+	o.runs(negative, "", "policy", "test", "-n", "/acme/nowhere")
+
+	const wide = "kind: Policy\nnamespace: /acme\nname: wide\nsubject: {app: report}\nverb: allow\nobject: any\npropagate: true\n"
+	out, talk = o.runs(negative, wide, "policy", "test", "-f", "-")
+	contains(t, out, "✗ failed policytest:/acme/prod/quickstart: report does not reach db", "want deny, got allow by /acme/wide", "client: allow by /acme/wide (policy)")
+	contains(t, talk, "3 of 4 tests passed")
+	out, _ = o.runs(negative, wide, "policy", "lint", "--strict", "-f", "-")
+	contains(t, out, "stdin:6:9: ! warning too-broad policy:/acme/wide", "object: any\n", "^",
+		"! warning shadowed policy:/acme/prod/report-reads-web: it adds nothing")
+
+	const narrow = "kind: Policy\nnamespace: /acme/prod\nname: narrow\nsubject: {app: report}\nverb: deny\nobject: {app: web}\n---\n"
+	out, _ = o.runs(negative, narrow+wide, "policy", "lint", "-f", "-")
+	contains(t, out, "stdin:5:7: ✗ error narrows-parent policy:/acme/prod/narrow: it denies nothing")
+	o.runs(cli.ExitUsage, "kind: Policy\n", "policy", "lint", "-f", "-")
+	o.runs(ok, "", "policy", "diff", "-f", files)
+}
+
 func TestRefusalsOfAController(t *testing.T) {
 	o := newOperator(t)
 	_, before := o.runs(cli.ExitOK, "kind: Namespace\nname: /acme\nmode: enforce\nattributes: {app: {}}\n", "policy", "apply", "-f", "-")

@@ -230,6 +230,8 @@ type adminServer struct {
 	history  *symbolonv1.ListGenerationsResponse
 	past     *symbolonv1.GetGenerationResponse
 	back     *symbolonv1.RollbackResponse
+	tested   *symbolonv1.TestPolicyResponse
+	linted   *symbolonv1.LintPolicyResponse
 	flows    []*symbolonv1.WatchFlowsResponse
 	requests []any
 }
@@ -309,6 +311,14 @@ func (s *adminServer) GetGeneration(_ context.Context, r *connect.Request[symbol
 
 func (s *adminServer) Rollback(_ context.Context, r *connect.Request[symbolonv1.RollbackRequest]) (*connect.Response[symbolonv1.RollbackResponse], error) {
 	return answer(s, r, s.back)
+}
+
+func (s *adminServer) TestPolicy(_ context.Context, r *connect.Request[symbolonv1.TestPolicyRequest]) (*connect.Response[symbolonv1.TestPolicyResponse], error) {
+	return answer(s, r, s.tested)
+}
+
+func (s *adminServer) LintPolicy(_ context.Context, r *connect.Request[symbolonv1.LintPolicyRequest]) (*connect.Response[symbolonv1.LintPolicyResponse], error) {
+	return answer(s, r, s.linted)
 }
 
 func (s *adminServer) Explain(_ context.Context, r *connect.Request[symbolonv1.ExplainRequest]) (*connect.Response[symbolonv1.ExplainResponse], error) {

@@ -16,12 +16,14 @@ func (a *app) policyCommand() *cobra.Command {
 		`Policy is YAML: Namespaces, Profiles, Policies, Externals, Services and PolicyTests
 (docs/policy.md). All commands take every kind. A reference is [kind:]/namespace/name;
 the kind is Policy where it is not said.`,
-		`  symbolon policy diff -f policies/
+		`  symbolon policy lint -f policies/
+  symbolon policy diff -f policies/
   symbolon policy apply -f policies/
   symbolon policy get /acme/prod/web-may-call-api
   symbolon policy history`,
 		a.policyApplyCommand(), a.policyDiffCommand(), a.policyListCommand(),
 		a.policyGetCommand(), a.policyDeleteCommand(),
+		a.policyTestCommand(), a.policyLintCommand(),
 		a.policyHistoryCommand(), a.policyRollbackCommand())
 }
 

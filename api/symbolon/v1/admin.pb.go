@@ -4145,8 +4145,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\x8c\n" +
-	"\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\xaa\v\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -4160,7 +4159,11 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\aExplain\x12\x1b.symbolon.v1.ExplainRequest\x1a\x1c.symbolon.v1.ExplainResponse\x12\\\n" +
 	"\x0fListGenerations\x12#.symbolon.v1.ListGenerationsRequest\x1a$.symbolon.v1.ListGenerationsResponse\x12V\n" +
 	"\rGetGeneration\x12!.symbolon.v1.GetGenerationRequest\x1a\".symbolon.v1.GetGenerationResponse\x12G\n" +
-	"\bRollback\x12\x1c.symbolon.v1.RollbackRequest\x1a\x1d.symbolon.v1.RollbackResponse\x12O\n" +
+	"\bRollback\x12\x1c.symbolon.v1.RollbackRequest\x1a\x1d.symbolon.v1.RollbackResponse\x12M\n" +
+	"\n" +
+	"TestPolicy\x12\x1e.symbolon.v1.TestPolicyRequest\x1a\x1f.symbolon.v1.TestPolicyResponse\x12M\n" +
+	"\n" +
+	"LintPolicy\x12\x1e.symbolon.v1.LintPolicyRequest\x1a\x1f.symbolon.v1.LintPolicyResponse\x12O\n" +
 	"\n" +
 	"WatchFlows\x12\x1e.symbolon.v1.WatchFlowsRequest\x1a\x1f.symbolon.v1.WatchFlowsResponse0\x01\x12J\n" +
 	"\tListEdges\x12\x1d.symbolon.v1.ListEdgesRequest\x1a\x1e.symbolon.v1.ListEdgesResponse\x12Y\n" +
@@ -4338,28 +4341,32 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	44, // 79: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
 	46, // 80: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
 	48, // 81: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	31, // 82: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33, // 83: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35, // 84: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38, // 85: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	4,  // 86: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,  // 87: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13, // 88: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15, // 89: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17, // 90: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20, // 91: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22, // 92: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25, // 93: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30, // 94: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45, // 95: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47, // 96: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49, // 97: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	32, // 98: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34, // 99: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36, // 100: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41, // 101: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	86, // [86:102] is the sub-list for method output_type
-	70, // [70:86] is the sub-list for method input_type
+	50, // 82: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53, // 83: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31, // 84: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33, // 85: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35, // 86: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38, // 87: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	4,  // 88: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,  // 89: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13, // 90: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15, // 91: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17, // 92: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20, // 93: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22, // 94: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25, // 95: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30, // 96: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45, // 97: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47, // 98: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49, // 99: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51, // 100: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55, // 101: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32, // 102: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34, // 103: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36, // 104: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41, // 105: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	88, // [88:106] is the sub-list for method output_type
+	70, // [70:88] is the sub-list for method input_type
 	70, // [70:70] is the sub-list for extension type_name
 	70, // [70:70] is the sub-list for extension extendee
 	0,  // [0:70] is the sub-list for field type_name

@@ -64,6 +64,10 @@ const (
 	AdminServiceGetGenerationProcedure = "/symbolon.v1.AdminService/GetGeneration"
 	// AdminServiceRollbackProcedure is the fully-qualified name of the AdminService's Rollback RPC.
 	AdminServiceRollbackProcedure = "/symbolon.v1.AdminService/Rollback"
+	// AdminServiceTestPolicyProcedure is the fully-qualified name of the AdminService's TestPolicy RPC.
+	AdminServiceTestPolicyProcedure = "/symbolon.v1.AdminService/TestPolicy"
+	// AdminServiceLintPolicyProcedure is the fully-qualified name of the AdminService's LintPolicy RPC.
+	AdminServiceLintPolicyProcedure = "/symbolon.v1.AdminService/LintPolicy"
 	// AdminServiceWatchFlowsProcedure is the fully-qualified name of the AdminService's WatchFlows RPC.
 	AdminServiceWatchFlowsProcedure = "/symbolon.v1.AdminService/WatchFlows"
 	// AdminServiceListEdgesProcedure is the fully-qualified name of the AdminService's ListEdges RPC.
@@ -94,6 +98,10 @@ type AdminServiceClient interface {
 	// Rollback makes a new generation equal to an old one, checked and tested as an
 	// Apply is. Aborted if base_generation is not in force any more.
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
+	// TestPolicy runs all PolicyTests, on what is in force or on a candidate.
+	TestPolicy(context.Context, *connect.Request[v1.TestPolicyRequest]) (*connect.Response[v1.TestPolicyResponse], error)
+	// LintPolicy finds what is valid and hardly meant.
+	LintPolicy(context.Context, *connect.Request[v1.LintPolicyRequest]) (*connect.Response[v1.LintPolicyResponse], error)
 	// WatchFlows replays what the controller still has, newest last, then follows.
 	WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest]) (*connect.ServerStreamForClient[v1.WatchFlowsResponse], error)
 	// ListEdges gives what was recorded of who reached whom.
@@ -188,6 +196,18 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("Rollback")),
 			connect.WithClientOptions(opts...),
 		),
+		testPolicy: connect.NewClient[v1.TestPolicyRequest, v1.TestPolicyResponse](
+			httpClient,
+			baseURL+AdminServiceTestPolicyProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("TestPolicy")),
+			connect.WithClientOptions(opts...),
+		),
+		lintPolicy: connect.NewClient[v1.LintPolicyRequest, v1.LintPolicyResponse](
+			httpClient,
+			baseURL+AdminServiceLintPolicyProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("LintPolicy")),
+			connect.WithClientOptions(opts...),
+		),
 		watchFlows: connect.NewClient[v1.WatchFlowsRequest, v1.WatchFlowsResponse](
 			httpClient,
 			baseURL+AdminServiceWatchFlowsProcedure,
@@ -229,6 +249,8 @@ type adminServiceClient struct {
 	listGenerations *connect.Client[v1.ListGenerationsRequest, v1.ListGenerationsResponse]
 	getGeneration   *connect.Client[v1.GetGenerationRequest, v1.GetGenerationResponse]
 	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
+	testPolicy      *connect.Client[v1.TestPolicyRequest, v1.TestPolicyResponse]
+	lintPolicy      *connect.Client[v1.LintPolicyRequest, v1.LintPolicyResponse]
 	watchFlows      *connect.Client[v1.WatchFlowsRequest, v1.WatchFlowsResponse]
 	listEdges       *connect.Client[v1.ListEdgesRequest, v1.ListEdgesResponse]
 	listPolicyHits  *connect.Client[v1.ListPolicyHitsRequest, v1.ListPolicyHitsResponse]
@@ -295,6 +317,16 @@ func (c *adminServiceClient) Rollback(ctx context.Context, req *connect.Request[
 	return c.rollback.CallUnary(ctx, req)
 }
 
+// TestPolicy calls symbolon.v1.AdminService.TestPolicy.
+func (c *adminServiceClient) TestPolicy(ctx context.Context, req *connect.Request[v1.TestPolicyRequest]) (*connect.Response[v1.TestPolicyResponse], error) {
+	return c.testPolicy.CallUnary(ctx, req)
+}
+
+// LintPolicy calls symbolon.v1.AdminService.LintPolicy.
+func (c *adminServiceClient) LintPolicy(ctx context.Context, req *connect.Request[v1.LintPolicyRequest]) (*connect.Response[v1.LintPolicyResponse], error) {
+	return c.lintPolicy.CallUnary(ctx, req)
+}
+
 // WatchFlows calls symbolon.v1.AdminService.WatchFlows.
 func (c *adminServiceClient) WatchFlows(ctx context.Context, req *connect.Request[v1.WatchFlowsRequest]) (*connect.ServerStreamForClient[v1.WatchFlowsResponse], error) {
 	return c.watchFlows.CallServerStream(ctx, req)
@@ -334,6 +366,10 @@ type AdminServiceHandler interface {
 	// Rollback makes a new generation equal to an old one, checked and tested as an
 	// Apply is. Aborted if base_generation is not in force any more.
 	Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error)
+	// TestPolicy runs all PolicyTests, on what is in force or on a candidate.
+	TestPolicy(context.Context, *connect.Request[v1.TestPolicyRequest]) (*connect.Response[v1.TestPolicyResponse], error)
+	// LintPolicy finds what is valid and hardly meant.
+	LintPolicy(context.Context, *connect.Request[v1.LintPolicyRequest]) (*connect.Response[v1.LintPolicyResponse], error)
 	// WatchFlows replays what the controller still has, newest last, then follows.
 	WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest], *connect.ServerStream[v1.WatchFlowsResponse]) error
 	// ListEdges gives what was recorded of who reached whom.
@@ -424,6 +460,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("Rollback")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceTestPolicyHandler := connect.NewUnaryHandler(
+		AdminServiceTestPolicyProcedure,
+		svc.TestPolicy,
+		connect.WithSchema(adminServiceMethods.ByName("TestPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceLintPolicyHandler := connect.NewUnaryHandler(
+		AdminServiceLintPolicyProcedure,
+		svc.LintPolicy,
+		connect.WithSchema(adminServiceMethods.ByName("LintPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	adminServiceWatchFlowsHandler := connect.NewServerStreamHandler(
 		AdminServiceWatchFlowsProcedure,
 		svc.WatchFlows,
@@ -474,6 +522,10 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceGetGenerationHandler.ServeHTTP(w, r)
 		case AdminServiceRollbackProcedure:
 			adminServiceRollbackHandler.ServeHTTP(w, r)
+		case AdminServiceTestPolicyProcedure:
+			adminServiceTestPolicyHandler.ServeHTTP(w, r)
+		case AdminServiceLintPolicyProcedure:
+			adminServiceLintPolicyHandler.ServeHTTP(w, r)
 		case AdminServiceWatchFlowsProcedure:
 			adminServiceWatchFlowsHandler.ServeHTTP(w, r)
 		case AdminServiceListEdgesProcedure:
@@ -537,6 +589,14 @@ func (UnimplementedAdminServiceHandler) GetGeneration(context.Context, *connect.
 
 func (UnimplementedAdminServiceHandler) Rollback(context.Context, *connect.Request[v1.RollbackRequest]) (*connect.Response[v1.RollbackResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Rollback is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) TestPolicy(context.Context, *connect.Request[v1.TestPolicyRequest]) (*connect.Response[v1.TestPolicyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.TestPolicy is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) LintPolicy(context.Context, *connect.Request[v1.LintPolicyRequest]) (*connect.Response[v1.LintPolicyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.LintPolicy is not implemented"))
 }
 
 func (UnimplementedAdminServiceHandler) WatchFlows(context.Context, *connect.Request[v1.WatchFlowsRequest], *connect.ServerStream[v1.WatchFlowsResponse]) error {
