@@ -5,17 +5,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/symbolon/symbolon/controller"
+	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/policydb"
 	"github.com/symbolon/symbolon/proxy"
 )
 
 func noEnv(string) (string, bool) { return "", false }
 
-// Each directory called policy applies as a whole, without a warning, to a fresh
-// controller; its PolicyTests run and pass.
+// Each directory called policy applies as a whole to a fresh controller; its
+// PolicyTests run and pass, and lint finds nothing.
 func TestPoliciesApply(t *testing.T) {
 	dirs, err := filepath.Glob("*/policy")
 	if err != nil || len(dirs) == 0 {
@@ -37,9 +39,21 @@ func TestPoliciesApply(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			plan, err := policydb.NewDB().Plan(docs, nil, false)
+			db := policydb.NewDB()
+			plan, err := db.Plan(docs, nil, false)
 			if err != nil {
 				t.Fatal(err)
+			}
+			findings, _, err := db.LintCandidate(docs, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range findings {
+				// A rule for what is not there yet is what this one shows.
+				if f.Code == policydb.LintNoKnownWorkload && f.Key.Ref() == "/acme/dev-never-reaches-prod" {
+					continue
+				}
+				t.Errorf("lint: %s", &f)
 			}
 			if len(plan.TestResults) == 0 {
 				t.Error("no PolicyTest ran")
@@ -50,6 +64,53 @@ func TestPoliciesApply(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Whoever runs a program decides: the Profiles of an example give each label to what
+// the example means, and to nobody else.
+func TestProfilesOfExamples(t *testing.T) {
+	for _, tt := range []struct {
+		dir, namespace string
+		attributes     map[string][]string
+		want           string
+	}{
+		{"hadoop", "/acme/data", map[string][]string{"proc.unit": {"hadoop-namenode.service"}, "os.user": {"prod"}}, "app=hadoop os.user=prod"},
+		{"hadoop", "/acme/data", map[string][]string{"proc.unit": {"session-1.scope"}, "os.user": {"alice"}, "os.group": {"myapp_users"}}, "os.group=myapp_users os.user=alice"},
+		{"zones", "/acme/shop", map[string][]string{"proc.exe": {"/usr/sbin/nginx"}, "os.user": {"root"}, "host.zone": {"eu-1a"}}, "app=web host.zone=eu-1a os.user=root"},
+		{"quarantine", "/acme/prod", map[string][]string{
+			"proc.exe": {"/opt/api/api-server"}, "os.user": {"api"},
+			"proc.exe_sha256": {"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
+		}, "app=api os.user=api vuln=critical"},
+		{"quarantine", "/acme/prod", map[string][]string{"proc.exe": {"/opt/api/api-server"}, "os.user": {"api"}, "proc.exe_sha256": {"0"}}, "app=api os.user=api"},
+	} {
+		docs := mustParse(t, "root", []byte("kind: Namespace\nname: /\nmode: enforce\ndefault: deny\n"))
+		files, err := filepath.Glob(tt.dir + "/policy/*.yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			docs = append(docs, mustParse(t, file, data)...)
+		}
+		db := policydb.NewDB()
+		plan, err := db.Plan(docs, nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Commit(plan, 1); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, a := range db.Snapshot().Assign(tt.namespace, identity.NewAttributes(tt.attributes)).Claims {
+			got = append(got, a.Key+"="+a.Value)
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: claims %q, want %q", tt.dir, got, tt.want)
+		}
 	}
 }
 
