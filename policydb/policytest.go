@@ -38,7 +38,7 @@ func (p *planner) runTests(now time.Time) {
 	}
 	for _, r := range tests {
 		for i, t := range r.GetPolicyTest().GetTests() {
-			failure, _ := c.test(r.GetNamespace(), t, now)
+			failure := c.test(r.GetNamespace(), t, now)
 			p.TestResults = append(p.TestResults, &symbolonv1.TestResult{
 				Test: RefOf(r) + ": " + t.GetName(), Passed: failure == "", Message: failure,
 			})
@@ -86,7 +86,7 @@ func (db *DB) Test(documents []Document, namespace string) ([]TestCase, error) {
 	for _, r := range tests {
 		doc := p.documents[KeyOf(r)]
 		for i, t := range r.GetPolicyTest().GetTests() {
-			failure, q := c.test(r.GetNamespace(), t, now)
+			failure, q := c.testAt(r.GetNamespace(), t, now)
 			x := TestCase{PolicyTest: KeyOf(r), Name: t.GetName(), Failure: failure}
 			if failure != "" {
 				x.Protocol, x.Port = q.Protocol, q.Port
@@ -122,9 +122,15 @@ func (s *Snapshot) compileFor(tests []*symbolonv1.Resource) (*Compiled, error) {
 	return c, err
 }
 
-// test returns what is wrong, or "", and the last question asked. A test on a range of
+// test returns what is wrong, or "".
+func (c *Compiled) test(namespace string, t *symbolonv1.PolicyTest_Test, now time.Time) string {
+	failure, _ := c.testAt(namespace, t, now)
+	return failure
+}
+
+// testAt returns with it the last question asked: the one that failed. A test on a range of
 // ports, or on any, must hold for each of them.
-func (c *Compiled) test(namespace string, t *symbolonv1.PolicyTest_Test, now time.Time) (failure string, q *Query) {
+func (c *Compiled) testAt(namespace string, t *symbolonv1.PolicyTest_Test, now time.Time) (failure string, q *Query) {
 	q = &Query{
 		From: Endpoint{Namespace: namespace, Attributes: identity.AttributesFromProto(t.GetFrom())},
 		To:   Endpoint{Namespace: namespace, Attributes: identity.AttributesFromProto(t.GetTo())},
