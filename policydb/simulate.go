@@ -74,20 +74,35 @@ func difference(before, after *EdgeVerdict) Difference {
 
 var unprotected = EdgeVerdict{Reason: symbolonv1.Reason_REASON_PEER_UNPROTECTED}
 
+// judgeUnprotected is of an end beside an address that is nobody's.
+func (c *Compiled) judgeUnprotected(side Side, own *Endpoint) EdgeVerdict {
+	d := c.DecideUnprotected(own)
+	v := EdgeVerdict{Allow: d.Allow, Reason: d.Reason}
+	if side == Client {
+		v.ClientPolicy = d.Policy
+	} else {
+		v.ServerPolicy = d.Policy
+	}
+	return v
+}
+
 // judge decides an edge by both sides.
 func (c *Compiled) judge(e *Edge, now time.Time) EdgeVerdict {
 	q := Query{From: e.From, To: e.To, Protocol: e.Protocol, Port: e.Port}
 	if e.FromAddress.IsValid() {
 		m, ok := c.Source(q.To.Namespace, e.FromAddress)
 		if !ok {
-			return unprotected
+			return c.judgeUnprotected(Server, &q.To)
 		}
 		q.From = Endpoint{External: m.Ref, Attributes: m.Labels}
 	}
 	if e.ToAddress.IsValid() {
-		m, _ := c.Destination(q.From.Namespace, e.ToAddress, q.Protocol, q.Port)
-		if m == nil {
+		m, service := c.Destination(q.From.Namespace, e.ToAddress, q.Protocol, q.Port)
+		if m == nil && service != "" {
 			return unprotected
+		}
+		if m == nil {
+			return c.judgeUnprotected(Client, &q.From)
 		}
 		q.To = Endpoint{External: m.Ref, Attributes: m.Labels}
 	}

@@ -2,6 +2,7 @@ package policydb
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -210,6 +211,28 @@ object: any
 	got := Simulate(compile(t, two).compiled, compile(t, inForce).compiled, []Edge{e}, noon)
 	want := []Simulated{{NewlyAllowed, EdgeVerdict{Reason: symbolonv1.Reason_REASON_POLICY, ServerPolicy: "/acme/prod/no-guests"}, EdgeVerdict{Allow: true, Reason: symbolonv1.Reason_REASON_POLICY, ServerPolicy: "/acme/prod/office-to-web"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestSimulateTheEndOfLearn: what was let through by learn alone is newly denied,
+// addresses that are nobody's included.
+func TestSimulateTheEndOfLearn(t *testing.T) {
+	const learn = symbolonv1.Reason_REASON_LEARN
+	learning := compile(t, strings.Replace(inForce, "name: /acme/prod\nmode: enforce", "name: /acme/prod\nmode: learn", 1)).compiled
+	enforced := compile(t, inForce).compiled
+	web, db := workload("/acme/prod", "app=web"), workload("/acme/prod", "app=db")
+	from, to := edge(Endpoint{}, web, 80), edge(web, Endpoint{}, 443)
+	from.FromAddress, to.ToAddress = netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("198.51.100.7")
+	edges := []Edge{edge(web, db, 5432), edge(db, web, 80), from, to}
+	var got []Difference
+	for i, x := range Simulate(learning, enforced, edges, noon) {
+		got = append(got, x.Difference)
+		if x.Difference == NewlyDenied && x.Before.Reason != learn {
+			t.Errorf("edge %d was allowed by %v", i, x.Before)
+		}
+	}
+	if diff := cmp.Diff([]Difference{Unchanged, NewlyDenied, NewlyDenied, NewlyDenied}, got); diff != "" {
 		t.Error(diff)
 	}
 }

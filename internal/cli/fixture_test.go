@@ -234,6 +234,10 @@ type adminServer struct {
 	linted   *symbolonv1.LintPolicyResponse
 	flows    []*symbolonv1.WatchFlowsResponse
 	requests []any
+
+	edges     *symbolonv1.ListEdgesResponse
+	hits      *symbolonv1.ListPolicyHitsResponse
+	simulated *symbolonv1.SimulateResponse
 }
 
 // admit checks the token, as the controller does, and notes the request.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -17,7 +18,8 @@ import (
 
 func (a *app) flowsCommand() *cobra.Command {
 	var (
-		follow             bool
+		follow, edges      bool
+		since              time.Duration
 		outcome, namespace string
 		last               uint32
 	)
@@ -31,9 +33,15 @@ it is interrupted.
 The controller keeps a bounded number of records in memory; records that were lost are
 said to be.
 
--o json prints one record a line, in the form that proxies write to their files.`,
+-o json prints one record a line, in the form that proxies write to their files.
+
+--edges shows what many connections had in common instead: who reached whom on which
+port, what became of it, how often, and when first and last. Edges are kept for weeks;
+each side of a connection reports its own (-o wide). Proxies report a new edge after
+ten seconds, and a known one every minute.`,
 		Example: `  symbolon flows --outcome deny
   symbolon flows --follow --namespace /acme/prod
+  symbolon flows --edges --since 24h --outcome deny
   symbolon flows --last 0 -o json | jq -r 'select(.outcome=="deny").reason'`,
 		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
@@ -46,15 +54,27 @@ said to be.
 					return err
 				}
 			}
-			return a.watchFlows(ctx, &symbolonv1.WatchFlowsRequest{
-				Follow: follow, Outcome: o, Namespace: namespace, Last: last,
-			})
+			switch {
+			case edges && follow:
+				return usagef("--edges cannot be followed: leave --follow out")
+			case !edges && since != 0:
+				return usagef("--since is for --edges; use --last")
+			case since < 0:
+				return usagef("--since %v: want 0 or more", since)
+			}
+			req := &symbolonv1.WatchFlowsRequest{Follow: follow, Outcome: o, Namespace: namespace, Last: last}
+			if edges {
+				return a.listEdges(ctx, req, since)
+			}
+			return a.watchFlows(ctx, req)
 		}),
 	}
 	f := cmd.Flags()
 	f.BoolVar(&follow, "follow", false, "go on with new records")
 	f.StringVar(&outcome, "outcome", "", "only these: allow, deny, error")
-	f.Uint32Var(&last, "last", 100, "so many records of the past; 0: all that the controller has")
+	f.BoolVar(&edges, "edges", false, "show who reached whom, connections counted")
+	f.DurationVar(&since, "since", 0, "with --edges: only those seen in so much of the past, such as 24h; 0: all")
+	f.Uint32Var(&last, "last", 100, "so many records, or edges, of the past; 0: all that the controller has")
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("outcome", cobra.FixedCompletions(
 		[]cobra.Completion{"allow", "deny", "error"}, cobra.ShellCompDirectiveNoFileComp)))
 	a.namespaceFlag(cmd, &namespace, "only flows with an end in this namespace or below it")

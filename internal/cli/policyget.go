@@ -16,6 +16,7 @@ func (a *app) policyListCommand() *cobra.Command {
 		Use:   "list",
 		Short: "List resources",
 		Long: `List the resources in force, of all kinds or of one, each with what it says in short.
+-o wide adds how many connections each policy has decided, and when it last did.
 -o name prints references that "policy get" and "policy delete" take.`,
 		Example: `  symbolon policy list --namespace /acme/prod
   symbolon policy list --kind external -o name`,
@@ -52,14 +53,21 @@ func (a *app) policyList(ctx context.Context, kind, namespace string) error {
 	for _, r := range resp.GetResources() {
 		l.names = append(l.names, refOf(r))
 	}
+	var hits map[string]*symbolonv1.PolicyHits
+	if a.output == "wide" {
+		if hits, err = a.policyHits(ctx, c, namespace); err != nil {
+			return err
+		}
+	}
 	l.table = func(wide bool) *table {
-		t := a.newTable(wide, "KIND", "NAMESPACE", "NAME", "SAYS")
+		t := a.newTable(wide, "KIND", "NAMESPACE", "NAME", "SAYS", "|", "HITS", "LAST HIT")
 		for _, r := range resp.GetResources() {
 			says := summary(r)
 			if !wide {
 				says = shorten(says, 80)
 			}
-			t.row(text(kindOf(r)), text(r.GetNamespace()), text(r.GetName()), text(says))
+			decided := a.hitCells(r, hits)
+			t.row(text(kindOf(r)), text(r.GetNamespace()), text(r.GetName()), text(says), decided[0], decided[1])
 		}
 		return t
 	}
@@ -71,7 +79,8 @@ func (a *app) policyGetCommand() *cobra.Command {
 		Use:   "get [KIND:]/NAMESPACE/NAME...",
 		Short: "Print resources as YAML",
 		Long: `Print resources in the form that "policy apply" takes. The kind is Policy where it is
-not said; a namespace is namespace:/its/path.`,
+not said; a namespace is namespace:/its/path. How many connections a policy has decided
+is said on stderr.`,
 		Example: `  symbolon policy get /acme/prod/web-may-call-api
   symbolon policy get profile:/acme/prod/web namespace:/acme/prod`,
 		Args:              cobra.MinimumNArgs(1),
@@ -110,6 +119,16 @@ func (a *app) policyGet(ctx context.Context, args []string) error {
 		}
 		if err != nil {
 			return err
+		}
+		if found.GetPolicy() == nil {
+			continue
+		}
+		hits, err := a.policyHits(ctx, c, key.GetNamespace())
+		if err != nil {
+			return err
+		}
+		if h := hits[policyRef(key.GetNamespace(), key.GetName())]; h != nil {
+			a.say("%s has decided %d connections, the last %s", h.GetPolicy(), h.GetConnections(), ago(a.Now(), h.GetLast()))
 		}
 	}
 	return nil
