@@ -27,9 +27,6 @@ func (s adminService) candidateFiles(files []*symbolonv1.SourceFile, namespace s
 	return docs, s.namespaceError(namespace)
 }
 
-// maxCases bounds the failed tests that come with their grounds, which are long.
-const maxCases = 200
-
 // TestPolicy runs every PolicyTest, whether it would refuse an apply or not.
 func (s adminService) TestPolicy(_ context.Context, req *connect.Request[symbolonv1.TestPolicyRequest]) (*connect.Response[symbolonv1.TestPolicyResponse], error) {
 	docs, err := s.candidateFiles(req.Msg.GetFiles(), req.Msg.GetNamespace())
@@ -41,20 +38,14 @@ func (s adminService) TestPolicy(_ context.Context, req *connect.Request[symbolo
 		return nil, s.refuseChange("test", err)
 	}
 	res := &symbolonv1.TestPolicyResponse{Generation: s.policies.snapshot().Generation()}
-	failed := 0
 	for _, c := range cases {
 		out := &symbolonv1.TestCase{
 			Namespace: c.PolicyTest.Namespace, PolicyTest: c.PolicyTest.Name, Name: c.Name,
 			Passed: c.Failure == "", Message: c.Failure, File: c.File, Line: uint32(c.Line),
 			Protocol: c.Protocol, Port: uint32(c.Port),
 		}
-		if c.Failure != "" {
-			failed++
-		}
-		if failed <= maxCases {
-			for _, e := range c.Sides {
-				out.Sides = append(out.Sides, explainSide(e))
-			}
+		for _, e := range c.Sides {
+			out.Sides = append(out.Sides, explainSide(e))
 		}
 		res.Cases = append(res.Cases, out)
 	}

@@ -59,7 +59,8 @@ type TestCase struct {
 	// File and Line are where it is written, if that is known.
 	File string
 	Line int
-	// Of one that failed: where, and both sides' decisions with their grounds.
+	// Of one that failed: where; and of the first 200, both sides' decisions, each with
+	// the first 20 candidates that match or have the other verdict.
 	Protocol string
 	Port     uint16
 	Sides    []Explanation
@@ -82,6 +83,7 @@ func (db *DB) Test(documents []Document, namespace string) ([]TestCase, error) {
 		return nil, fmt.Errorf("compile: %w", err)
 	}
 	now := db.Now()
+	grounds := maxGrounds
 	var out []TestCase
 	for _, r := range tests {
 		doc := p.documents[KeyOf(r)]
@@ -90,7 +92,9 @@ func (db *DB) Test(documents []Document, namespace string) ([]TestCase, error) {
 			x := TestCase{PolicyTest: KeyOf(r), Name: t.GetName(), Failure: failure}
 			if failure != "" {
 				x.Protocol, x.Port = q.Protocol, q.Port
-				x.Sides = []Explanation{c.Explain(Client, q, now), c.Explain(Server, q, now)}
+				if grounds--; grounds >= 0 {
+					x.Sides = []Explanation{c.grounds(Client, q, now), c.grounds(Server, q, now)}
+				}
 				if doc != nil {
 					at := doc.at(problem{[]any{"tests", i, "name", theValue{}}, mistake{}})
 					x.File, x.Line = at.File, at.Line
@@ -100,6 +104,24 @@ func (db *DB) Test(documents []Document, namespace string) ([]TestCase, error) {
 		}
 	}
 	return out, nil
+}
+
+// Grounds are long: of many failures only the first are told why, and not of all
+// policies of a large chain.
+const maxGrounds, maxCandidates = 200, 20
+
+// grounds is Explain without what nobody would have expected to decide.
+func (c *Compiled) grounds(side Side, q *Query, now time.Time) Explanation {
+	e := c.Explain(side, q, now)
+	all := e.Candidates
+	e.Candidates = nil
+	for _, x := range all {
+		other := x.Verb == symbolonv1.Verb_VERB_ALLOW && !e.Decision.Allow || x.Verb == symbolonv1.Verb_VERB_DENY && e.Decision.Allow
+		if (x.Matches || other) && len(e.Candidates) < maxCandidates {
+			e.Candidates = append(e.Candidates, x)
+		}
+	}
+	return e
 }
 
 // compileFor compiles what stands on the chains of the tests' namespaces.

@@ -2,6 +2,8 @@ package policydb
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -34,7 +36,8 @@ tests:
 			t.Errorf("%+v", x)
 		}
 	}
-	if got := cases[1].Sides[0].Candidates; len(got) != 3 || !got[1].Matches || got[2].Failed == "" {
+	// Allowed by "open": the deny that does not match, and what matches.
+	if got := cases[1].Sides[0].Candidates; len(got) != 2 || got[0].Failed == "" || !got[1].Matches {
 		t.Errorf("%+v", got)
 	}
 	if cases, err := db.Test(docs, "/acme/other"); err != nil || len(cases) != 0 {
@@ -43,5 +46,27 @@ tests:
 	var wrong *ValidationErrors
 	if _, err := db.Test(parse(t, policyYAML("/nowhere", "p", allowAny)), ""); !errors.As(err, &wrong) {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// TestGroundsAreBounded: many failures on a long chain do not make an answer that
+// nobody can take.
+func TestGroundsAreBounded(t *testing.T) {
+	var b strings.Builder
+	for i := range 2 * maxCandidates {
+		b.WriteString(policyYAML("/acme/prod", fmt.Sprintf("a%d", i), fmt.Sprintf("subject: {tier: t%d}\nverb: allow\nobject: any", i)))
+	}
+	b.WriteString("kind: PolicyTest\nnamespace: /acme/prod\nname: t\ntests:\n")
+	for i := range maxGrounds + 10 {
+		fmt.Fprintf(&b, "- {name: n%d, from: {app: web}, to: {app: db}, port: tcp/1, expect: allow}\n", i)
+	}
+	cases, err := newDB(t, tree).Test(parse(t, b.String()), "")
+	if err != nil || len(cases) != maxGrounds+10 {
+		t.Fatal(len(cases), err)
+	}
+	for i, c := range cases {
+		if c.Failure == "" || (c.Sides != nil) != (i < maxGrounds) || c.Sides != nil && len(c.Sides[0].Candidates) != maxCandidates {
+			t.Fatalf("%d: %q, %d sides", i, c.Failure, len(c.Sides))
+		}
 	}
 }
