@@ -37,6 +37,8 @@ type Known struct {
 type Suggestion struct {
 	Namespace string
 	Policies  []SuggestedPolicy
+	// Covered counts the edges that the policies were made for, each once.
+	Covered int
 	// Already counts the edges that the policies in force allow.
 	Already int
 	// Uncovered are the edges that no suggested policy allows, each with its reason.
@@ -138,7 +140,7 @@ func (s *Snapshot) Suggest(edges []Edge, o SuggestOptions) (*Suggestion, error) 
 		}
 		left := g.keep(open, func(e *Edge) string { return c.denies(e, o.Namespace, o.Now) })
 		if len(left) == len(open) {
-			g.alsoCovered(c)
+			g.Covered = len(open) + g.alsoCovered(c)
 			g.Test = g.test(c)
 			g.beyond()
 			return g.Suggestion, nil
@@ -149,11 +151,12 @@ func (s *Snapshot) Suggest(edges []Edge, o SuggestOptions) (*Suggestion, error) 
 
 // alsoCovered finds the edges that no policy was made for and that one allows: the
 // other values of their keys are another edge's.
-func (g *suggester) alsoCovered(c *Compiled) {
+func (g *suggester) alsoCovered(c *Compiled) (found int) {
 	g.Uncovered = slices.DeleteFunc(g.Uncovered, func(u Uncovered) bool {
 		if !c.allows(&u.Edge, g.Namespace, g.options.Now) {
 			return false
 		}
+		found++
 		for i := range g.Policies {
 			p := &g.Policies[i]
 			x := p.Resource.GetPolicy()
@@ -168,6 +171,7 @@ func (g *suggester) alsoCovered(c *Compiled) {
 		return true
 	})
 	slices.SortFunc(g.Uncovered, func(a, b Uncovered) int { return compareSeen(&a.Edge, &b.Edge) })
+	return found
 }
 
 // keep returns the edges of which why finds nothing to say; the others are Uncovered.

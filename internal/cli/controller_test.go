@@ -178,6 +178,35 @@ func TestTestAndLintWithAController(t *testing.T) {
 	o.runs(ok, "", "policy", "diff", "-f", files)
 }
 
+// A namespace is put into learn and taken out of it; what is accepted is a file like any.
+func TestLearnWithAController(t *testing.T) {
+	o := newOperator(t)
+	ok := cli.ExitOK
+	o.runs(ok, "", "policy", "apply", "-f", "../../examples/quickstart/policy")
+	_, talk := o.runs(ok, "", "learn", "status")
+	contains(t, talk, "no namespace is in learn")
+	_, talk = o.runs(ok, "", "learn", "start", "/acme/prod")
+	contains(t, talk, "/acme/prod learns", "generation 3")
+	out, _ := o.runs(ok, "", "learn", "status", "-o", "wide")
+	contains(t, out, "NAMESPACE", "LET THROUGH", "/acme/prod")
+	out, talk = o.runs(ok, "", "learn", "suggest", "/acme/prod", "--keys", "app", "--since", "24h")
+	contains(t, out, "# Suggested for /acme/prod: 0 policies.")
+	contains(t, talk, "edges covered: 0")
+	o.runs(cli.ExitUsage, "", "learn", "suggest", "/acme/prod", "--since", "-1h")
+	o.runs(cli.ExitUsage, "", "learn", "accept", "/acme/prod", "-f", "-", "--keys", "app")
+
+	const policy = "kind: Policy\nnamespace: /acme/prod\nname: learned\nsubject: {app: web}\nverb: allow\nobject: {app: report}\n"
+	out, talk = o.runs(ok, policy, "learn", "accept", "/acme/prod", "-f", "-", "--enforce", "--dry-run")
+	contains(t, out, "+ created   policy:/acme/prod/learned", "~ updated   namespace:/acme/prod")
+	contains(t, talk, "dry run")
+	_, talk = o.runs(ok, policy, "learn", "accept", "/acme/prod", "-f", "-", "--enforce", "-m", "learned it")
+	contains(t, talk, "generation 4")
+	_, talk = o.runs(ok, "", "learn", "status")
+	contains(t, talk, "no namespace is in learn")
+	out, _ = o.runs(ok, "", "policy", "history")
+	contains(t, out, "learned it", "learn start")
+}
+
 func TestRefusalsOfAController(t *testing.T) {
 	o := newOperator(t)
 	_, before := o.runs(cli.ExitOK, "kind: Namespace\nname: /acme\nmode: enforce\nattributes: {app: {}}\n", "policy", "apply", "-f", "-")

@@ -3795,6 +3795,558 @@ func (x *LintPolicyResponse) GetGeneration() uint64 {
 	return 0
 }
 
+type StartLearnRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartLearnRequest) Reset() {
+	*x = StartLearnRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartLearnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartLearnRequest) ProtoMessage() {}
+
+func (x *StartLearnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartLearnRequest.ProtoReflect.Descriptor instead.
+func (*StartLearnRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *StartLearnRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type StartLearnResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartLearnResponse) Reset() {
+	*x = StartLearnResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartLearnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartLearnResponse) ProtoMessage() {}
+
+func (x *StartLearnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartLearnResponse.ProtoReflect.Descriptor instead.
+func (*StartLearnResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *StartLearnResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type ListLearningRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLearningRequest) Reset() {
+	*x = ListLearningRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLearningRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLearningRequest) ProtoMessage() {}
+
+func (x *ListLearningRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLearningRequest.ProtoReflect.Descriptor instead.
+func (*ListLearningRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{55}
+}
+
+type ListLearningResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespaces    []*Learning            `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLearningResponse) Reset() {
+	*x = ListLearningResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLearningResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLearningResponse) ProtoMessage() {}
+
+func (x *ListLearningResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLearningResponse.ProtoReflect.Descriptor instead.
+func (*ListLearningResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ListLearningResponse) GetNamespaces() []*Learning {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+// Learning is a namespace in learn. Edges are what ListEdges has of it, both sides'
+// reports put together.
+type Learning struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Edges of which one end is in it, by what is in force.
+	Allowed       uint64                 `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	LetThrough    uint64                 `protobuf:"varint,3,opt,name=let_through,json=letThrough,proto3" json:"let_through,omitempty"` // what enforce would deny
+	Denied        uint64                 `protobuf:"varint,4,opt,name=denied,proto3" json:"denied,omitempty"`
+	First         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Learning) Reset() {
+	*x = Learning{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Learning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Learning) ProtoMessage() {}
+
+func (x *Learning) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Learning.ProtoReflect.Descriptor instead.
+func (*Learning) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *Learning) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Learning) GetAllowed() uint64 {
+	if x != nil {
+		return x.Allowed
+	}
+	return 0
+}
+
+func (x *Learning) GetLetThrough() uint64 {
+	if x != nil {
+		return x.LetThrough
+	}
+	return 0
+}
+
+func (x *Learning) GetDenied() uint64 {
+	if x != nil {
+		return x.Denied
+	}
+	return 0
+}
+
+func (x *Learning) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Learning) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type SuggestPoliciesRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Attribute keys that selectors may use; none: every label.
+	Keys []string `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	// How much of the past counts; unset: all that is kept.
+	Since         *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuggestPoliciesRequest) Reset() {
+	*x = SuggestPoliciesRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuggestPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuggestPoliciesRequest) ProtoMessage() {}
+
+func (x *SuggestPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuggestPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*SuggestPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *SuggestPoliciesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *SuggestPoliciesRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *SuggestPoliciesRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type SuggestPoliciesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Policies and a PolicyTest, with comments.
+	Yaml      string      `protobuf:"bytes,1,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	Resources []*Resource `protobuf:"bytes,2,rep,name=resources,proto3" json:"resources,omitempty"`
+	// Edges that they cover, that need none, that they cannot cover, that stay denied.
+	Covered   uint64 `protobuf:"varint,3,opt,name=covered,proto3" json:"covered,omitempty"`
+	Already   uint64 `protobuf:"varint,4,opt,name=already,proto3" json:"already,omitempty"`
+	Uncovered uint64 `protobuf:"varint,5,opt,name=uncovered,proto3" json:"uncovered,omitempty"`
+	Denied    uint64 `protobuf:"varint,6,opt,name=denied,proto3" json:"denied,omitempty"`
+	// The generation that they were made on.
+	Generation    uint64 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuggestPoliciesResponse) Reset() {
+	*x = SuggestPoliciesResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuggestPoliciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuggestPoliciesResponse) ProtoMessage() {}
+
+func (x *SuggestPoliciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuggestPoliciesResponse.ProtoReflect.Descriptor instead.
+func (*SuggestPoliciesResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *SuggestPoliciesResponse) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+func (x *SuggestPoliciesResponse) GetResources() []*Resource {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *SuggestPoliciesResponse) GetCovered() uint64 {
+	if x != nil {
+		return x.Covered
+	}
+	return 0
+}
+
+func (x *SuggestPoliciesResponse) GetAlready() uint64 {
+	if x != nil {
+		return x.Already
+	}
+	return 0
+}
+
+func (x *SuggestPoliciesResponse) GetUncovered() uint64 {
+	if x != nil {
+		return x.Uncovered
+	}
+	return 0
+}
+
+func (x *SuggestPoliciesResponse) GetDenied() uint64 {
+	if x != nil {
+		return x.Denied
+	}
+	return 0
+}
+
+func (x *SuggestPoliciesResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type AcceptSuggestionRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Keys      []string               `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	Since     *durationpb.Duration   `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// An edited suggestion; none: it is made anew.
+	Files []*SourceFile `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`
+	// The namespace enforces from then on.
+	Enforce bool `protobuf:"varint,5,opt,name=enforce,proto3" json:"enforce,omitempty"`
+	DryRun  bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Why, for the history.
+	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptSuggestionRequest) Reset() {
+	*x = AcceptSuggestionRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptSuggestionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptSuggestionRequest) ProtoMessage() {}
+
+func (x *AcceptSuggestionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptSuggestionRequest.ProtoReflect.Descriptor instead.
+func (*AcceptSuggestionRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *AcceptSuggestionRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *AcceptSuggestionRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *AcceptSuggestionRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *AcceptSuggestionRequest) GetFiles() []*SourceFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *AcceptSuggestionRequest) GetEnforce() bool {
+	if x != nil {
+		return x.Enforce
+	}
+	return false
+}
+
+func (x *AcceptSuggestionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *AcceptSuggestionRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type AcceptSuggestionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As of an Apply.
+	Applied       *ApplyResponse `protobuf:"bytes,1,opt,name=applied,proto3" json:"applied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptSuggestionResponse) Reset() {
+	*x = AcceptSuggestionResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptSuggestionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptSuggestionResponse) ProtoMessage() {}
+
+func (x *AcceptSuggestionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptSuggestionResponse.ProtoReflect.Descriptor instead.
+func (*AcceptSuggestionResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *AcceptSuggestionResponse) GetApplied() *ApplyResponse {
+	if x != nil {
+		return x.Applied
+	}
+	return nil
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
@@ -4128,7 +4680,50 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\aomitted\x18\x02 \x01(\rR\aomitted\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation*\x8f\x01\n" +
+	"generation\"1\n" +
+	"\x11StartLearnRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"4\n" +
+	"\x12StartLearnResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\"\x15\n" +
+	"\x13ListLearningRequest\"M\n" +
+	"\x14ListLearningResponse\x125\n" +
+	"\n" +
+	"namespaces\x18\x01 \x03(\v2\x15.symbolon.v1.LearningR\n" +
+	"namespaces\"\xdd\x01\n" +
+	"\bLearning\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
+	"\aallowed\x18\x02 \x01(\x04R\aallowed\x12\x1f\n" +
+	"\vlet_through\x18\x03 \x01(\x04R\n" +
+	"letThrough\x12\x16\n" +
+	"\x06denied\x18\x04 \x01(\x04R\x06denied\x120\n" +
+	"\x05first\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"{\n" +
+	"\x16SuggestPoliciesRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\tR\x04keys\x12/\n" +
+	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\"\xec\x01\n" +
+	"\x17SuggestPoliciesResponse\x12\x12\n" +
+	"\x04yaml\x18\x01 \x01(\tR\x04yaml\x123\n" +
+	"\tresources\x18\x02 \x03(\v2\x15.symbolon.v1.ResourceR\tresources\x12\x18\n" +
+	"\acovered\x18\x03 \x01(\x04R\acovered\x12\x18\n" +
+	"\aalready\x18\x04 \x01(\x04R\aalready\x12\x1c\n" +
+	"\tuncovered\x18\x05 \x01(\x04R\tuncovered\x12\x16\n" +
+	"\x06denied\x18\x06 \x01(\x04R\x06denied\x12\x1e\n" +
+	"\n" +
+	"generation\x18\a \x01(\x04R\n" +
+	"generation\"\xf8\x01\n" +
+	"\x17AcceptSuggestionRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\tR\x04keys\x12/\n" +
+	"\x05since\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12-\n" +
+	"\x05files\x18\x04 \x03(\v2\x17.symbolon.v1.SourceFileR\x05files\x12\x18\n" +
+	"\aenforce\x18\x05 \x01(\bR\aenforce\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\amessage\x18\a \x01(\tR\amessage\"P\n" +
+	"\x18AcceptSuggestionResponse\x124\n" +
+	"\aapplied\x18\x01 \x01(\v2\x1a.symbolon.v1.ApplyResponseR\aapplied*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -4145,7 +4740,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\xaa\v\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\x8d\x0e\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -4168,7 +4763,12 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"WatchFlows\x12\x1e.symbolon.v1.WatchFlowsRequest\x1a\x1f.symbolon.v1.WatchFlowsResponse0\x01\x12J\n" +
 	"\tListEdges\x12\x1d.symbolon.v1.ListEdgesRequest\x1a\x1e.symbolon.v1.ListEdgesResponse\x12Y\n" +
 	"\x0eListPolicyHits\x12\".symbolon.v1.ListPolicyHitsRequest\x1a#.symbolon.v1.ListPolicyHitsResponse\x12G\n" +
-	"\bSimulate\x12\x1c.symbolon.v1.SimulateRequest\x1a\x1d.symbolon.v1.SimulateResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\bSimulate\x12\x1c.symbolon.v1.SimulateRequest\x1a\x1d.symbolon.v1.SimulateResponse\x12M\n" +
+	"\n" +
+	"StartLearn\x12\x1e.symbolon.v1.StartLearnRequest\x1a\x1f.symbolon.v1.StartLearnResponse\x12S\n" +
+	"\fListLearning\x12 .symbolon.v1.ListLearningRequest\x1a!.symbolon.v1.ListLearningResponse\x12\\\n" +
+	"\x0fSuggestPolicies\x12#.symbolon.v1.SuggestPoliciesRequest\x1a$.symbolon.v1.SuggestPoliciesResponse\x12_\n" +
+	"\x10AcceptSuggestion\x12$.symbolon.v1.AcceptSuggestionRequest\x1a%.symbolon.v1.AcceptSuggestionResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_admin_proto_rawDescOnce sync.Once
@@ -4183,193 +4783,218 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_symbolon_v1_admin_proto_goTypes = []any{
-	(ChangeType)(0),                 // 0: symbolon.v1.ChangeType
-	(SimulatedType)(0),              // 1: symbolon.v1.SimulatedType
-	(LintSeverity)(0),               // 2: symbolon.v1.LintSeverity
-	(*GetStatusRequest)(nil),        // 3: symbolon.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 4: symbolon.v1.GetStatusResponse
-	(*SourceFile)(nil),              // 5: symbolon.v1.SourceFile
-	(*ApplyRequest)(nil),            // 6: symbolon.v1.ApplyRequest
-	(*Change)(nil),                  // 7: symbolon.v1.Change
-	(*FieldChange)(nil),             // 8: symbolon.v1.FieldChange
-	(*ApplyResponse)(nil),           // 9: symbolon.v1.ApplyResponse
-	(*TestResult)(nil),              // 10: symbolon.v1.TestResult
-	(*ResourceKey)(nil),             // 11: symbolon.v1.ResourceKey
-	(*DeleteRequest)(nil),           // 12: symbolon.v1.DeleteRequest
-	(*DeleteResponse)(nil),          // 13: symbolon.v1.DeleteResponse
-	(*ListResourcesRequest)(nil),    // 14: symbolon.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),   // 15: symbolon.v1.ListResourcesResponse
-	(*CreateJoinTokenRequest)(nil),  // 16: symbolon.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 17: symbolon.v1.CreateJoinTokenResponse
-	(*ListHostsRequest)(nil),        // 18: symbolon.v1.ListHostsRequest
-	(*Host)(nil),                    // 19: symbolon.v1.Host
-	(*ListHostsResponse)(nil),       // 20: symbolon.v1.ListHostsResponse
-	(*RemoveHostRequest)(nil),       // 21: symbolon.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),      // 22: symbolon.v1.RemoveHostResponse
-	(*ListWorkloadsRequest)(nil),    // 23: symbolon.v1.ListWorkloadsRequest
-	(*Workload)(nil),                // 24: symbolon.v1.Workload
-	(*ListWorkloadsResponse)(nil),   // 25: symbolon.v1.ListWorkloadsResponse
-	(*ExplainRequest)(nil),          // 26: symbolon.v1.ExplainRequest
-	(*ExplainEndpoint)(nil),         // 27: symbolon.v1.ExplainEndpoint
-	(*ExplainSide)(nil),             // 28: symbolon.v1.ExplainSide
-	(*Candidate)(nil),               // 29: symbolon.v1.Candidate
-	(*ExplainResponse)(nil),         // 30: symbolon.v1.ExplainResponse
-	(*WatchFlowsRequest)(nil),       // 31: symbolon.v1.WatchFlowsRequest
-	(*WatchFlowsResponse)(nil),      // 32: symbolon.v1.WatchFlowsResponse
-	(*ListEdgesRequest)(nil),        // 33: symbolon.v1.ListEdgesRequest
-	(*ListEdgesResponse)(nil),       // 34: symbolon.v1.ListEdgesResponse
-	(*ListPolicyHitsRequest)(nil),   // 35: symbolon.v1.ListPolicyHitsRequest
-	(*ListPolicyHitsResponse)(nil),  // 36: symbolon.v1.ListPolicyHitsResponse
-	(*PolicyHits)(nil),              // 37: symbolon.v1.PolicyHits
-	(*SimulateRequest)(nil),         // 38: symbolon.v1.SimulateRequest
-	(*SimulatedVerdict)(nil),        // 39: symbolon.v1.SimulatedVerdict
-	(*SimulatedEdge)(nil),           // 40: symbolon.v1.SimulatedEdge
-	(*SimulateResponse)(nil),        // 41: symbolon.v1.SimulateResponse
-	(*SimulatedCount)(nil),          // 42: symbolon.v1.SimulatedCount
-	(*PolicyGeneration)(nil),        // 43: symbolon.v1.PolicyGeneration
-	(*ListGenerationsRequest)(nil),  // 44: symbolon.v1.ListGenerationsRequest
-	(*ListGenerationsResponse)(nil), // 45: symbolon.v1.ListGenerationsResponse
-	(*GetGenerationRequest)(nil),    // 46: symbolon.v1.GetGenerationRequest
-	(*GetGenerationResponse)(nil),   // 47: symbolon.v1.GetGenerationResponse
-	(*RollbackRequest)(nil),         // 48: symbolon.v1.RollbackRequest
-	(*RollbackResponse)(nil),        // 49: symbolon.v1.RollbackResponse
-	(*TestPolicyRequest)(nil),       // 50: symbolon.v1.TestPolicyRequest
-	(*TestPolicyResponse)(nil),      // 51: symbolon.v1.TestPolicyResponse
-	(*TestCase)(nil),                // 52: symbolon.v1.TestCase
-	(*LintPolicyRequest)(nil),       // 53: symbolon.v1.LintPolicyRequest
-	(*LintFinding)(nil),             // 54: symbolon.v1.LintFinding
-	(*LintPolicyResponse)(nil),      // 55: symbolon.v1.LintPolicyResponse
-	nil,                             // 56: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                             // 57: symbolon.v1.Host.AttributesEntry
-	nil,                             // 58: symbolon.v1.Workload.AttributesEntry
-	nil,                             // 59: symbolon.v1.ExplainEndpoint.AttributesEntry
-	(*timestamppb.Timestamp)(nil),   // 60: google.protobuf.Timestamp
-	(*Resource)(nil),                // 61: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),     // 62: google.protobuf.Duration
-	(Reason)(0),                     // 63: symbolon.v1.Reason
-	(Protection)(0),                 // 64: symbolon.v1.Protection
-	(Verb)(0),                       // 65: symbolon.v1.Verb
-	(Mode)(0),                       // 66: symbolon.v1.Mode
-	(Outcome)(0),                    // 67: symbolon.v1.Outcome
-	(*FlowRecord)(nil),              // 68: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),                 // 69: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                 // 70: symbolon.v1.EdgeEnd
-	(*LabelValues)(nil),             // 71: symbolon.v1.LabelValues
+	(ChangeType)(0),                  // 0: symbolon.v1.ChangeType
+	(SimulatedType)(0),               // 1: symbolon.v1.SimulatedType
+	(LintSeverity)(0),                // 2: symbolon.v1.LintSeverity
+	(*GetStatusRequest)(nil),         // 3: symbolon.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 4: symbolon.v1.GetStatusResponse
+	(*SourceFile)(nil),               // 5: symbolon.v1.SourceFile
+	(*ApplyRequest)(nil),             // 6: symbolon.v1.ApplyRequest
+	(*Change)(nil),                   // 7: symbolon.v1.Change
+	(*FieldChange)(nil),              // 8: symbolon.v1.FieldChange
+	(*ApplyResponse)(nil),            // 9: symbolon.v1.ApplyResponse
+	(*TestResult)(nil),               // 10: symbolon.v1.TestResult
+	(*ResourceKey)(nil),              // 11: symbolon.v1.ResourceKey
+	(*DeleteRequest)(nil),            // 12: symbolon.v1.DeleteRequest
+	(*DeleteResponse)(nil),           // 13: symbolon.v1.DeleteResponse
+	(*ListResourcesRequest)(nil),     // 14: symbolon.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),    // 15: symbolon.v1.ListResourcesResponse
+	(*CreateJoinTokenRequest)(nil),   // 16: symbolon.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),  // 17: symbolon.v1.CreateJoinTokenResponse
+	(*ListHostsRequest)(nil),         // 18: symbolon.v1.ListHostsRequest
+	(*Host)(nil),                     // 19: symbolon.v1.Host
+	(*ListHostsResponse)(nil),        // 20: symbolon.v1.ListHostsResponse
+	(*RemoveHostRequest)(nil),        // 21: symbolon.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),       // 22: symbolon.v1.RemoveHostResponse
+	(*ListWorkloadsRequest)(nil),     // 23: symbolon.v1.ListWorkloadsRequest
+	(*Workload)(nil),                 // 24: symbolon.v1.Workload
+	(*ListWorkloadsResponse)(nil),    // 25: symbolon.v1.ListWorkloadsResponse
+	(*ExplainRequest)(nil),           // 26: symbolon.v1.ExplainRequest
+	(*ExplainEndpoint)(nil),          // 27: symbolon.v1.ExplainEndpoint
+	(*ExplainSide)(nil),              // 28: symbolon.v1.ExplainSide
+	(*Candidate)(nil),                // 29: symbolon.v1.Candidate
+	(*ExplainResponse)(nil),          // 30: symbolon.v1.ExplainResponse
+	(*WatchFlowsRequest)(nil),        // 31: symbolon.v1.WatchFlowsRequest
+	(*WatchFlowsResponse)(nil),       // 32: symbolon.v1.WatchFlowsResponse
+	(*ListEdgesRequest)(nil),         // 33: symbolon.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),        // 34: symbolon.v1.ListEdgesResponse
+	(*ListPolicyHitsRequest)(nil),    // 35: symbolon.v1.ListPolicyHitsRequest
+	(*ListPolicyHitsResponse)(nil),   // 36: symbolon.v1.ListPolicyHitsResponse
+	(*PolicyHits)(nil),               // 37: symbolon.v1.PolicyHits
+	(*SimulateRequest)(nil),          // 38: symbolon.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),         // 39: symbolon.v1.SimulatedVerdict
+	(*SimulatedEdge)(nil),            // 40: symbolon.v1.SimulatedEdge
+	(*SimulateResponse)(nil),         // 41: symbolon.v1.SimulateResponse
+	(*SimulatedCount)(nil),           // 42: symbolon.v1.SimulatedCount
+	(*PolicyGeneration)(nil),         // 43: symbolon.v1.PolicyGeneration
+	(*ListGenerationsRequest)(nil),   // 44: symbolon.v1.ListGenerationsRequest
+	(*ListGenerationsResponse)(nil),  // 45: symbolon.v1.ListGenerationsResponse
+	(*GetGenerationRequest)(nil),     // 46: symbolon.v1.GetGenerationRequest
+	(*GetGenerationResponse)(nil),    // 47: symbolon.v1.GetGenerationResponse
+	(*RollbackRequest)(nil),          // 48: symbolon.v1.RollbackRequest
+	(*RollbackResponse)(nil),         // 49: symbolon.v1.RollbackResponse
+	(*TestPolicyRequest)(nil),        // 50: symbolon.v1.TestPolicyRequest
+	(*TestPolicyResponse)(nil),       // 51: symbolon.v1.TestPolicyResponse
+	(*TestCase)(nil),                 // 52: symbolon.v1.TestCase
+	(*LintPolicyRequest)(nil),        // 53: symbolon.v1.LintPolicyRequest
+	(*LintFinding)(nil),              // 54: symbolon.v1.LintFinding
+	(*LintPolicyResponse)(nil),       // 55: symbolon.v1.LintPolicyResponse
+	(*StartLearnRequest)(nil),        // 56: symbolon.v1.StartLearnRequest
+	(*StartLearnResponse)(nil),       // 57: symbolon.v1.StartLearnResponse
+	(*ListLearningRequest)(nil),      // 58: symbolon.v1.ListLearningRequest
+	(*ListLearningResponse)(nil),     // 59: symbolon.v1.ListLearningResponse
+	(*Learning)(nil),                 // 60: symbolon.v1.Learning
+	(*SuggestPoliciesRequest)(nil),   // 61: symbolon.v1.SuggestPoliciesRequest
+	(*SuggestPoliciesResponse)(nil),  // 62: symbolon.v1.SuggestPoliciesResponse
+	(*AcceptSuggestionRequest)(nil),  // 63: symbolon.v1.AcceptSuggestionRequest
+	(*AcceptSuggestionResponse)(nil), // 64: symbolon.v1.AcceptSuggestionResponse
+	nil,                              // 65: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                              // 66: symbolon.v1.Host.AttributesEntry
+	nil,                              // 67: symbolon.v1.Workload.AttributesEntry
+	nil,                              // 68: symbolon.v1.ExplainEndpoint.AttributesEntry
+	(*timestamppb.Timestamp)(nil),    // 69: google.protobuf.Timestamp
+	(*Resource)(nil),                 // 70: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),      // 71: google.protobuf.Duration
+	(Reason)(0),                      // 72: symbolon.v1.Reason
+	(Protection)(0),                  // 73: symbolon.v1.Protection
+	(Verb)(0),                        // 74: symbolon.v1.Verb
+	(Mode)(0),                        // 75: symbolon.v1.Mode
+	(Outcome)(0),                     // 76: symbolon.v1.Outcome
+	(*FlowRecord)(nil),               // 77: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),                  // 78: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                  // 79: symbolon.v1.EdgeEnd
+	(*LabelValues)(nil),              // 80: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	60, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	60, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
-	5,  // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
-	0,  // 3: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
-	8,  // 4: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
-	7,  // 5: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
-	10, // 6: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
-	11, // 7: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	61, // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	56, // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	62, // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	60, // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	57, // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	60, // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	60, // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	60, // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
-	19, // 16: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	58, // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	60, // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	60, // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
-	24, // 20: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
-	27, // 21: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
-	27, // 22: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	59, // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	63, // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	64, // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
-	29, // 26: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	65, // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	66, // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	64, // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
-	28, // 30: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	67, // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	68, // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	67, // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	62, // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	69, // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
-	37, // 36: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	60, // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
-	5,  // 38: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	62, // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	64, // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	63, // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
-	1,  // 42: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	70, // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	70, // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
-	39, // 45: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
-	39, // 46: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	60, // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	60, // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
-	40, // 49: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
-	7,  // 50: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
-	10, // 51: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
-	42, // 52: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
-	1,  // 53: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	60, // 54: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
-	43, // 55: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
-	43, // 56: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
-	7,  // 57: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	61, // 58: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
-	7,  // 59: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
-	10, // 60: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
-	5,  // 61: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	52, // 62: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
-	28, // 63: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
-	5,  // 64: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	2,  // 65: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
-	54, // 66: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
-	71, // 67: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	71, // 68: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	71, // 69: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,  // 70: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,  // 71: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12, // 72: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14, // 73: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16, // 74: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18, // 75: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21, // 76: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23, // 77: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26, // 78: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44, // 79: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46, // 80: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48, // 81: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50, // 82: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53, // 83: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31, // 84: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33, // 85: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35, // 86: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38, // 87: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	4,  // 88: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,  // 89: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13, // 90: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15, // 91: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17, // 92: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20, // 93: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22, // 94: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25, // 95: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30, // 96: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45, // 97: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47, // 98: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49, // 99: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51, // 100: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55, // 101: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32, // 102: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34, // 103: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36, // 104: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41, // 105: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	88, // [88:106] is the sub-list for method output_type
-	70, // [70:88] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	69,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	69,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	5,   // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
+	0,   // 3: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
+	8,   // 4: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
+	7,   // 5: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 6: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
+	11,  // 7: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
+	70,  // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	65,  // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	71,  // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	69,  // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	66,  // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	69,  // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	69,  // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	69,  // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	19,  // 16: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
+	67,  // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	69,  // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	69,  // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	24,  // 20: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
+	27,  // 21: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
+	27,  // 22: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
+	68,  // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	72,  // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	73,  // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	29,  // 26: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
+	74,  // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	75,  // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	73,  // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	28,  // 30: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
+	76,  // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	77,  // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	76,  // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	71,  // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	78,  // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	37,  // 36: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
+	69,  // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	5,   // 38: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
+	71,  // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	73,  // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	72,  // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	1,   // 42: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
+	79,  // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	79,  // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	39,  // 45: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
+	39,  // 46: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
+	69,  // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	69,  // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	40,  // 49: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
+	7,   // 50: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 51: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
+	42,  // 52: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
+	1,   // 53: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
+	69,  // 54: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	43,  // 55: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
+	43,  // 56: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
+	7,   // 57: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
+	70,  // 58: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	7,   // 59: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 60: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
+	5,   // 61: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	52,  // 62: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
+	28,  // 63: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
+	5,   // 64: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	2,   // 65: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
+	54,  // 66: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
+	60,  // 67: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
+	69,  // 68: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	69,  // 69: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	71,  // 70: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	70,  // 71: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	71,  // 72: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	5,   // 73: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
+	9,   // 74: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
+	80,  // 75: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	80,  // 76: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	80,  // 77: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 78: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 79: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 80: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 81: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 82: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 83: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 84: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 85: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 86: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 87: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 88: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 89: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 90: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 91: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 92: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 93: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 94: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 95: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 96: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 97: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 98: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 99: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	4,   // 100: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 101: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 102: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 103: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 104: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 105: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 106: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 107: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 108: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 109: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 110: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 111: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 112: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 113: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 114: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 115: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 116: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 117: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 118: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 119: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 120: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 121: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	100, // [100:122] is the sub-list for method output_type
+	78,  // [78:100] is the sub-list for method input_type
+	78,  // [78:78] is the sub-list for extension type_name
+	78,  // [78:78] is the sub-list for extension extendee
+	0,   // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -4387,7 +5012,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   57,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

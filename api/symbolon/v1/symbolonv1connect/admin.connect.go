@@ -77,6 +77,17 @@ const (
 	AdminServiceListPolicyHitsProcedure = "/symbolon.v1.AdminService/ListPolicyHits"
 	// AdminServiceSimulateProcedure is the fully-qualified name of the AdminService's Simulate RPC.
 	AdminServiceSimulateProcedure = "/symbolon.v1.AdminService/Simulate"
+	// AdminServiceStartLearnProcedure is the fully-qualified name of the AdminService's StartLearn RPC.
+	AdminServiceStartLearnProcedure = "/symbolon.v1.AdminService/StartLearn"
+	// AdminServiceListLearningProcedure is the fully-qualified name of the AdminService's ListLearning
+	// RPC.
+	AdminServiceListLearningProcedure = "/symbolon.v1.AdminService/ListLearning"
+	// AdminServiceSuggestPoliciesProcedure is the fully-qualified name of the AdminService's
+	// SuggestPolicies RPC.
+	AdminServiceSuggestPoliciesProcedure = "/symbolon.v1.AdminService/SuggestPolicies"
+	// AdminServiceAcceptSuggestionProcedure is the fully-qualified name of the AdminService's
+	// AcceptSuggestion RPC.
+	AdminServiceAcceptSuggestionProcedure = "/symbolon.v1.AdminService/AcceptSuggestion"
 )
 
 // AdminServiceClient is a client for the symbolon.v1.AdminService service.
@@ -111,6 +122,14 @@ type AdminServiceClient interface {
 	// Simulate decides recorded edges by what an apply of the files would put into
 	// force. Errors: as Apply's; nothing is changed.
 	Simulate(context.Context, *connect.Request[v1.SimulateRequest]) (*connect.Response[v1.SimulateResponse], error)
+	// StartLearn puts a namespace into learn. Not found; no change if it is already.
+	StartLearn(context.Context, *connect.Request[v1.StartLearnRequest]) (*connect.Response[v1.StartLearnResponse], error)
+	// ListLearning says which namespaces are in learn, and what was seen there.
+	ListLearning(context.Context, *connect.Request[v1.ListLearningRequest]) (*connect.Response[v1.ListLearningResponse], error)
+	// SuggestPolicies makes policies out of what was seen of a namespace.
+	SuggestPolicies(context.Context, *connect.Request[v1.SuggestPoliciesRequest]) (*connect.Response[v1.SuggestPoliciesResponse], error)
+	// AcceptSuggestion applies them, or an edited form, as one generation.
+	AcceptSuggestion(context.Context, *connect.Request[v1.AcceptSuggestionRequest]) (*connect.Response[v1.AcceptSuggestionResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the symbolon.v1.AdminService service. By default,
@@ -232,29 +251,57 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("Simulate")),
 			connect.WithClientOptions(opts...),
 		),
+		startLearn: connect.NewClient[v1.StartLearnRequest, v1.StartLearnResponse](
+			httpClient,
+			baseURL+AdminServiceStartLearnProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("StartLearn")),
+			connect.WithClientOptions(opts...),
+		),
+		listLearning: connect.NewClient[v1.ListLearningRequest, v1.ListLearningResponse](
+			httpClient,
+			baseURL+AdminServiceListLearningProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListLearning")),
+			connect.WithClientOptions(opts...),
+		),
+		suggestPolicies: connect.NewClient[v1.SuggestPoliciesRequest, v1.SuggestPoliciesResponse](
+			httpClient,
+			baseURL+AdminServiceSuggestPoliciesProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("SuggestPolicies")),
+			connect.WithClientOptions(opts...),
+		),
+		acceptSuggestion: connect.NewClient[v1.AcceptSuggestionRequest, v1.AcceptSuggestionResponse](
+			httpClient,
+			baseURL+AdminServiceAcceptSuggestionProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("AcceptSuggestion")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // adminServiceClient implements AdminServiceClient.
 type adminServiceClient struct {
-	getStatus       *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
-	apply           *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	delete          *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
-	listResources   *connect.Client[v1.ListResourcesRequest, v1.ListResourcesResponse]
-	createJoinToken *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
-	listHosts       *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
-	removeHost      *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
-	listWorkloads   *connect.Client[v1.ListWorkloadsRequest, v1.ListWorkloadsResponse]
-	explain         *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
-	listGenerations *connect.Client[v1.ListGenerationsRequest, v1.ListGenerationsResponse]
-	getGeneration   *connect.Client[v1.GetGenerationRequest, v1.GetGenerationResponse]
-	rollback        *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
-	testPolicy      *connect.Client[v1.TestPolicyRequest, v1.TestPolicyResponse]
-	lintPolicy      *connect.Client[v1.LintPolicyRequest, v1.LintPolicyResponse]
-	watchFlows      *connect.Client[v1.WatchFlowsRequest, v1.WatchFlowsResponse]
-	listEdges       *connect.Client[v1.ListEdgesRequest, v1.ListEdgesResponse]
-	listPolicyHits  *connect.Client[v1.ListPolicyHitsRequest, v1.ListPolicyHitsResponse]
-	simulate        *connect.Client[v1.SimulateRequest, v1.SimulateResponse]
+	getStatus        *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
+	apply            *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	delete           *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	listResources    *connect.Client[v1.ListResourcesRequest, v1.ListResourcesResponse]
+	createJoinToken  *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
+	listHosts        *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
+	removeHost       *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
+	listWorkloads    *connect.Client[v1.ListWorkloadsRequest, v1.ListWorkloadsResponse]
+	explain          *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
+	listGenerations  *connect.Client[v1.ListGenerationsRequest, v1.ListGenerationsResponse]
+	getGeneration    *connect.Client[v1.GetGenerationRequest, v1.GetGenerationResponse]
+	rollback         *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
+	testPolicy       *connect.Client[v1.TestPolicyRequest, v1.TestPolicyResponse]
+	lintPolicy       *connect.Client[v1.LintPolicyRequest, v1.LintPolicyResponse]
+	watchFlows       *connect.Client[v1.WatchFlowsRequest, v1.WatchFlowsResponse]
+	listEdges        *connect.Client[v1.ListEdgesRequest, v1.ListEdgesResponse]
+	listPolicyHits   *connect.Client[v1.ListPolicyHitsRequest, v1.ListPolicyHitsResponse]
+	simulate         *connect.Client[v1.SimulateRequest, v1.SimulateResponse]
+	startLearn       *connect.Client[v1.StartLearnRequest, v1.StartLearnResponse]
+	listLearning     *connect.Client[v1.ListLearningRequest, v1.ListLearningResponse]
+	suggestPolicies  *connect.Client[v1.SuggestPoliciesRequest, v1.SuggestPoliciesResponse]
+	acceptSuggestion *connect.Client[v1.AcceptSuggestionRequest, v1.AcceptSuggestionResponse]
 }
 
 // GetStatus calls symbolon.v1.AdminService.GetStatus.
@@ -347,6 +394,26 @@ func (c *adminServiceClient) Simulate(ctx context.Context, req *connect.Request[
 	return c.simulate.CallUnary(ctx, req)
 }
 
+// StartLearn calls symbolon.v1.AdminService.StartLearn.
+func (c *adminServiceClient) StartLearn(ctx context.Context, req *connect.Request[v1.StartLearnRequest]) (*connect.Response[v1.StartLearnResponse], error) {
+	return c.startLearn.CallUnary(ctx, req)
+}
+
+// ListLearning calls symbolon.v1.AdminService.ListLearning.
+func (c *adminServiceClient) ListLearning(ctx context.Context, req *connect.Request[v1.ListLearningRequest]) (*connect.Response[v1.ListLearningResponse], error) {
+	return c.listLearning.CallUnary(ctx, req)
+}
+
+// SuggestPolicies calls symbolon.v1.AdminService.SuggestPolicies.
+func (c *adminServiceClient) SuggestPolicies(ctx context.Context, req *connect.Request[v1.SuggestPoliciesRequest]) (*connect.Response[v1.SuggestPoliciesResponse], error) {
+	return c.suggestPolicies.CallUnary(ctx, req)
+}
+
+// AcceptSuggestion calls symbolon.v1.AdminService.AcceptSuggestion.
+func (c *adminServiceClient) AcceptSuggestion(ctx context.Context, req *connect.Request[v1.AcceptSuggestionRequest]) (*connect.Response[v1.AcceptSuggestionResponse], error) {
+	return c.acceptSuggestion.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the symbolon.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -379,6 +446,14 @@ type AdminServiceHandler interface {
 	// Simulate decides recorded edges by what an apply of the files would put into
 	// force. Errors: as Apply's; nothing is changed.
 	Simulate(context.Context, *connect.Request[v1.SimulateRequest]) (*connect.Response[v1.SimulateResponse], error)
+	// StartLearn puts a namespace into learn. Not found; no change if it is already.
+	StartLearn(context.Context, *connect.Request[v1.StartLearnRequest]) (*connect.Response[v1.StartLearnResponse], error)
+	// ListLearning says which namespaces are in learn, and what was seen there.
+	ListLearning(context.Context, *connect.Request[v1.ListLearningRequest]) (*connect.Response[v1.ListLearningResponse], error)
+	// SuggestPolicies makes policies out of what was seen of a namespace.
+	SuggestPolicies(context.Context, *connect.Request[v1.SuggestPoliciesRequest]) (*connect.Response[v1.SuggestPoliciesResponse], error)
+	// AcceptSuggestion applies them, or an edited form, as one generation.
+	AcceptSuggestion(context.Context, *connect.Request[v1.AcceptSuggestionRequest]) (*connect.Response[v1.AcceptSuggestionResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -496,6 +571,30 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("Simulate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceStartLearnHandler := connect.NewUnaryHandler(
+		AdminServiceStartLearnProcedure,
+		svc.StartLearn,
+		connect.WithSchema(adminServiceMethods.ByName("StartLearn")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceListLearningHandler := connect.NewUnaryHandler(
+		AdminServiceListLearningProcedure,
+		svc.ListLearning,
+		connect.WithSchema(adminServiceMethods.ByName("ListLearning")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceSuggestPoliciesHandler := connect.NewUnaryHandler(
+		AdminServiceSuggestPoliciesProcedure,
+		svc.SuggestPolicies,
+		connect.WithSchema(adminServiceMethods.ByName("SuggestPolicies")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceAcceptSuggestionHandler := connect.NewUnaryHandler(
+		AdminServiceAcceptSuggestionProcedure,
+		svc.AcceptSuggestion,
+		connect.WithSchema(adminServiceMethods.ByName("AcceptSuggestion")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/symbolon.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -534,6 +633,14 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListPolicyHitsHandler.ServeHTTP(w, r)
 		case AdminServiceSimulateProcedure:
 			adminServiceSimulateHandler.ServeHTTP(w, r)
+		case AdminServiceStartLearnProcedure:
+			adminServiceStartLearnHandler.ServeHTTP(w, r)
+		case AdminServiceListLearningProcedure:
+			adminServiceListLearningHandler.ServeHTTP(w, r)
+		case AdminServiceSuggestPoliciesProcedure:
+			adminServiceSuggestPoliciesHandler.ServeHTTP(w, r)
+		case AdminServiceAcceptSuggestionProcedure:
+			adminServiceAcceptSuggestionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -613,4 +720,20 @@ func (UnimplementedAdminServiceHandler) ListPolicyHits(context.Context, *connect
 
 func (UnimplementedAdminServiceHandler) Simulate(context.Context, *connect.Request[v1.SimulateRequest]) (*connect.Response[v1.SimulateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Simulate is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) StartLearn(context.Context, *connect.Request[v1.StartLearnRequest]) (*connect.Response[v1.StartLearnResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.StartLearn is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListLearning(context.Context, *connect.Request[v1.ListLearningRequest]) (*connect.Response[v1.ListLearningResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.ListLearning is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) SuggestPolicies(context.Context, *connect.Request[v1.SuggestPoliciesRequest]) (*connect.Response[v1.SuggestPoliciesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.SuggestPolicies is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) AcceptSuggestion(context.Context, *connect.Request[v1.AcceptSuggestionRequest]) (*connect.Response[v1.AcceptSuggestionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.AcceptSuggestion is not implemented"))
 }
