@@ -2,9 +2,7 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -319,27 +317,6 @@ func (m *manager) close() {
 	_ = m.log.Close()
 }
 
-// echoAside is echo from a port that no tunnel has. For ten seconds after a peer has
-// reset a tunnel, conntrack takes a SYN from its port for the same connection, and
-// translates it no more than the tunnel's: the guard refuses it. That is no matter of
-// restarts.
-func echoAside(addr, text string) (string, error) {
-	const first, last = 10_000, 32_000 // below net.ipv4.ip_local_port_range
-	d := net.Dialer{Timeout: clientTimeout}
-	for {
-		d.LocalAddr = &net.TCPAddr{Port: first + rand.IntN(last-first)}
-		c, err := d.Dial("tcp", addr)
-		if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL) {
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
-		_ = c.SetDeadline(time.Now().Add(clientTimeout))
-		return exchange(c.(*net.TCPConn), text)
-	}
-}
-
 // untilFile connects again and again until a file is there; it says how many
 // connections ended in which way.
 func init() {
@@ -349,7 +326,7 @@ func init() {
 			if _, err := os.Stat(a[1]); err == nil {
 				return fmt.Sprint(counts), nil
 			}
-			b, err := echoAside(a[0], "ping")
+			b, err := echo(a[0], "ping")
 			switch {
 			case err != nil:
 				counts[outcome(err)]++

@@ -24,7 +24,7 @@ func Cleanup(ctx context.Context) error {
 				continue // not installed: its rules cannot be there
 			}
 			found = true
-			for _, table := range []string{"filter", "nat", "mangle"} {
+			for _, table := range []string{"filter", "nat", "mangle", "raw"} {
 				if backend == BackendLegacy && !f.legacyTable(table) {
 					continue
 				}

@@ -179,6 +179,9 @@ func parseTuple(b []byte) (Tuple, error) {
 		if err != nil {
 			return Tuple{}, err
 		}
+		if part != ctaTupleIP && part != ctaTupleProto {
+			inner = nil // the zone: nothing is nested in it
+		}
 		for len(inner) > 0 {
 			kind, value, next, err := nextAttr(inner)
 			if err != nil {

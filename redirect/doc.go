@@ -10,7 +10,22 @@
 //     listener, on the wildcard address (Config.InboundAddr), because the kernel
 //     rewrites their destination to the address of the interface they came in by;
 //   - refuse, in the filter table, whatever should have been redirected and was
-//     not (the guard), and whatever is made straight to the two listeners.
+//     not (the guard), and whatever is made straight to the two listeners;
+//   - track, by the raw table, what the proxy itself dials in a conntrack zone of its
+//     own (zone-orig 19712, legs to applications under their client's address aside).
+//
+// The last is because conntrack knows connections by addresses and ports alone, and the
+// proxy's have those that an application's may have next, or had last. A closed
+// connection's entry stays for 10 to 120 seconds: after a tunnel that the peer has reset,
+// an application that gets its port and calls the same destination would not be redirected
+// but refused by the guard, and a tunnel from the port of an application that the proxy
+// has reset would end in the proxy's own listener. Where the kernel has no target CT or no
+// zones, Rules.Warnings says so, and just that happens, with Config.FailClosed or without:
+// the guard stands as long as the redirection does. It does not hold up what the tunnel's
+// entry translates to a destination that is not intercepted: intercept those too there
+// (the service and pod networks of Kubernetes, or 127.0.0.0/8 beside the host's addresses).
+// A host that has zones of its own for what it sends must leave the proxy's connections out
+// of them: our rule comes first. Flushing the raw table cuts the proxy's connections.
 //
 // Two options change how inbound connections are taken. Config.Transparent takes them
 // by TPROXY: nothing is translated, LocalAddr is the original destination and

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,12 +49,15 @@ func actAsProxy() {
 		case "enter":
 			fail(os.WriteFile(filepath.Join(args, "cgroup.procs"), []byte("0"), 0))
 		case "dial":
-			mark, to, _ := strings.Cut(args, " ")
-			m, err := strconv.ParseInt(mark, 0, 32)
+			words := strings.Fields(args) // mark, destination, and perhaps the source
+			m, err := strconv.ParseInt(words[0], 0, 32)
 			fail(err)
 			d := Dialer(int(m), DefaultKeepAlive)
+			if len(words) > 2 {
+				d.LocalAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(words[2]))
+			}
 			d.Timeout = 10 * time.Second
-			c, err := d.Dial("tcp", to)
+			c, err := d.Dial("tcp", words[1])
 			if errors.Is(err, unix.ECONNREFUSED) {
 				fmt.Println("refused")
 				continue
@@ -62,6 +67,12 @@ func actAsProxy() {
 			n, err := c.Read(b)
 			fail(err)
 			fmt.Println(string(b[:n]))
+			if len(words) > 2 { // let it be reset: see obey
+				_, err := c.Write([]byte("r"))
+				fail(err)
+				_, err = c.Read(b)
+				fmt.Println(errors.Is(err, unix.ECONNRESET))
+			}
 			c.Close()
 		}
 	}

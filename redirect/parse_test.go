@@ -66,6 +66,11 @@ func TestConntrackRequestIsReadBack(t *testing.T) {
 		if got, err := parseTuple(tuple); err != nil || got != want {
 			t.Errorf("%v, %v; want %v", got, err, want)
 		}
+		// CTA_TUPLE_ZONE, in which nothing is nested.
+		zoned := appendAttr(bytes.Clone(tuple), 3, []byte{0x4d, 0x00})
+		if got, err := parseTuple(zoned); err != nil || got != want {
+			t.Errorf("in a zone: %v, %v; want %v", got, err, want)
+		}
 	}
 	udp := appendAttr(nil, ctaTupleProto, appendAttr(nil, ctaProtoNum, []byte{unix.IPPROTO_UDP}))
 	if got, err := parseTuple(udp); !errors.Is(err, errShortMessage) {

@@ -29,6 +29,9 @@ type Rules struct {
 	// family and table. Another version of the tool may print a rule otherwise than
 	// we write it; that is no drift.
 	loaded map[tableKey][]chain
+	// noZone says, by family, why the kernel does not track the proxy's connections
+	// apart; as of the last Install or Repair.
+	noZone map[string]string
 }
 
 type tableKey struct{ family, table string }
@@ -40,7 +43,7 @@ func NewRules(cfg Config) (*Rules, error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	r := &Rules{cfg: cfg, loaded: map[tableKey][]chain{}}
+	r := &Rules{cfg: cfg, loaded: map[tableKey][]chain{}, noZone: map[string]string{}}
 	var err error
 	if r.ipset, err = findTool("ipset", "ipset"); err != nil {
 		return nil, err
@@ -92,6 +95,11 @@ func (r *Rules) Repair(ctx context.Context) error {
 	if err := r.applyRoutes(); err != nil {
 		return err
 	}
+	for _, f := range r.families {
+		if err := r.applyZone(ctx, f); err != nil {
+			return err
+		}
+	}
 	// All of nat before any of filter: the guard must not refuse what the other
 	// family's redirection does not catch yet.
 	for _, table := range []string{"nat", "mangle", "filter"} {
@@ -126,10 +134,16 @@ func (r *Rules) findOwn() error {
 func (r *Rules) Warnings() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.own.warning == "" {
-		return nil
+	var all []string
+	if r.own.warning != "" {
+		all = append(all, r.own.warning)
 	}
-	return []string{r.own.warning}
+	for _, f := range r.families {
+		if why := r.noZone[f.name]; why != "" {
+			all = append(all, why)
+		}
+	}
+	return all
 }
 
 func (r *Rules) chains(f family, table string) []chain {
@@ -138,6 +152,8 @@ func (r *Rules) chains(f family, table string) []chain {
 		return r.cfg.natChains(f, r.own)
 	case "mangle":
 		return r.cfg.mangleChains(f, false)
+	case "raw":
+		return zoneChains()
 	}
 	return r.cfg.filterChains(f, r.own)
 }
@@ -211,12 +227,15 @@ func (r *Rules) Verify(ctx context.Context) (drift []string, err error) {
 		return nil, err
 	}
 	drift = append(drift, routes...)
-	tables := []string{"nat", "filter"}
+	tables := []string{"raw", "nat", "filter"}
 	if r.cfg.mangled() {
 		tables = append(tables, "mangle")
 	}
 	for _, f := range r.families {
 		for _, table := range tables {
+			if table == "raw" && r.noZone[f.name] != "" {
+				continue
+			}
 			saved, err := f.saved(ctx, table)
 			if err != nil {
 				return nil, fmt.Errorf("read %s rules: %w", f.name, err)
@@ -234,7 +253,8 @@ func (r *Rules) Verify(ctx context.Context) (drift []string, err error) {
 // Remove takes everything out in two phases. First go the guard and the jumps: new
 // connections pass as without a proxy, while those in flight live on, for which
 // the redirecting chains must stay (the kernel stops translating packets when its
-// last NAT rule goes), and those that bring answers back. Then drain runs: it should return when the proxy's
+// last NAT rule goes), those that track the proxy's own connections apart, and those
+// that bring answers back. Then drain runs: it should return when the proxy's
 // connections have ended or when their time is up. Then chains and sets go. A nil
 // drain waits for nothing. Its error is returned, but stops nothing.
 func (r *Rules) Remove(ctx context.Context, drain func(context.Context) error) error {
@@ -260,8 +280,13 @@ func (r *Rules) Remove(ctx context.Context, drain func(context.Context) error) e
 	if r.cfg.mangled() {
 		tables = append(tables, "mangle")
 	}
+	// The proxy's own connections, should any be left, are found in their zone to the last.
+	tables = append(tables, "raw")
 	for _, f := range r.families {
 		for _, table := range tables {
+			if table == "raw" && !f.uses(ctx, table) {
+				continue
+			}
 			if err := removeChains(ctx, f, table); err != nil {
 				return errors.Join(drainErr, err)
 			}

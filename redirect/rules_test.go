@@ -202,6 +202,7 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 			{"doubled jump", "IPT -t nat -A OUTPUT -j SYMBOLON_OUT; IPT -t nat -A OUTPUT -j SYMBOLON_OUT", "jumps to SYMBOLON_OUT 3 times"},
 			{"narrowed jump", "IPT -t nat -D OUTPUT 1; IPT -t nat -I OUTPUT -p tcp -m tcp --dport 80 -j SYMBOLON_OUT", "first by"},
 			{"another's rule first", "IPT -t nat -I OUTPUT -p tcp -m tcp --dport 9 -j RETURN", "SYMBOLON_OUT is not the first rule of OUTPUT"},
+			{"zone flushed", "IPT -t raw -F", "chain SYMBOLON_ROUT has 0 rules"},
 			{"rule replaced", "IPT -t nat -R SYMBOLON_OUT 1 -j RETURN", "rule 1 of chain SYMBOLON_OUT"},
 			{"port deleted", "ipset del symbolon_in 8080", "ipset symbolon_in has 2 members, not 3"},
 			{"port exchanged", "ipset del symbolon_in 8080; ipset add symbolon_in 22", "ipset symbolon_in has other members"},
@@ -401,7 +402,7 @@ func TestRemoveKeepsConnectionsInFlightUntilDrained(t *testing.T) {
 
 func (n netNS) leftNothing() {
 	n.t.Helper()
-	out := n.sh(`for t in nat filter mangle; do for b in nft legacy; do iptables-$b-save -t $t; ip6tables-$b-save -t $t; done; done; ipset list -name
+	out := n.sh(`for t in nat filter mangle raw; do for b in nft legacy; do iptables-$b-save -t $t; ip6tables-$b-save -t $t; done; done; ipset list -name
 		ip rule; ip -6 rule; ip route show table all; ip -6 route show table all`)
 	if strings.Contains(strings.ToLower(out), "symbolon") || strings.Contains(out, "19712") {
 		n.t.Errorf("left behind:\n%s", out)

@@ -13,6 +13,7 @@ const (
 	chainOut    = "SYMBOLON_OUT"  // nat OUTPUT: to the outbound listener
 	chainGIn    = "SYMBOLON_GIN"  // filter INPUT: the guard
 	chainGOut   = "SYMBOLON_GOUT" // filter OUTPUT: the guard
+	chainROut   = "SYMBOLON_ROUT" // raw OUTPUT: the proxy's own connections, tracked apart
 	// With Config.PreserveSource or Config.Transparent only.
 	chainPost  = "SYMBOLON_POST"  // nat POSTROUTING: no other program's translation
 	chainMPre  = "SYMBOLON_MPRE"  // mangle PREROUTING: to the inbound listener
