@@ -112,7 +112,7 @@ func (a *app) namespaceCreateCommand() *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.StringVar(&ns.Mode, "mode", "enforce", "enforce")
+	f.StringVar(&ns.Mode, "mode", "enforce", "enforce, or learn: see symbolon learn")
 	f.StringVar(&ns.Default, "default", "inherit", "what holds where no policy decides: deny, allow, inherit")
 	f.StringVar(&ns.Protection, "protection", "inherit", "encrypted, authenticated, inherit")
 	f.StringArrayVar(&labelArgs, "label", nil, "KEY or KEY=VALUE,...: a label that may be used here and below (repeatable)")
