@@ -169,25 +169,10 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 			return networkError(err)
 		}
 	}
-	stop := r.watch(func() { _ = t.Reset() })
-	v, err := t.ReadVerdict(ctx)
-	up := stop()
+	v, _, err := r.verdict(ctx)
 	x.tunnelled(t)
-	if err == nil {
-		err = up
-	}
 	if err != nil {
 		x.rec.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
-		if r.copier == nil {
-			if up != nil {
-				_ = t.Reset()
-				return networkError(up)
-			}
-			return err
-		}
-		if up := r.copier.wait(); up != nil && errors.Is(err, net.ErrClosed) {
-			return networkError(up) // the application went first, and we closed
-		}
 		return err
 	}
 	return out.relay(r, t, v)
@@ -240,14 +225,9 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 		return false, nil
 	}
 	r := &relay{near: &socket{TCPConn: o.accepted}, tunnel: t, back: o.p.keeper(way), started: o.started}
-	stop := r.watch(func() { _ = t.Reset() })
-	v, err := t.ReadVerdict(ctx)
-	if up := stop(); up != nil {
-		_ = t.Reset()
-		return true, networkError(up)
-	}
+	v, gone, err := r.verdict(ctx)
 	if err != nil {
-		if mtls.ReasonOf(err) != symbolonv1.Reason_REASON_PEER_REFUSED {
+		if !gone && mtls.ReasonOf(err) != symbolonv1.Reason_REASON_PEER_REFUSED {
 			return false, nil // it stopped waiting just now
 		}
 		return true, err

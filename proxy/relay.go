@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"net"
 	"sync"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/proxy/loop"
 )
@@ -100,6 +102,24 @@ func (r *relay) watch(gone func()) (stop func() error) {
 		_ = r.near.SetReadDeadline(time.Time{})
 		return said
 	}
+}
+
+// verdict waits for the server's half. gone: the application has not waited for it,
+// which is the error then, and the tunnel has been reset.
+func (r *relay) verdict(ctx context.Context) (v *symbolonv1.Verdict, gone bool, err error) {
+	stop := r.watch(func() { _ = r.tunnel.Reset() })
+	v, err = r.tunnel.ReadVerdict(ctx)
+	up := stop()
+	if r.copier != nil && err != nil {
+		if up = r.copier.wait(); !errors.Is(err, net.ErrClosed) {
+			up = nil // the server went first
+		}
+	}
+	if up != nil {
+		_ = r.tunnel.Reset()
+		return nil, true, networkError(up)
+	}
+	return v, false, err
 }
 
 // hangup waits until c is reset, or its read deadline passes: nil. Nothing is read.

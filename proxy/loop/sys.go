@@ -12,46 +12,32 @@ import (
 // take, and it would give the processor away during the longer ones.
 
 func read(fd int, b []byte) (int, error) {
-	for {
-		r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
-		if errno != unix.EINTR {
-			return result(r, errno)
-		}
-	}
+	return call(unix.SYS_RECVFROM, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), 0)
 }
 
 func write(fd int, b []byte) (int, error) {
-	for {
-		r, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
-		if errno != unix.EINTR {
-			return result(r, errno)
-		}
-	}
+	return call(unix.SYS_SENDTO, fd, unsafe.Pointer(unsafe.SliceData(b)), len(b), unix.MSG_NOSIGNAL)
 }
 
 // peek tells whether there is anything to read, be it the end.
 func peek(fd int) (int, error) {
 	var b [1]byte
-	for {
-		r, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b)), 1, unix.MSG_PEEK, 0, 0)
-		if errno != unix.EINTR {
-			return result(r, errno)
-		}
-	}
+	return call(unix.SYS_RECVFROM, fd, unsafe.Pointer(&b), len(b), unix.MSG_PEEK)
 }
 
 func readv(fd int, v []unix.Iovec) (int, error) {
-	for {
-		r, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(v))), uintptr(len(v)))
-		if errno != unix.EINTR {
-			return result(r, errno)
-		}
-	}
+	return call(unix.SYS_READV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v), 0)
 }
 
 func writev(fd int, v []unix.Iovec) (int, error) {
+	return call(unix.SYS_WRITEV, fd, unsafe.Pointer(unsafe.SliceData(v)), len(v), 0)
+}
+
+// call is a system call on n bytes or slices at p, again where a signal interrupted
+// it. readv(2) and writev(2) have no flags, and do not look.
+func call(trap uintptr, fd int, p unsafe.Pointer, n, flags int) (int, error) {
 	for {
-		r, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(v))), uintptr(len(v)))
+		r, _, errno := unix.RawSyscall6(trap, uintptr(fd), uintptr(p), uintptr(n), uintptr(flags), 0, 0)
 		if errno != unix.EINTR {
 			return result(r, errno)
 		}
