@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -19,6 +20,11 @@ var (
 	ErrExpired = errors.New("certificate not valid at this time")
 	// ErrUntrusted: no chain of signatures to the bundle of the ID's trust domain.
 	ErrUntrusted = errors.New("certificate does not verify")
+	// ErrNameConstrained: a CA of the chain may not sign for this name. An ErrUntrusted.
+	ErrNameConstrained = fmt.Errorf("%w: a CA of the chain may not sign for this name", ErrUntrusted)
+	// ErrNotCA: signed by a certificate that may not sign others, such as an SVID. An
+	// ErrUntrusted.
+	ErrNotCA = fmt.Errorf("%w: signed by a certificate that may not sign others", ErrUntrusted)
 )
 
 // maxChain bounds what a peer can make us look at: the leaf and its
@@ -33,8 +39,8 @@ const maxChain = 8
 // domain says nothing of another. Intermediates carry no meaning, whatever names
 // or claims are in them.
 //
-// Errors: ErrMalformedSVID, ErrNoBundle, ErrExpired, ErrUntrusted, ErrNotWorkload,
-// ErrMalformedClaims.
+// Errors: ErrMalformedSVID, ErrNoBundle, ErrExpired, ErrUntrusted (of which
+// ErrNameConstrained and ErrNotCA), ErrNotWorkload, ErrMalformedClaims.
 func Verify(chain []*x509.Certificate, bundles x509bundle.Source, now time.Time) (Principal, error) {
 	p, _, err := verify(chain, bundles, now)
 	return p, err
@@ -134,7 +140,48 @@ func refusal(chain []*x509.Certificate, bundle *x509bundle.Bundle, now time.Time
 			}
 		}
 	}
+	var invalid x509.CertificateInvalidError
+	if errors.As(cause, &invalid) {
+		switch invalid.Reason {
+		case x509.CANotAuthorizedForThisName, x509.NameConstraintsWithoutSANs, x509.UnconstrainedName:
+			return ErrNameConstrained
+		case x509.NotAuthorizedToSign:
+			return ErrNotCA
+		}
+	}
+	if signedByNoCA(chain, bundle, now) {
+		return ErrNotCA
+	}
 	return fmt.Errorf("%w: %s", ErrUntrusted, describe(cause))
+}
+
+// signedByNoCA tells whether a certificate of the chain was signed with the key of
+// another that is good by itself, but no CA. crypto/x509 only says that there is no
+// path. It costs a signature for each such certificate, and a path for one that signed.
+func signedByNoCA(chain []*x509.Certificate, bundle *x509bundle.Bundle, now time.Time) bool {
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	for _, root := range bundle.X509Authorities() {
+		roots.AddCert(root)
+	}
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	for i, signer := range chain[1:] {
+		child := chain[i]
+		if maySign(signer) || !bytes.Equal(child.RawIssuer, signer.RawSubject) ||
+			signer.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature) != nil {
+			continue
+		}
+		_, err := signer.Verify(x509.VerifyOptions{
+			Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		})
+		return err == nil
+	}
+	return false
+}
+
+func maySign(c *x509.Certificate) bool {
+	return c.BasicConstraintsValid && c.IsCA && (c.KeyUsage == 0 || c.KeyUsage&x509.KeyUsageCertSign != 0)
 }
 
 // describe says why a chain does not verify, in words of ours. Those of crypto/x509
@@ -161,12 +208,8 @@ func describeInvalid(r x509.InvalidReason) string {
 	switch r {
 	case x509.Expired:
 		return "a certificate of the chain is not valid at this time"
-	case x509.NotAuthorizedToSign:
-		return "signed by a certificate that may not sign others"
 	case x509.TooManyIntermediates:
 		return "more intermediates than a certificate of the chain allows"
-	case x509.CANotAuthorizedForThisName, x509.NameConstraintsWithoutSANs, x509.UnconstrainedName:
-		return "a CA of the chain may not sign for this name"
 	case x509.TooManyConstraints:
 		return "too many name constraints"
 	case x509.IncompatibleUsage, x509.CANotAuthorizedForExtKeyUsage:

@@ -56,6 +56,10 @@ func TestVerifyRefuses(t *testing.T) {
 	holder := &authority{t: t, key: newTestKey(t)}
 	holder.cert = ca.issueFor(holder.key.Public(), webID, nil, nil)
 	forged := holder.issue("spiffe://acme.example/acme/prod/db", nil, nil)
+	// The same, by one whom nobody has certified.
+	stranger := &authority{t: t, key: newTestKey(t)}
+	stranger.cert = impostor.issueFor(stranger.key.Public(), webID, nil, nil)
+	forgedTwice := stranger.issue("spiffe://acme.example/acme/prod/db", nil, nil)
 	// An intermediate that has expired under a leaf that has not.
 	stale := root.intermediate(func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) })
 	constrained := root.intermediate(func(c *x509.Certificate) {
@@ -103,8 +107,9 @@ func TestVerifyRefuses(t *testing.T) {
 		{"no digitalSignature", leaf(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }), bundles, ErrMalformedSVID},
 		{"no key usage", leaf(func(c *x509.Certificate) { c.KeyUsage = 0 }), bundles, ErrMalformedSVID},
 		{"server only", leaf(func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[:1] }), bundles, ErrMalformedSVID},
-		{"an SVID signs another", []*x509.Certificate{forged, holder.cert, ca.cert}, bundles, ErrUntrusted},
-		{"an intermediate of other names", under(constrained, constrained.issue(webID, nil, nil)), bundles, ErrUntrusted},
+		{"an SVID signs another", []*x509.Certificate{forged, holder.cert, ca.cert}, bundles, ErrNotCA},
+		{"a forger's SVID signs another", []*x509.Certificate{forgedTwice, stranger.cert, ca.cert}, bundles, ErrUntrusted},
+		{"an intermediate of other names", under(constrained, constrained.issue(webID, nil, nil)), bundles, ErrNameConstrained},
 		{"too many certificates", append(leaf(nil), ca.cert, ca.cert, ca.cert, ca.cert, ca.cert, ca.cert, ca.cert), bundles, ErrMalformedSVID},
 		{"the trust domain itself", under(ca, ca.issue("spiffe://acme.example", nil, nil)), bundles, ErrNotWorkload},
 		{"a host", under(ca, ca.issue("spiffe://acme.example/symbolon/host/7", webClaims, nil)), bundles, ErrNotWorkload},

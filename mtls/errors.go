@@ -66,6 +66,10 @@ func handshakeError(err error, clientSide bool) error {
 		reason = symbolonv1.Reason_REASON_SVID_MALFORMED
 	case errors.Is(err, identity.ErrNotWorkload):
 		reason = symbolonv1.Reason_REASON_NOT_A_WORKLOAD
+	case errors.Is(err, identity.ErrNameConstrained):
+		reason = symbolonv1.Reason_REASON_NAME_CONSTRAINED
+	case errors.Is(err, identity.ErrNotCA):
+		reason = symbolonv1.Reason_REASON_NOT_A_CA
 	case errors.Is(err, identity.ErrUntrusted):
 		reason = symbolonv1.Reason_REASON_PEER_UNVERIFIED
 	case clientSide && noTunnel(err):

@@ -210,7 +210,14 @@ var attacks = []attack{
 		forged := child.issue(child.leaf("/prod/web", map[string][]string{"app": {"web"}}))
 		forged.Certificate = append(forged.Certificate, w.ca.issuer.Raw)
 		return forged
-	}), reason: "peer-unverified"},
+	}), reason: "not-a-ca"},
+	{name: "an intermediate of other names", run: withCertificate(func(w *world) tls.Certificate {
+		other := caTemplate(w, "issuer of others")
+		other.PermittedURIDomains, other.PermittedDNSDomainsCritical = []string{"other.example"}, true
+		child := *w.ca
+		child.issuer = sign(w, other, w.ca.root, &w.ca.issues.PublicKey, w.ca.rootKey)
+		return child.issue(child.leaf("/prod/web", map[string][]string{"app": {"web"}}))
+	}), reason: "name-constrained"},
 	{name: "claims that do not parse", run: withCertificate(func(w *world) tls.Certificate {
 		l := w.ca.leaf("/prod/web", map[string][]string{"app": {"web"}})
 		l.ExtraExtensions[0].Value = []byte{0x30, 0x03, 0x02, 0x01, 0x02}

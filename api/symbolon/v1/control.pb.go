@@ -372,6 +372,158 @@ func (x *IssueSVIDResponse) GetProfiles() []string {
 	return nil
 }
 
+type IssueTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workload's X.509-SVID, leaf first, DER each; without the root.
+	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	// As in IssueSVIDRequest. spiffe.* is taken from the chain.
+	Attributes map[string]*LabelValues `protobuf:"bytes,2,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// One that the controller gave this host, a few minutes ago at most.
+	Nonce []byte `protobuf:"bytes,3,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// By the SVID's key, over the nonce and the leaf (identity/token has the form).
+	Signature     []byte `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueTokenRequest) Reset() {
+	*x = IssueTokenRequest{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueTokenRequest) ProtoMessage() {}
+
+func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
+func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *IssueTokenRequest) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *IssueTokenRequest) GetAttributes() map[string]*LabelValues {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *IssueTokenRequest) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *IssueTokenRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type IssueTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For Open.token; empty where the request had no signature.
+	Token    string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// When to ask for the next one.
+	RotateAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=rotate_at,json=rotateAt,proto3" json:"rotate_at,omitempty"`
+	// For the next request.
+	Nonce []byte `protobuf:"bytes,4,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// The profiles that gave labels, "namespace/name".
+	Profiles      []string `protobuf:"bytes,5,rep,name=profiles,proto3" json:"profiles,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueTokenResponse) Reset() {
+	*x = IssueTokenResponse{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueTokenResponse) ProtoMessage() {}
+
+func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
+func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *IssueTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *IssueTokenResponse) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *IssueTokenResponse) GetRotateAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RotateAt
+	}
+	return nil
+}
+
+func (x *IssueTokenResponse) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *IssueTokenResponse) GetProfiles() []string {
+	if x != nil {
+		return x.Profiles
+	}
+	return nil
+}
+
 type RenewHostRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -381,7 +533,7 @@ type RenewHostRequest struct {
 
 func (x *RenewHostRequest) Reset() {
 	*x = RenewHostRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	mi := &file_symbolon_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +545,7 @@ func (x *RenewHostRequest) String() string {
 func (*RenewHostRequest) ProtoMessage() {}
 
 func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	mi := &file_symbolon_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +558,7 @@ func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewHostRequest.ProtoReflect.Descriptor instead.
 func (*RenewHostRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RenewHostRequest) GetCsr() []byte {
@@ -426,7 +578,7 @@ type RenewHostResponse struct {
 
 func (x *RenewHostResponse) Reset() {
 	*x = RenewHostResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	mi := &file_symbolon_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +590,7 @@ func (x *RenewHostResponse) String() string {
 func (*RenewHostResponse) ProtoMessage() {}
 
 func (x *RenewHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	mi := &file_symbolon_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +603,7 @@ func (x *RenewHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewHostResponse.ProtoReflect.Descriptor instead.
 func (*RenewHostResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RenewHostResponse) GetSvid() *IssuedSVID {
@@ -481,7 +633,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[7]
+	mi := &file_symbolon_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +645,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[7]
+	mi := &file_symbolon_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +658,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -563,7 +715,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[8]
+	mi := &file_symbolon_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +727,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[8]
+	mi := &file_symbolon_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +740,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Hello) GetVersion() string {
@@ -623,7 +775,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[9]
+	mi := &file_symbolon_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +787,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[9]
+	mi := &file_symbolon_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +800,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Ack) GetGeneration() uint64 {
@@ -679,7 +831,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[10]
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +843,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[10]
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +856,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -776,14 +928,16 @@ type Generation struct {
 	HostAttributes map[string]*LabelValues `protobuf:"bytes,5,rep,name=host_attributes,json=hostAttributes,proto3" json:"host_attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Addresses of the enrolled hosts, 4 or 16 bytes each: to these a workload in
 	// learn mode opens tunnels. Empty where no namespace of the set is in learn.
-	Peers         [][]byte `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`
+	Peers [][]byte `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`
+	// By which tokens verify; several while the controller changes its key.
+	TokenKeys     []*TokenKey `protobuf:"bytes,8,rep,name=token_keys,json=tokenKeys,proto3" json:"token_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[11]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +949,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[11]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +962,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Generation) GetNumber() uint64 {
@@ -853,6 +1007,68 @@ func (x *Generation) GetPeers() [][]byte {
 	return nil
 }
 
+func (x *Generation) GetTokenKeys() []*TokenKey {
+	if x != nil {
+		return x.TokenKeys
+	}
+	return nil
+}
+
+// TokenKey is a public key of the controller's for tokens (ECDSA P-256, ES256).
+type TokenKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token's "kid".
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// DER SubjectPublicKeyInfo.
+	PublicKey     []byte `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenKey) Reset() {
+	*x = TokenKey{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenKey) ProtoMessage() {}
+
+func (x *TokenKey) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenKey.ProtoReflect.Descriptor instead.
+func (*TokenKey) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TokenKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TokenKey) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
 type Peers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Addresses     [][]byte               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
@@ -862,7 +1078,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1090,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1103,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Peers) GetAddresses() [][]byte {
@@ -906,7 +1122,7 @@ type Reissue struct {
 
 func (x *Reissue) Reset() {
 	*x = Reissue{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1134,7 @@ func (x *Reissue) String() string {
 func (*Reissue) ProtoMessage() {}
 
 func (x *Reissue) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1147,7 @@ func (x *Reissue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
 func (*Reissue) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Reissue) GetGeneration() uint64 {
@@ -956,7 +1172,7 @@ type ReportFlowsRequest struct {
 
 func (x *ReportFlowsRequest) Reset() {
 	*x = ReportFlowsRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1184,7 @@ func (x *ReportFlowsRequest) String() string {
 func (*ReportFlowsRequest) ProtoMessage() {}
 
 func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1197,7 @@ func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ReportFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReportFlowsRequest) GetRecords() []*FlowRecord {
@@ -1020,7 +1236,7 @@ type ReportFlowsResponse struct {
 
 func (x *ReportFlowsResponse) Reset() {
 	*x = ReportFlowsResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +1248,7 @@ func (x *ReportFlowsResponse) String() string {
 func (*ReportFlowsResponse) ProtoMessage() {}
 
 func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +1261,7 @@ func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ReportFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 var File_symbolon_v1_control_proto protoreflect.FileDescriptor
@@ -1088,7 +1304,23 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\x04svid\x18\x01 \x01(\v2\x17.symbolon.v1.IssuedSVIDR\x04svid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
 	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x1a\n" +
-	"\bprofiles\x18\x04 \x03(\tR\bprofiles\"$\n" +
+	"\bprofiles\x18\x04 \x03(\tR\bprofiles\"\x86\x02\n" +
+	"\x11IssueTokenRequest\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\x12N\n" +
+	"\n" +
+	"attributes\x18\x02 \x03(\v2..symbolon.v1.IssueTokenRequest.AttributesEntryR\n" +
+	"attributes\x12\x14\n" +
+	"\x05nonce\x18\x03 \x01(\fR\x05nonce\x12\x1c\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignature\x1aW\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\xce\x01\n" +
+	"\x12IssueTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x127\n" +
+	"\tnot_after\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x127\n" +
+	"\trotate_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\brotateAt\x12\x14\n" +
+	"\x05nonce\x18\x04 \x01(\fR\x05nonce\x12\x1a\n" +
+	"\bprofiles\x18\x05 \x03(\tR\bprofiles\"$\n" +
 	"\x10RenewHostRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"X\n" +
 	"\x11RenewHostResponse\x12+\n" +
@@ -1115,7 +1347,7 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"generation\x120\n" +
 	"\areissue\x18\x02 \x01(\v2\x14.symbolon.v1.ReissueH\x00R\areissue\x12*\n" +
 	"\x05peers\x18\x03 \x01(\v2\x12.symbolon.v1.PeersH\x00R\x05peersB\t\n" +
-	"\amessage\"\xe1\x02\n" +
+	"\amessage\"\x97\x03\n" +
 	"\n" +
 	"Generation\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12%\n" +
@@ -1123,10 +1355,16 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\tresources\x18\x03 \x03(\v2\x15.symbolon.v1.ResourceR\tresources\x12\x16\n" +
 	"\x06bundle\x18\x04 \x03(\fR\x06bundle\x12T\n" +
 	"\x0fhost_attributes\x18\x05 \x03(\v2+.symbolon.v1.Generation.HostAttributesEntryR\x0ehostAttributes\x12\x14\n" +
-	"\x05peers\x18\x06 \x03(\fR\x05peers\x1a[\n" +
+	"\x05peers\x18\x06 \x03(\fR\x05peers\x124\n" +
+	"\n" +
+	"token_keys\x18\b \x03(\v2\x15.symbolon.v1.TokenKeyR\ttokenKeys\x1a[\n" +
 	"\x13HostAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
-	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"%\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"9\n" +
+	"\bTokenKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\"%\n" +
 	"\x05Peers\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\fR\taddresses\")\n" +
 	"\aReissue\x12\x1e\n" +
@@ -1160,68 +1398,77 @@ func file_symbolon_v1_control_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_control_proto_rawDescData
 }
 
-var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_symbolon_v1_control_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: symbolon.v1.EnrolRequest
 	(*EnrolResponse)(nil),         // 1: symbolon.v1.EnrolResponse
 	(*IssuedSVID)(nil),            // 2: symbolon.v1.IssuedSVID
 	(*IssueSVIDRequest)(nil),      // 3: symbolon.v1.IssueSVIDRequest
 	(*IssueSVIDResponse)(nil),     // 4: symbolon.v1.IssueSVIDResponse
-	(*RenewHostRequest)(nil),      // 5: symbolon.v1.RenewHostRequest
-	(*RenewHostResponse)(nil),     // 6: symbolon.v1.RenewHostResponse
-	(*SessionRequest)(nil),        // 7: symbolon.v1.SessionRequest
-	(*Hello)(nil),                 // 8: symbolon.v1.Hello
-	(*Ack)(nil),                   // 9: symbolon.v1.Ack
-	(*SessionResponse)(nil),       // 10: symbolon.v1.SessionResponse
-	(*Generation)(nil),            // 11: symbolon.v1.Generation
-	(*Peers)(nil),                 // 12: symbolon.v1.Peers
-	(*Reissue)(nil),               // 13: symbolon.v1.Reissue
-	(*ReportFlowsRequest)(nil),    // 14: symbolon.v1.ReportFlowsRequest
-	(*ReportFlowsResponse)(nil),   // 15: symbolon.v1.ReportFlowsResponse
-	nil,                           // 16: symbolon.v1.EnrolRequest.AttributesEntry
-	nil,                           // 17: symbolon.v1.IssueSVIDRequest.AttributesEntry
-	nil,                           // 18: symbolon.v1.Generation.HostAttributesEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*Resource)(nil),              // 20: symbolon.v1.Resource
-	(*FlowRecord)(nil),            // 21: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),               // 22: symbolon.v1.EdgeSet
-	(*LabelValues)(nil),           // 23: symbolon.v1.LabelValues
+	(*IssueTokenRequest)(nil),     // 5: symbolon.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),    // 6: symbolon.v1.IssueTokenResponse
+	(*RenewHostRequest)(nil),      // 7: symbolon.v1.RenewHostRequest
+	(*RenewHostResponse)(nil),     // 8: symbolon.v1.RenewHostResponse
+	(*SessionRequest)(nil),        // 9: symbolon.v1.SessionRequest
+	(*Hello)(nil),                 // 10: symbolon.v1.Hello
+	(*Ack)(nil),                   // 11: symbolon.v1.Ack
+	(*SessionResponse)(nil),       // 12: symbolon.v1.SessionResponse
+	(*Generation)(nil),            // 13: symbolon.v1.Generation
+	(*TokenKey)(nil),              // 14: symbolon.v1.TokenKey
+	(*Peers)(nil),                 // 15: symbolon.v1.Peers
+	(*Reissue)(nil),               // 16: symbolon.v1.Reissue
+	(*ReportFlowsRequest)(nil),    // 17: symbolon.v1.ReportFlowsRequest
+	(*ReportFlowsResponse)(nil),   // 18: symbolon.v1.ReportFlowsResponse
+	nil,                           // 19: symbolon.v1.EnrolRequest.AttributesEntry
+	nil,                           // 20: symbolon.v1.IssueSVIDRequest.AttributesEntry
+	nil,                           // 21: symbolon.v1.IssueTokenRequest.AttributesEntry
+	nil,                           // 22: symbolon.v1.Generation.HostAttributesEntry
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*Resource)(nil),              // 24: symbolon.v1.Resource
+	(*FlowRecord)(nil),            // 25: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),               // 26: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 27: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
-	16, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
+	19, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
 	2,  // 1: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	19, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
-	19, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
-	17, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
+	23, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
+	23, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
+	20, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
 	2,  // 5: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	2,  // 6: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	8,  // 7: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
-	9,  // 8: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
-	11, // 9: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
-	13, // 10: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
-	12, // 11: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
-	20, // 12: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
-	18, // 13: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
-	21, // 14: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	22, // 15: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
-	23, // 16: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	23, // 17: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	23, // 18: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	0,  // 19: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	3,  // 20: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	5,  // 21: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	7,  // 22: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	14, // 23: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	1,  // 24: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	4,  // 25: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	6,  // 26: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	10, // 27: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	15, // 28: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	24, // [24:29] is the sub-list for method output_type
-	19, // [19:24] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	21, // 6: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
+	23, // 7: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	23, // 8: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
+	2,  // 9: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
+	10, // 10: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
+	11, // 11: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
+	13, // 12: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
+	16, // 13: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
+	15, // 14: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
+	24, // 15: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
+	22, // 16: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
+	14, // 17: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
+	25, // 18: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
+	26, // 19: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	27, // 20: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	27, // 21: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	27, // 22: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	27, // 23: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	0,  // 24: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	3,  // 25: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	7,  // 26: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	9,  // 27: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	17, // 28: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	1,  // 29: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	4,  // 30: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	8,  // 31: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	12, // 32: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	18, // 33: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	29, // [29:34] is the sub-list for method output_type
+	24, // [24:29] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -1233,11 +1480,11 @@ func file_symbolon_v1_control_proto_init() {
 	file_symbolon_v1_flow_proto_init()
 	file_symbolon_v1_policy_proto_init()
 	file_symbolon_v1_tunnel_proto_init()
-	file_symbolon_v1_control_proto_msgTypes[7].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[9].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Ack)(nil),
 	}
-	file_symbolon_v1_control_proto_msgTypes[10].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[12].OneofWrappers = []any{
 		(*SessionResponse_Generation)(nil),
 		(*SessionResponse_Reissue)(nil),
 		(*SessionResponse_Peers)(nil),
@@ -1248,7 +1495,7 @@ func file_symbolon_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_control_proto_rawDesc), len(file_symbolon_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

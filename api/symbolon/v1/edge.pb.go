@@ -39,9 +39,11 @@ type EdgeEnd struct {
 	// An IP address without port, where there is neither identity nor External.
 	Address string `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
 	// The Service that the address belongs to, "namespace/name".
-	Service       string `protobuf:"bytes,7,opt,name=service,proto3" json:"service,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Service string `protobuf:"bytes,7,opt,name=service,proto3" json:"service,omitempty"`
+	// As FlowEndpoint.attributes_from.
+	AttributesFrom string `protobuf:"bytes,8,opt,name=attributes_from,json=attributesFrom,proto3" json:"attributes_from,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *EdgeEnd) Reset() {
@@ -119,6 +121,13 @@ func (x *EdgeEnd) GetAddress() string {
 func (x *EdgeEnd) GetService() string {
 	if x != nil {
 		return x.Service
+	}
+	return ""
+}
+
+func (x *EdgeEnd) GetAttributesFrom() string {
+	if x != nil {
+		return x.AttributesFrom
 	}
 	return ""
 }
@@ -392,7 +401,7 @@ var File_symbolon_v1_edge_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_edge_proto_rawDesc = "" +
 	"\n" +
-	"\x16symbolon/v1/edge.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\xcf\x02\n" +
+	"\x16symbolon/v1/edge.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\xf8\x02\n" +
 	"\aEdgeEnd\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -402,7 +411,8 @@ const file_symbolon_v1_edge_proto_rawDesc = "" +
 	"attributes\x12\x1a\n" +
 	"\bexternal\x18\x05 \x01(\tR\bexternal\x12\x18\n" +
 	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x18\n" +
-	"\aservice\x18\a \x01(\tR\aservice\x1aW\n" +
+	"\aservice\x18\a \x01(\tR\aservice\x12'\n" +
+	"\x0fattributes_from\x18\b \x01(\tR\x0eattributesFrom\x1aW\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\x99\x06\n" +

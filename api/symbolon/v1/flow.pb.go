@@ -138,9 +138,13 @@ type FlowEndpoint struct {
 	// As this reporter saw it, "ip:port" or "[ip]:port".
 	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
 	// The External or Service that the address belongs to, "namespace/name".
-	External      string `protobuf:"bytes,6,opt,name=external,proto3" json:"external,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	External string `protobuf:"bytes,6,opt,name=external,proto3" json:"external,omitempty"`
+	// Whose word the attributes are: "extension" (the CA's, in the certificate), "token"
+	// (the controller's), "policy" (Profiles, by the SPIFFE ID); empty: nothing is known
+	// but the ID.
+	AttributesFrom string `protobuf:"bytes,7,opt,name=attributes_from,json=attributesFrom,proto3" json:"attributes_from,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *FlowEndpoint) Reset() {
@@ -211,6 +215,13 @@ func (x *FlowEndpoint) GetAddress() string {
 func (x *FlowEndpoint) GetExternal() string {
 	if x != nil {
 		return x.External
+	}
+	return ""
+}
+
+func (x *FlowEndpoint) GetAttributesFrom() string {
+	if x != nil {
+		return x.AttributesFrom
 	}
 	return ""
 }
@@ -471,7 +482,7 @@ var File_symbolon_v1_flow_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_flow_proto_rawDesc = "" +
 	"\n" +
-	"\x16symbolon/v1/flow.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\xbf\x02\n" +
+	"\x16symbolon/v1/flow.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\xe8\x02\n" +
 	"\fFlowEndpoint\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x1a\n" +
@@ -480,7 +491,8 @@ const file_symbolon_v1_flow_proto_rawDesc = "" +
 	"attributes\x18\x04 \x03(\v2).symbolon.v1.FlowEndpoint.AttributesEntryR\n" +
 	"attributes\x12\x18\n" +
 	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x1a\n" +
-	"\bexternal\x18\x06 \x01(\tR\bexternal\x1aW\n" +
+	"\bexternal\x18\x06 \x01(\tR\bexternal\x12'\n" +
+	"\x0fattributes_from\x18\a \x01(\tR\x0eattributesFrom\x1aW\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\xf3\a\n" +

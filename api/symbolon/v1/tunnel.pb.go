@@ -126,6 +126,15 @@ const (
 	Reason_REASON_RESET       Reason = 43
 	// Live connections.
 	Reason_REASON_POLICY_CHANGED Reason = 50 // allowed once, denied by a later policy, and cut
+	// Claims and identities of other issuers.
+	Reason_REASON_CLAIM_NOT_ALLOWED   Reason = 60 // a foreign certificate claims a key that no TrustDomain allows it
+	Reason_REASON_NO_CLAIMS           Reason = 61 // denied by default, and nothing is known of the peer but its ID
+	Reason_REASON_TOKEN_INVALID       Reason = 62 // the token in Open does not parse, or our controller has not signed it
+	Reason_REASON_TOKEN_EXPIRED       Reason = 63 // the token is not, or no longer, valid
+	Reason_REASON_TOKEN_WRONG_KEY     Reason = 64 // the token is bound to the key of another certificate
+	Reason_REASON_TOKEN_WRONG_SUBJECT Reason = 65 // the token is of another workload, or for another trust domain's controller
+	Reason_REASON_NAME_CONSTRAINED    Reason = 66 // a CA of the chain may not sign for this name
+	Reason_REASON_NOT_A_CA            Reason = 67 // signed by a certificate that may not sign others
 )
 
 // Enum value maps for Reason.
@@ -167,6 +176,14 @@ var (
 		42: "REASON_TIMED_OUT",
 		43: "REASON_RESET",
 		50: "REASON_POLICY_CHANGED",
+		60: "REASON_CLAIM_NOT_ALLOWED",
+		61: "REASON_NO_CLAIMS",
+		62: "REASON_TOKEN_INVALID",
+		63: "REASON_TOKEN_EXPIRED",
+		64: "REASON_TOKEN_WRONG_KEY",
+		65: "REASON_TOKEN_WRONG_SUBJECT",
+		66: "REASON_NAME_CONSTRAINED",
+		67: "REASON_NOT_A_CA",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":            0,
@@ -205,6 +222,14 @@ var (
 		"REASON_TIMED_OUT":              42,
 		"REASON_RESET":                  43,
 		"REASON_POLICY_CHANGED":         50,
+		"REASON_CLAIM_NOT_ALLOWED":      60,
+		"REASON_NO_CLAIMS":              61,
+		"REASON_TOKEN_INVALID":          62,
+		"REASON_TOKEN_EXPIRED":          63,
+		"REASON_TOKEN_WRONG_KEY":        64,
+		"REASON_TOKEN_WRONG_SUBJECT":    65,
+		"REASON_NAME_CONSTRAINED":       66,
+		"REASON_NOT_A_CA":               67,
 	}
 )
 
@@ -253,7 +278,11 @@ type Open struct {
 	// The data phase is framed in both directions, so that the tunnel can serve
 	// another connection afterwards: each frame is a 4-byte big-endian length and as
 	// many bytes; length 0 ends the direction. Only with PROTECTION_ENCRYPTED.
-	Framed        bool `protobuf:"varint,7,opt,name=framed,proto3" json:"framed,omitempty"`
+	Framed bool `protobuf:"varint,7,opt,name=framed,proto3" json:"framed,omitempty"`
+	// Attributes of a client whose certificate carries none: a compact JWS of the
+	// server's controller's (ProxyService.IssueToken), bound to the certificate's key.
+	// At most 12 KiB. Not looked at where the certificate has claims of its own.
+	Token         string `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -335,6 +364,13 @@ func (x *Open) GetFramed() bool {
 		return x.Framed
 	}
 	return false
+}
+
+func (x *Open) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
 }
 
 // Verdict is the server's half. Nothing counts as open before it.
@@ -440,7 +476,7 @@ var File_symbolon_v1_tunnel_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\n" +
-	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\x89\x02\n" +
+	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\x9f\x02\n" +
 	"\x04Open\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0edestination_ip\x18\x02 \x01(\fR\rdestinationIp\x12)\n" +
@@ -450,7 +486,8 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"protection\x12\x17\n" +
 	"\aflow_id\x18\x05 \x01(\fR\x06flowId\x12+\n" +
 	"\x11policy_generation\x18\x06 \x01(\x04R\x10policyGeneration\x12\x16\n" +
-	"\x06framed\x18\a \x01(\bR\x06framed\"\xde\x01\n" +
+	"\x06framed\x18\a \x01(\bR\x06framed\x12\x14\n" +
+	"\x05token\x18\b \x01(\tR\x05token\"\xde\x01\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06accept\x18\x01 \x01(\bR\x06accept\x12+\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x13.symbolon.v1.ReasonR\x06reason\x127\n" +
@@ -465,7 +502,7 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROTECTION_AUTHENTICATED\x10\x01\x12\x18\n" +
-	"\x14PROTECTION_ENCRYPTED\x10\x02*\x87\a\n" +
+	"\x14PROTECTION_ENCRYPTED\x10\x02*\xdd\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_POLICY\x10\x01\x12\x12\n" +
@@ -503,7 +540,15 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\x12REASON_UNREACHABLE\x10)\x12\x14\n" +
 	"\x10REASON_TIMED_OUT\x10*\x12\x10\n" +
 	"\fREASON_RESET\x10+\x12\x19\n" +
-	"\x15REASON_POLICY_CHANGED\x102B9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\x15REASON_POLICY_CHANGED\x102\x12\x1c\n" +
+	"\x18REASON_CLAIM_NOT_ALLOWED\x10<\x12\x14\n" +
+	"\x10REASON_NO_CLAIMS\x10=\x12\x18\n" +
+	"\x14REASON_TOKEN_INVALID\x10>\x12\x18\n" +
+	"\x14REASON_TOKEN_EXPIRED\x10?\x12\x1a\n" +
+	"\x16REASON_TOKEN_WRONG_KEY\x10@\x12\x1e\n" +
+	"\x1aREASON_TOKEN_WRONG_SUBJECT\x10A\x12\x1b\n" +
+	"\x17REASON_NAME_CONSTRAINED\x10B\x12\x13\n" +
+	"\x0fREASON_NOT_A_CA\x10CB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_tunnel_proto_rawDescOnce sync.Once
