@@ -134,7 +134,7 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 	external := other.External != ""
 	c.conclude(&d, &enforced, ch, external)
 	d.Until = until
-	if ch.learn && !d.Allow {
+	if ch.learn && !d.Allow && !c.overruled(ch, enforced.decided) {
 		d.learn()
 		return d
 	}

@@ -75,7 +75,7 @@ func says(path string, ns *symbolonv1.Namespace) string {
 	}
 	s := fmt.Sprintf("%s: default %s, protection %s", path, d, nameOf(protections, ns.GetProtection()))
 	if ns.GetMode() == symbolonv1.Mode_MODE_LEARN {
-		s += ", mode learn: what it denies passes"
+		s += ", mode learn: what is denied passes, unless a deny from above does it"
 	}
 	return s
 }

@@ -1,6 +1,7 @@
 package policydb
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,19 +18,62 @@ func TestRule7ANamespaceInLearnLetsThroughAndSaysWhatItWouldHaveDone(t *testing.
 		policyYAML("/acme/prod", "allows", "subject: {app: web}\nverb: allow\nobject: {app: api}")+
 		policyYAML("/acme/prod", "denies", "subject: {app: web}\nverb: deny\nobject: {app: db}")+
 		policyYAML("/acme/prod", "tries", "subject: {app: job}\nverb: allow\nobject: {app: db}\nmode: observe")+
-		policyYAML("/acme", "parent", "subject: {app: bad}\nverb: deny\nobject: any\npropagate: true")+
 		policyYAML("/acme/prod", "secret", "subject: any\nverb: encrypt\nobject: {tier: secret}"))
 	for _, side := range []Side{Client, Server} {
 		w.want(side, "app=web", "app=api", 1, "allow policy /acme/prod/allows")
 		w.want(side, "app=web", "app=db", 1, "allow learn would deny /acme/prod/denies")
 		w.want(side, "app=x", "app=y", 1, "allow learn would deny")
-		w.want(side, "app=bad", "app=y", 1, "allow learn would deny /acme/parent")
 		// What a policy on trial would do is not what enforce would do today.
 		w.want(side, "app=job", "app=db", 1, "allow learn would deny")
 	}
 	// An External is let through, too, where encryption would have been asked of it.
 	w.want(Client, "app=x", "tier=secret!/acme/ext", 1, "allow learn would deny")
 	w.want(Client, "app=web", "tier=secret,app=api!/acme/ext", 1, "allow learn would deny /acme/prod/secret")
+}
+
+// What a namespace above denies holds: nobody gets round a parent by learning. What the
+// namespace could have allowed by a policy of its own passes.
+func TestRule7LearnHoldsToAParentsDeny(t *testing.T) {
+	const parent = "subject: {app: bad}\nverb: deny\nobject: any\npropagate: true"
+	w := compile(t, learning+
+		policyYAML("/acme", "parent", parent)+
+		policyYAML("/", "root", "subject: {app: worse}\nverb: deny\nobject: {tier: secret}\npropagate: true")+
+		policyYAML("/acme", "tries", "subject: {app: tried}\nverb: deny\nobject: any\npropagate: true\nmode: observe")+
+		policyYAML("/acme", "falls", "subject: {app: fallen}\nverb: deny\nobject: any\npropagate: true\nfallback: true")+
+		policyYAML("/acme", "stays", "subject: {app: x}\nverb: deny\nobject: any")+
+		policyYAML("/acme/prod", "denies", "subject: any\nverb: deny\nobject: {app: db}")+
+		policyYAML("/acme/prod/below", "below", "subject: any\nverb: deny\nobject: any"))
+	for _, side := range []Side{Client, Server} {
+		w.want(side, "app=bad", "app=y", 1, "deny policy /acme/parent")
+		w.want(side, "app=bad", "app=db", 1, "deny policy /acme/parent")
+		w.want(side, "app=worse", "tier=secret", 1, "deny policy /root")
+		w.want(side, "app=worse", "app=y", 1, "allow learn would deny")
+		w.want(side, "app=tried", "app=y", 1, "allow learn would deny")
+		w.want(side, "app=fallen", "app=y", 1, "allow learn would deny /acme/falls")
+		w.want(side, "app=x", "app=y", 1, "allow learn would deny") // it does not propagate
+		w.want(side, "app=x", "app=db", 1, "allow learn would deny /acme/prod/denies")
+	}
+	w.want(Client, "app=bad", "app=y!/acme/ext", 1, "deny policy /acme/parent")
+	// An address of which nothing is known is somebody, too.
+	bad, other := endpoint("app=bad@/acme/prod"), endpoint("app=x@/acme/prod")
+	for _, x := range []struct {
+		side Side
+		own  *Endpoint
+		want string
+	}{{Client, &bad, "deny policy /acme/parent"}, {Server, &bad, "allow learn would deny"}, {Client, &other, "allow learn would deny"}} {
+		if got := say(w.compiled.DecideUnprotected(x.side, x.own, "tcp", 1, noon)); got != x.want {
+			t.Errorf("%s side, %v to an address: %q, want %q", x.side, x.own.Attributes, got, x.want)
+		}
+	}
+	// While a parent's window is shut its deny is not, and that is known to end.
+	night := compile(t, learning+policyYAML("/acme", "parent", parent+"\nwhen: {hours: \"22:00-06:00\", timezone: UTC}"))
+	d := night.compiled.DecideUnprotected(Client, &bad, "tcp", 1, noon)
+	if !d.Allow || d.Until.IsZero() {
+		t.Errorf("by day: %s until %s", say(d), d.Until)
+	}
+	if d := night.compiled.DecideUnprotected(Client, &bad, "tcp", 1, d.Until); d.Allow {
+		t.Errorf("at %s: %s", d.Until, say(d))
+	}
 }
 
 func TestRule7LearnKeepsObligations(t *testing.T) {
@@ -79,7 +123,7 @@ func TestRule7WhatIsNotProtectedPassesInLearnOnly(t *testing.T) {
 		"app=x!/acme/ext": "deny no-policy",
 	} {
 		e := endpoint(own)
-		if got := say(c.DecideUnprotected(&e)); got != want {
+		if got := say(c.DecideUnprotected(Client, &e, "tcp", 1, noon)); got != want {
 			t.Errorf("%s: %q, want %q", own, got, want)
 		}
 	}
@@ -110,10 +154,12 @@ func learnCases() []fuzzCase {
 	}}
 	f.namespaces[2].known = fuzzLearns
 	f.ends[0].namespace, f.ends[1].namespace = 2, 1
-	hole, outside := f, f
+	hole, outside, own := f, f, f
 	hole.namespaces[1].known = 7
 	outside.ends[1].external = 3
-	return []fuzzCase{f, hole, outside}
+	own.policies = slices.Clone(f.policies) // the namespace itself denies
+	own.policies[0].namespace = 2
+	return []fuzzCase{f, hole, outside, own}
 }
 
 func TestLearnCasesAgreeWithTheReference(t *testing.T) {
@@ -121,9 +167,11 @@ func TestLearnCasesAgreeWithTheReference(t *testing.T) {
 		rs, q, now := f.build()
 		holdToReference(t, rs, q, now)
 	}
-	f := learnCases()[0]
-	rs, q, now := f.build()
-	if got := say(Reference(rs, Client, q, now)); !strings.HasPrefix(got, "allow learn would deny /a/p") {
-		t.Errorf("the seed says %q", got)
+	for i, want := range map[int]string{0: "deny policy /a/p", 3: "allow learn would deny /a/b/p"} {
+		f := learnCases()[i]
+		rs, q, now := f.build()
+		if got := say(Reference(rs, Client, q, now)); !strings.HasPrefix(got, want) {
+			t.Errorf("seed %d says %q, want %q", i, got, want)
+		}
 	}
 }

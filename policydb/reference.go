@@ -13,7 +13,11 @@ import (
 // out. The resources are those that Compile would take.
 func Reference(resources []*symbolonv1.Resource, side Side, q *Query, now time.Time) Decision {
 	d := referenceVerdict(resources, side, q, now, false)
-	if own, _ := q.side(side); !d.Allow && d.Reason != symbolonv1.Reason_REASON_NO_POLICY && referenceLearns(resources, own.Namespace) {
+	own, _ := q.side(side)
+	fromAbove := d.Reason == symbolonv1.Reason_REASON_POLICY && !slices.ContainsFunc(resources, func(r *symbolonv1.Resource) bool {
+		return r.GetPolicy() != nil && r.GetNamespace() == own.Namespace && RefOf(r) == d.Policy
+	})
+	if !d.Allow && !fromAbove && d.Reason != symbolonv1.Reason_REASON_NO_POLICY && referenceLearns(resources, own.Namespace) {
 		deny := false
 		d.Allow, d.Reason, d.WouldAllow = true, symbolonv1.Reason_REASON_LEARN, &deny
 		d.Policy, d.WouldPolicy = "", d.Policy

@@ -75,8 +75,8 @@ func difference(before, after *EdgeVerdict) Difference {
 var unprotected = EdgeVerdict{Reason: symbolonv1.Reason_REASON_PEER_UNPROTECTED}
 
 // judgeUnprotected is of an end beside an address that is nobody's.
-func (c *Compiled) judgeUnprotected(side Side, own *Endpoint) EdgeVerdict {
-	d := c.DecideUnprotected(own)
+func (c *Compiled) judgeUnprotected(side Side, own *Endpoint, e *Edge, now time.Time) EdgeVerdict {
+	d := c.DecideUnprotected(side, own, e.Protocol, e.Port, now)
 	v := EdgeVerdict{Allow: d.Allow, Reason: d.Reason}
 	if side == Client {
 		v.ClientPolicy = d.Policy
@@ -92,7 +92,7 @@ func (c *Compiled) judge(e *Edge, now time.Time) EdgeVerdict {
 	if e.FromAddress.IsValid() {
 		m, ok := c.Source(q.To.Namespace, e.FromAddress)
 		if !ok {
-			return c.judgeUnprotected(Server, &q.To)
+			return c.judgeUnprotected(Server, &q.To, e, now)
 		}
 		q.From = Endpoint{External: m.Ref, Attributes: m.Labels}
 	}
@@ -102,7 +102,7 @@ func (c *Compiled) judge(e *Edge, now time.Time) EdgeVerdict {
 			return unprotected
 		}
 		if m == nil {
-			return c.judgeUnprotected(Client, &q.From)
+			return c.judgeUnprotected(Client, &q.From, e, now)
 		}
 		q.To = Endpoint{External: m.Ref, Attributes: m.Labels}
 	}

@@ -295,7 +295,7 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 	judge := func(c *policydb.Compiled, ext *policydb.ExternalMatch, now time.Time) policydb.Decision {
 		own := me.endpoint()
 		if ext == nil {
-			return c.DecideUnprotected(&own)
+			return c.DecideUnprotected(policydb.Server, &own, tcp, tuple.Dst.Port(), now)
 		}
 		return c.Decide(policydb.Server, &policydb.Query{
 			From: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels}, To: own,

@@ -258,3 +258,30 @@ func TestPeersThatAreNoAddresses(t *testing.T) {
 		}
 	}
 }
+
+// What a namespace above denies stays denied in learn, to and from addresses as well.
+func TestLearnDoesNotGetRoundAParent(t *testing.T) {
+	w := newWorld(t)
+	above := func(name, subject, object string) string {
+		return "---\nkind: Policy\nnamespace: /\nname: " + name + "\nsubject: " + subject + "\nverb: deny\nobject: " + object + "\npropagate: true\n"
+	}
+	w.policy(learning + above("db-stays-in", "{app: db}", "{app: {exists: false}}") + above("nobody-in", "{app: {exists: false}}", "{app: db}"))
+	reached := make(chan struct{}, 1)
+	to := w.serveOther(otherB+":0", func(*net.TCPConn) { reached <- struct{}{} })
+	if got, err := w.ask(to, "secret"); !errors.Is(err, syscall.ECONNRESET) || len(got) > 0 {
+		t.Errorf("the application reads %q, %v", got, err)
+	}
+	if r := w.records.next(); r.Outcome != "deny" || r.Reason != "policy" || r.ClientPolicy != "/db-stays-in" {
+		t.Errorf("recorded %+v", r)
+	}
+	c := w.call(w.app.addr)
+	_, _ = io.WriteString(c, "secret")
+	_, _ = ended(t, c)
+	if r := w.records.next(); r.Outcome != "deny" || r.Reason != "policy" || r.ServerPolicy != "/nobody-in" {
+		t.Errorf("recorded %+v", r)
+	}
+	if len(reached) > 0 || w.app.accepts.Load() != 0 {
+		t.Error("what a parent denies was reached")
+	}
+	w.good()
+}

@@ -120,7 +120,7 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 func (x *conn) judgeExternal(c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) policydb.Decision {
 	own := me.endpoint()
 	if ext == nil {
-		return c.DecideUnprotected(&own)
+		return c.DecideUnprotected(policydb.Client, &own, tcp, tuple.Dst.Port(), x.p.now())
 	}
 	return c.Decide(policydb.Client, &policydb.Query{
 		From: own, To: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels},

@@ -13,7 +13,8 @@ import (
 
 func (a *app) learnCommand() *cobra.Command {
 	return group("learn", "Learn policy from what a namespace does",
-		`A namespace in learn lets through what it would deny, and records it. From what was
+		`A namespace in learn lets through what it would deny, and records it; what a parent's deny
+stands against stays denied. From what was
 seen, suggest makes policies that allow just that; accept puts them into force, and with
 --enforce ends learning in the same moment. While it learns, a namespace is open: not for
 longer than it takes.`,
@@ -44,7 +45,7 @@ enforces denies as before. Namespaces below keep their own mode.`,
 			if err != nil {
 				return err
 			}
-			a.say("%s learns, and denies nothing meanwhile: generation %d", args[0], resp.GetGeneration())
+			a.say("%s learns, and denies only what a namespace above denies: generation %d", args[0], resp.GetGeneration())
 			return nil
 		}),
 	}
