@@ -64,6 +64,10 @@ demo: deps build $(BIN)/symbolon-demo ## a small world of hosts, a NAT and a bal
 test: deps build $(BIN)/symbolon-demo ## all tests, with the race detector (needs root)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
+.PHONY: spire
+spire: deps ## build a real SPIRE, once (10 minutes); make test then includes the tests with it
+	@GO='$(GO)' hack/spire.sh
+
 .PHONY: soak
 soak: deps build ## connections of every kind for DURATION (10m); nothing may be left (needs root)
 	SYMBOLON_SOAK=$(DURATION) $(GO) test ./integration -run '^TestSoak$$' -count=1 -v -timeout 6h

@@ -36,6 +36,9 @@ func crash() error {
 	if err != nil {
 		return err
 	}
+	if _, err := w.MemoryDir(); err != nil {
+		return err
+	}
 	n := w.TwoHosts()
 	d, err := n.Server.Start(context.Background(), netlab.Service{
 		Unit:    "orphan.service",
@@ -56,7 +59,7 @@ func crash() error {
 func traces(t *testing.T, id string) []string {
 	t.Helper()
 	var found []string
-	for _, dir := range []string{"/run/netns", "/sys/fs/cgroup", "/sys/fs/cgroup/unified", os.TempDir()} {
+	for _, dir := range []string{"/run/netns", "/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/dev/shm", os.TempDir()} {
 		names, err := filepath.Glob(filepath.Join(dir, id+"*"))
 		if err != nil {
 			t.Fatal(err)
@@ -102,8 +105,8 @@ func TestNewSweepsACrashedWorldAndNoOther(t *testing.T) {
 	id := fields[0]
 	// Looked at before the crash: afterwards, the New of any other test process on
 	// this machine may be the one that sweeps.
-	if n := len(traces(t, id)); n < 4 {
-		t.Errorf("the world has %d names, want its three namespaces and its directory at least", n)
+	if n := len(traces(t, id)); n < 5 {
+		t.Errorf("the world has %d names, want its three namespaces and its two directories at least", n)
 	}
 	for _, f := range fields[1:] {
 		if pid, _ := strconv.Atoi(f); !running(pid) {
@@ -140,6 +143,11 @@ func TestCloseRemovesEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if dir, err := w.MemoryDir(); err != nil {
+		t.Fatal(err)
+	} else if err := os.WriteFile(filepath.Join(dir, "key"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	n := w.TwoHosts()
 	lan := w.Switch("lan")
 	lan.Attach(n.Client, "192.0.2.1/24")
@@ -163,7 +171,7 @@ func TestCloseRemovesEverything(t *testing.T) {
 	if err := forgotten.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if len(traces(t, w.ID())) < 5 {
+	if len(traces(t, w.ID())) < 6 {
 		t.Errorf("a living world has only %v", traces(t, w.ID()))
 	}
 	if err := w.Close(); err != nil {

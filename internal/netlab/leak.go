@@ -50,7 +50,7 @@ func (w *World) leaks() []string {
 	var leaks []string
 	found := func(format string, args ...any) { leaks = append(leaks, fmt.Sprintf(format, args...)) }
 
-	dirs := []string{netnsDir, filepath.Dir(w.dir)}
+	dirs := []string{netnsDir, memoryDir, filepath.Dir(w.dir)}
 	if w.cgroups != nil {
 		dirs = append(dirs, w.cgroups.root)
 	}

@@ -14,7 +14,7 @@ import (
 //
 // Process ids must mean the same to all who share /run/netns; do not share that
 // directory between pid namespaces.
-func Sweep() error { return sweep(os.TempDir()) }
+func Sweep() error { return sweep(os.TempDir(), memoryDir) }
 
 func sweep(tempDirs ...string) error {
 	if err := sweepAll(tempDirs); err != nil {

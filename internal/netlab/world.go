@@ -57,7 +57,7 @@ func New(opts Options) (*World, error) {
 	if temp == "" {
 		temp = os.TempDir()
 	}
-	if err := sweep(os.TempDir(), temp); err != nil {
+	if err := sweep(os.TempDir(), memoryDir, temp); err != nil {
 		return nil, err
 	}
 	me, err := self()
@@ -182,8 +182,10 @@ func (w *World) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	if err := os.RemoveAll(w.dir); err != nil {
-		errs = append(errs, err)
+	for _, dir := range []string{w.dir, filepath.Join(memoryDir, w.id)} {
+		if err := os.RemoveAll(dir); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("netlab: close %s: %w", w.id, errors.Join(errs...))
