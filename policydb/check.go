@@ -169,10 +169,11 @@ func (c *checker) profile(p *symbolonv1.Profile) {
 		case key != "" && isLabel(key):
 			c.failf([]any{"match", key}, "match looks at what has a source: host.*, cloud.*, os.*, proc.*, container.*, k8s.*, image.*",
 				"label %s cannot be matched: profiles give labels", printable(key))
-		case strings.HasPrefix(key, "spiffe."):
-			c.failf([]any{"match", key}, "", "%s cannot be matched: it comes from the certificate that this profile is for", printable(key))
+		case strings.HasPrefix(key, "spiffe.") && key != "spiffe.id" && key != "spiffe.trust_domain":
+			c.failf([]any{"match", key}, didYouMean(key, []string{"spiffe.id", "spiffe.trust_domain"}), "%s is not an attribute", printable(key))
 		}
 	}
+	c.profileByID(p)
 	if p.GetWorkload() == "" && len(p.GetLabels()) == 0 && len(p.GetClaims()) == 0 {
 		c.failf(nil, "give it a workload, labels or claims", "the profile gives nothing")
 	}
@@ -182,6 +183,22 @@ func (c *checker) profile(p *symbolonv1.Profile) {
 	c.labels("labels", p.GetLabels())
 	for _, claim := range p.GetClaims() {
 		c.claim(claim)
+	}
+}
+
+// profileByID checks what holds of profiles that look at SPIFFE IDs alone.
+func (c *checker) profileByID(p *symbolonv1.Profile) {
+	for _, cl := range p.GetMatch().GetClauses() {
+		if !strings.HasPrefix(cl.GetKey(), "spiffe.") {
+			return
+		}
+	}
+	switch {
+	case len(p.GetMatch().GetClauses()) == 0:
+	case !ByID(p):
+		c.failf([]any{"match"}, "name an ID, a prefix of IDs or a trust domain", "match says only which SPIFFE IDs it is not for: any stranger would fit")
+	case p.GetWorkload() != "":
+		c.failf([]any{"workload"}, "leave it out", "a workload that is matched by its SPIFFE ID has its name already")
 	}
 }
 
