@@ -66,6 +66,8 @@ func checkResource(r *symbolonv1.Resource, z zones) []problem {
 		c.addresses(k.Service.GetAddresses())
 	case *symbolonv1.Resource_PolicyTest:
 		c.policyTest(k.PolicyTest)
+	case *symbolonv1.Resource_TrustDomain:
+		c.trustDomain(r)
 	}
 	return c.problems
 }
@@ -119,6 +121,8 @@ func hasUnknown(r *symbolonv1.Resource) bool {
 		return unknown(k.External) || unknown(k.External.GetAddresses()) || ports(k.External.GetAddresses().GetPorts())
 	case *symbolonv1.Resource_Service:
 		return unknown(k.Service) || unknown(k.Service.GetAddresses()) || ports(k.Service.GetAddresses().GetPorts())
+	case *symbolonv1.Resource_TrustDomain:
+		return unknown(k.TrustDomain)
 	}
 	return false
 }

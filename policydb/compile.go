@@ -35,6 +35,7 @@ type Compiled struct {
 	says      map[string]string // of each namespace, for Explain
 	externals map[string]*addressTable
 	services  map[string]*addressTable
+	foreign   foreignClaims
 	// observing: some policy is in observe mode, so that there are two verdicts.
 	observing bool
 	// timeless takes every window as open: PolicyTests must not depend on the hour.
@@ -88,6 +89,7 @@ func Compile(resources []*symbolonv1.Resource, generation uint64) (*Compiled, er
 		says:       make(map[string]string),
 		externals:  make(map[string]*addressTable),
 		services:   make(map[string]*addressTable),
+		foreign:    make(foreignClaims),
 	}
 	z := make(zones)
 	seen := make(map[Key]struct{}, len(resources))
@@ -115,6 +117,11 @@ func Compile(resources []*symbolonv1.Resource, generation uint64) (*Compiled, er
 			err = addAddresses(c.externals, key, k.External.GetAddresses(), k.External.GetLabels())
 		case *symbolonv1.Resource_Service:
 			err = addAddresses(c.services, key, k.Service.GetAddresses(), nil)
+		case *symbolonv1.Resource_TrustDomain:
+			if r.GetNamespace() != "/" {
+				err = errors.New("a TrustDomain below the root")
+			}
+			c.foreign[r.GetName()] = newClaimSet(k.TrustDomain)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrUnreadable, key, err)

@@ -18,6 +18,9 @@ type DB struct {
 	// Now is the clock by which PolicyTests see what has expired; time.Now by
 	// default. Set it before use.
 	Now func() time.Time
+	// TrustDomain is the controller's own, which no TrustDomain may be; empty: any
+	// may. Set it before use.
+	TrustDomain string
 
 	current atomic.Pointer[Snapshot]
 	commit  sync.Mutex

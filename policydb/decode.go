@@ -83,6 +83,15 @@ var schemas = map[string]schema{
 		required: []string{"tests"},
 		decode:   (*decoder).policyTest,
 	},
+	KindTrustDomain: {
+		keys: []string{"endpoint", "profile", "endpoint_id", "bundle", "claims"},
+		hints: map[string]string{
+			"url":          `the word is "endpoint"`,
+			"trust_domain": `the trust domain is the "name"`,
+			"labels":       `the keys that it may assert are under "claims"`,
+		},
+		decode: (*decoder).trustDomain,
+	},
 }
 
 var addressHints = map[string]string{
@@ -154,6 +163,8 @@ func orNull(n ast.Node, e entry) ast.Node {
 
 func missingHint(kind, key string) string {
 	switch {
+	case key == "namespace" && kind == KindTrustDomain:
+		return `add "namespace: /": a TrustDomain stands in the root`
 	case key == "namespace":
 		return `add "namespace:" with a path such as /acme/prod`
 	case kind == KindNamespace && key == "mode":

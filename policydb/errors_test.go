@@ -39,6 +39,7 @@ func TestPlanErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		db := newDB(t, tree)
+		db.TrustDomain = "acme.example"
 		before := db.Snapshot()
 		p, err := db.Plan(docs, nil, false)
 		var ve *ValidationErrors

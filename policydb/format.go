@@ -40,6 +40,8 @@ func FormatYAML(r *symbolonv1.Resource) []byte {
 		f.addresses(k.Service.GetAddresses())
 	case *symbolonv1.Resource_PolicyTest:
 		f.policyTest(k.PolicyTest)
+	case *symbolonv1.Resource_TrustDomain:
+		f.trustDomain(k.TrustDomain)
 	}
 	return f.Bytes()
 }

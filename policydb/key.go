@@ -10,15 +10,16 @@ import (
 // The kinds, as written in YAML. This is also the order in which a diff or a
 // listing shows what one namespace holds.
 const (
-	KindNamespace  = "Namespace"
-	KindProfile    = "Profile"
-	KindPolicy     = "Policy"
-	KindExternal   = "External"
-	KindService    = "Service"
-	KindPolicyTest = "PolicyTest"
+	KindNamespace   = "Namespace"
+	KindTrustDomain = "TrustDomain"
+	KindProfile     = "Profile"
+	KindPolicy      = "Policy"
+	KindExternal    = "External"
+	KindService     = "Service"
+	KindPolicyTest  = "PolicyTest"
 )
 
-var kinds = []string{KindNamespace, KindProfile, KindPolicy, KindExternal, KindService, KindPolicyTest}
+var kinds = []string{KindNamespace, KindTrustDomain, KindProfile, KindPolicy, KindExternal, KindService, KindPolicyTest}
 
 // Kinds returns all kinds, in listing order.
 func Kinds() []string { return append([]string(nil), kinds...) }
@@ -66,6 +67,8 @@ func KindOf(r *symbolonv1.Resource) string {
 		return KindService
 	case *symbolonv1.Resource_PolicyTest:
 		return KindPolicyTest
+	case *symbolonv1.Resource_TrustDomain:
+		return KindTrustDomain
 	}
 	return ""
 }

@@ -178,6 +178,15 @@ func (d *decoder) str(n ast.Node, what string) (string, bool) {
 	return "", false
 }
 
+// block is str for what may be written as a block of lines, such as a document in
+// another language.
+func (d *decoder) block(e entry) (string, bool) {
+	if v, ok := e.value.(*ast.LiteralNode); ok {
+		return v.Value.Value, true
+	}
+	return d.str(e.value, e.key)
+}
+
 func scalarType(n ast.Node) string {
 	if _, ok := n.(*ast.BoolNode); ok {
 		return "a boolean"

@@ -47,6 +47,7 @@ type planner struct {
 	// documents are the upserts by key, for the places of errors.
 	documents map[Key]*Document
 	words     vocabularies
+	own       string // trust domain
 }
 
 // Plan checks a change against the current set: each resource alone, the tree of
@@ -78,6 +79,7 @@ func (db *DB) candidate(upserts []Document) *planner {
 	p := &planner{
 		Plan:      &Plan{base: base, candidate: &Snapshot{mem: base.mem.Snapshot(), generation: base.generation}},
 		documents: make(map[Key]*Document, len(upserts)),
+		own:       db.TrustDomain,
 	}
 	p.words.snapshot = p.candidate
 	return p
@@ -130,6 +132,11 @@ func (p *planner) checkAlone(upserts []Document) {
 		}
 		for _, x := range checkAvailable(doc.Resource) {
 			p.errs.add(doc.at(x))
+		}
+		if doc.Resource.GetTrustDomain() != nil && doc.Resource.GetName() == p.own {
+			p.errs.add(doc.at(problem{[]any{"name", theValue{}}, mistake{
+				fmt.Sprintf("%s is this controller's own trust domain", p.own), "leave it out: its workloads are known; a TrustDomain is another one's",
+			}}))
 		}
 		key := KeyOf(doc.Resource)
 		if first := p.documents[key]; first != nil {

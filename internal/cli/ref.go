@@ -13,7 +13,7 @@ import (
 )
 
 // kinds of resources, as YAML spells them.
-var kinds = []string{"Namespace", "Profile", "Policy", "External", "Service", "PolicyTest"}
+var kinds = []string{"Namespace", "TrustDomain", "Profile", "Policy", "External", "Service", "PolicyTest"}
 
 // parseKind takes a kind in any case, also in the plural.
 func parseKind(s string) (string, error) {
@@ -80,6 +80,8 @@ func kindOf(r *symbolonv1.Resource) string {
 		return "Service"
 	case *symbolonv1.Resource_PolicyTest:
 		return "PolicyTest"
+	case *symbolonv1.Resource_TrustDomain:
+		return "TrustDomain"
 	default:
 		return "Unknown" // of a newer controller
 	}

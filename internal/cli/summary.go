@@ -36,9 +36,25 @@ func summary(r *symbolonv1.Resource) string {
 		return addressesText(k.Service.GetAddresses())
 	case *symbolonv1.Resource_PolicyTest:
 		return fmt.Sprintf("%d tests", len(k.PolicyTest.GetTests()))
+	case *symbolonv1.Resource_TrustDomain:
+		return trustDomainSummary(k.TrustDomain)
 	default:
 		return ""
 	}
+}
+
+func trustDomainSummary(t *symbolonv1.TrustDomain) string {
+	from := "bundle given"
+	switch {
+	case t.GetEndpoint() != "":
+		from = "bundle from " + t.GetEndpoint()
+	case t.GetBundle() == "":
+		from = "no bundle"
+	}
+	if len(t.GetClaims()) == 0 {
+		return from + ", no claims"
+	}
+	return from + ", claims " + strings.Join(t.GetClaims(), ",")
 }
 
 func policySummary(p *symbolonv1.Policy) string {

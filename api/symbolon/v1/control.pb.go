@@ -929,6 +929,9 @@ type Generation struct {
 	// Addresses of the enrolled hosts, 4 or 16 bytes each: to these a workload in
 	// learn mode opens tunnels. Empty where no namespace of the set is in learn.
 	Peers [][]byte `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`
+	// Of the other trust domains whose peers are believed, by name. The set is whole:
+	// of one that is not in it, nobody is believed any more.
+	Bundles []*TrustBundle `protobuf:"bytes,7,rep,name=bundles,proto3" json:"bundles,omitempty"`
 	// By which tokens verify; several while the controller changes its key.
 	TokenKeys     []*TokenKey `protobuf:"bytes,8,rep,name=token_keys,json=tokenKeys,proto3" json:"token_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1007,9 +1010,70 @@ func (x *Generation) GetPeers() [][]byte {
 	return nil
 }
 
+func (x *Generation) GetBundles() []*TrustBundle {
+	if x != nil {
+		return x.Bundles
+	}
+	return nil
+}
+
 func (x *Generation) GetTokenKeys() []*TokenKey {
 	if x != nil {
 		return x.TokenKeys
+	}
+	return nil
+}
+
+// TrustBundle is what another trust domain's SVIDs are verified by.
+type TrustBundle struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// DER each.
+	Roots         [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustBundle) Reset() {
+	*x = TrustBundle{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustBundle) ProtoMessage() {}
+
+func (x *TrustBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
+func (*TrustBundle) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TrustBundle) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *TrustBundle) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
 	}
 	return nil
 }
@@ -1027,7 +1091,7 @@ type TokenKey struct {
 
 func (x *TokenKey) Reset() {
 	*x = TokenKey{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1103,7 @@ func (x *TokenKey) String() string {
 func (*TokenKey) ProtoMessage() {}
 
 func (x *TokenKey) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1116,7 @@ func (x *TokenKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenKey.ProtoReflect.Descriptor instead.
 func (*TokenKey) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TokenKey) GetId() string {
@@ -1078,7 +1142,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1154,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1167,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Peers) GetAddresses() [][]byte {
@@ -1122,7 +1186,7 @@ type Reissue struct {
 
 func (x *Reissue) Reset() {
 	*x = Reissue{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1198,7 @@ func (x *Reissue) String() string {
 func (*Reissue) ProtoMessage() {}
 
 func (x *Reissue) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1211,7 @@ func (x *Reissue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
 func (*Reissue) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Reissue) GetGeneration() uint64 {
@@ -1172,7 +1236,7 @@ type ReportFlowsRequest struct {
 
 func (x *ReportFlowsRequest) Reset() {
 	*x = ReportFlowsRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1248,7 @@ func (x *ReportFlowsRequest) String() string {
 func (*ReportFlowsRequest) ProtoMessage() {}
 
 func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1261,7 @@ func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ReportFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportFlowsRequest) GetRecords() []*FlowRecord {
@@ -1236,7 +1300,7 @@ type ReportFlowsResponse struct {
 
 func (x *ReportFlowsResponse) Reset() {
 	*x = ReportFlowsResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1312,7 @@ func (x *ReportFlowsResponse) String() string {
 func (*ReportFlowsResponse) ProtoMessage() {}
 
 func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1325,7 @@ func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ReportFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 var File_symbolon_v1_control_proto protoreflect.FileDescriptor
@@ -1347,7 +1411,7 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"generation\x120\n" +
 	"\areissue\x18\x02 \x01(\v2\x14.symbolon.v1.ReissueH\x00R\areissue\x12*\n" +
 	"\x05peers\x18\x03 \x01(\v2\x12.symbolon.v1.PeersH\x00R\x05peersB\t\n" +
-	"\amessage\"\x97\x03\n" +
+	"\amessage\"\xcb\x03\n" +
 	"\n" +
 	"Generation\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12%\n" +
@@ -1355,12 +1419,16 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\tresources\x18\x03 \x03(\v2\x15.symbolon.v1.ResourceR\tresources\x12\x16\n" +
 	"\x06bundle\x18\x04 \x03(\fR\x06bundle\x12T\n" +
 	"\x0fhost_attributes\x18\x05 \x03(\v2+.symbolon.v1.Generation.HostAttributesEntryR\x0ehostAttributes\x12\x14\n" +
-	"\x05peers\x18\x06 \x03(\fR\x05peers\x124\n" +
+	"\x05peers\x18\x06 \x03(\fR\x05peers\x122\n" +
+	"\abundles\x18\a \x03(\v2\x18.symbolon.v1.TrustBundleR\abundles\x124\n" +
 	"\n" +
 	"token_keys\x18\b \x03(\v2\x15.symbolon.v1.TokenKeyR\ttokenKeys\x1a[\n" +
 	"\x13HostAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
-	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"9\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"F\n" +
+	"\vTrustBundle\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\"9\n" +
 	"\bTokenKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1398,7 +1466,7 @@ func file_symbolon_v1_control_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_control_proto_rawDescData
 }
 
-var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_symbolon_v1_control_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: symbolon.v1.EnrolRequest
 	(*EnrolResponse)(nil),         // 1: symbolon.v1.EnrolResponse
@@ -1414,61 +1482,63 @@ var file_symbolon_v1_control_proto_goTypes = []any{
 	(*Ack)(nil),                   // 11: symbolon.v1.Ack
 	(*SessionResponse)(nil),       // 12: symbolon.v1.SessionResponse
 	(*Generation)(nil),            // 13: symbolon.v1.Generation
-	(*TokenKey)(nil),              // 14: symbolon.v1.TokenKey
-	(*Peers)(nil),                 // 15: symbolon.v1.Peers
-	(*Reissue)(nil),               // 16: symbolon.v1.Reissue
-	(*ReportFlowsRequest)(nil),    // 17: symbolon.v1.ReportFlowsRequest
-	(*ReportFlowsResponse)(nil),   // 18: symbolon.v1.ReportFlowsResponse
-	nil,                           // 19: symbolon.v1.EnrolRequest.AttributesEntry
-	nil,                           // 20: symbolon.v1.IssueSVIDRequest.AttributesEntry
-	nil,                           // 21: symbolon.v1.IssueTokenRequest.AttributesEntry
-	nil,                           // 22: symbolon.v1.Generation.HostAttributesEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*Resource)(nil),              // 24: symbolon.v1.Resource
-	(*FlowRecord)(nil),            // 25: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),               // 26: symbolon.v1.EdgeSet
-	(*LabelValues)(nil),           // 27: symbolon.v1.LabelValues
+	(*TrustBundle)(nil),           // 14: symbolon.v1.TrustBundle
+	(*TokenKey)(nil),              // 15: symbolon.v1.TokenKey
+	(*Peers)(nil),                 // 16: symbolon.v1.Peers
+	(*Reissue)(nil),               // 17: symbolon.v1.Reissue
+	(*ReportFlowsRequest)(nil),    // 18: symbolon.v1.ReportFlowsRequest
+	(*ReportFlowsResponse)(nil),   // 19: symbolon.v1.ReportFlowsResponse
+	nil,                           // 20: symbolon.v1.EnrolRequest.AttributesEntry
+	nil,                           // 21: symbolon.v1.IssueSVIDRequest.AttributesEntry
+	nil,                           // 22: symbolon.v1.IssueTokenRequest.AttributesEntry
+	nil,                           // 23: symbolon.v1.Generation.HostAttributesEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Resource)(nil),              // 25: symbolon.v1.Resource
+	(*FlowRecord)(nil),            // 26: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),               // 27: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 28: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
-	19, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
+	20, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
 	2,  // 1: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	23, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
-	23, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
-	20, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
+	24, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
+	24, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
+	21, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
 	2,  // 5: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	21, // 6: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
-	23, // 7: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	23, // 8: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
+	22, // 6: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
+	24, // 7: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	24, // 8: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
 	2,  // 9: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
 	10, // 10: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
 	11, // 11: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
 	13, // 12: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
-	16, // 13: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
-	15, // 14: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
-	24, // 15: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
-	22, // 16: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
-	14, // 17: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
-	25, // 18: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	26, // 19: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
-	27, // 20: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	27, // 21: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	27, // 22: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	27, // 23: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	0,  // 24: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	3,  // 25: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	7,  // 26: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	9,  // 27: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	17, // 28: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	1,  // 29: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	4,  // 30: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	8,  // 31: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	12, // 32: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	18, // 33: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	29, // [29:34] is the sub-list for method output_type
-	24, // [24:29] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	17, // 13: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
+	16, // 14: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
+	25, // 15: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
+	23, // 16: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
+	14, // 17: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
+	15, // 18: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
+	26, // 19: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
+	27, // 20: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	28, // 21: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	28, // 22: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	28, // 23: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	28, // 24: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	0,  // 25: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	3,  // 26: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	7,  // 27: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	9,  // 28: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	18, // 29: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	1,  // 30: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	4,  // 31: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	8,  // 32: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	12, // 33: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	19, // 34: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	30, // [30:35] is the sub-list for method output_type
+	25, // [25:30] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -1495,7 +1565,7 @@ func file_symbolon_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_control_proto_rawDesc), len(file_symbolon_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -184,6 +184,59 @@ func (Verb) EnumDescriptor() ([]byte, []int) {
 	return file_symbolon_v1_policy_proto_rawDescGZIP(), []int{2}
 }
 
+// BundleEndpointProfile is how the endpoint that serves a bundle is authenticated
+// (SPIFFE Federation, section 5).
+type BundleEndpointProfile int32
+
+const (
+	BundleEndpointProfile_BUNDLE_ENDPOINT_PROFILE_UNSPECIFIED BundleEndpointProfile = 0 // there is no endpoint
+	// By an X.509-SVID, of which the ID is known.
+	BundleEndpointProfile_BUNDLE_ENDPOINT_PROFILE_HTTPS_SPIFFE BundleEndpointProfile = 1
+	// By a certificate of the web's PKI, for the URL's host.
+	BundleEndpointProfile_BUNDLE_ENDPOINT_PROFILE_HTTPS_WEB BundleEndpointProfile = 2
+)
+
+// Enum value maps for BundleEndpointProfile.
+var (
+	BundleEndpointProfile_name = map[int32]string{
+		0: "BUNDLE_ENDPOINT_PROFILE_UNSPECIFIED",
+		1: "BUNDLE_ENDPOINT_PROFILE_HTTPS_SPIFFE",
+		2: "BUNDLE_ENDPOINT_PROFILE_HTTPS_WEB",
+	}
+	BundleEndpointProfile_value = map[string]int32{
+		"BUNDLE_ENDPOINT_PROFILE_UNSPECIFIED":  0,
+		"BUNDLE_ENDPOINT_PROFILE_HTTPS_SPIFFE": 1,
+		"BUNDLE_ENDPOINT_PROFILE_HTTPS_WEB":    2,
+	}
+)
+
+func (x BundleEndpointProfile) Enum() *BundleEndpointProfile {
+	p := new(BundleEndpointProfile)
+	*p = x
+	return p
+}
+
+func (x BundleEndpointProfile) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BundleEndpointProfile) Descriptor() protoreflect.EnumDescriptor {
+	return file_symbolon_v1_policy_proto_enumTypes[3].Descriptor()
+}
+
+func (BundleEndpointProfile) Type() protoreflect.EnumType {
+	return &file_symbolon_v1_policy_proto_enumTypes[3]
+}
+
+func (x BundleEndpointProfile) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BundleEndpointProfile.Descriptor instead.
+func (BundleEndpointProfile) EnumDescriptor() ([]byte, []int) {
+	return file_symbolon_v1_policy_proto_rawDescGZIP(), []int{3}
+}
+
 type Resource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Namespace path such as "/acme/prod"; for a Namespace, its own path.
@@ -198,6 +251,7 @@ type Resource struct {
 	//	*Resource_External
 	//	*Resource_Service
 	//	*Resource_PolicyTest
+	//	*Resource_TrustDomain
 	Kind          isResource_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -308,6 +362,15 @@ func (x *Resource) GetPolicyTest() *PolicyTest {
 	return nil
 }
 
+func (x *Resource) GetTrustDomain() *TrustDomain {
+	if x != nil {
+		if x, ok := x.Kind.(*Resource_TrustDomain); ok {
+			return x.TrustDomain
+		}
+	}
+	return nil
+}
+
 type isResource_Kind interface {
 	isResource_Kind()
 }
@@ -336,6 +399,10 @@ type Resource_PolicyTest struct {
 	PolicyTest *PolicyTest `protobuf:"bytes,15,opt,name=policy_test,json=policyTest,proto3,oneof"`
 }
 
+type Resource_TrustDomain struct {
+	TrustDomain *TrustDomain `protobuf:"bytes,16,opt,name=trust_domain,json=trustDomain,proto3,oneof"`
+}
+
 func (*Resource_NamespaceKind) isResource_Kind() {}
 
 func (*Resource_Profile) isResource_Kind() {}
@@ -347,6 +414,8 @@ func (*Resource_External) isResource_Kind() {}
 func (*Resource_Service) isResource_Kind() {}
 
 func (*Resource_PolicyTest) isResource_Kind() {}
+
+func (*Resource_TrustDomain) isResource_Kind() {}
 
 type Namespace struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1316,6 +1385,89 @@ func (x *PolicyTest) GetTests() []*PolicyTest_Test {
 	return nil
 }
 
+// TrustDomain is somebody else's trust domain, by its Resource.name; only in "/".
+// Its workloads are verified by the bundle that its endpoint serves.
+type TrustDomain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// https URL; empty: the bundle below is all there is, or the workloads' own source
+	// of identity has one.
+	Endpoint string                `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Profile  BundleEndpointProfile `protobuf:"varint,2,opt,name=profile,proto3,enum=symbolon.v1.BundleEndpointProfile" json:"profile,omitempty"`
+	// The SPIFFE ID that the endpoint must have; https_spiffe only.
+	EndpointId string `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// A SPIFFE bundle, compact JSON: what holds until the endpoint has been asked.
+	Bundle string `protobuf:"bytes,4,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// What it may say of its workloads: keys, or "prefix.*".
+	Claims        []string `protobuf:"bytes,5,rep,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustDomain) Reset() {
+	*x = TrustDomain{}
+	mi := &file_symbolon_v1_policy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustDomain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustDomain) ProtoMessage() {}
+
+func (x *TrustDomain) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_policy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustDomain.ProtoReflect.Descriptor instead.
+func (*TrustDomain) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_policy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TrustDomain) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *TrustDomain) GetProfile() BundleEndpointProfile {
+	if x != nil {
+		return x.Profile
+	}
+	return BundleEndpointProfile_BUNDLE_ENDPOINT_PROFILE_UNSPECIFIED
+}
+
+func (x *TrustDomain) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *TrustDomain) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *TrustDomain) GetClaims() []string {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
 type PolicyTest_Test struct {
 	state protoimpl.MessageState  `protogen:"open.v1"`
 	Name  string                  `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1334,7 +1486,7 @@ type PolicyTest_Test struct {
 
 func (x *PolicyTest_Test) Reset() {
 	*x = PolicyTest_Test{}
-	mi := &file_symbolon_v1_policy_proto_msgTypes[19]
+	mi := &file_symbolon_v1_policy_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1498,7 @@ func (x *PolicyTest_Test) String() string {
 func (*PolicyTest_Test) ProtoMessage() {}
 
 func (x *PolicyTest_Test) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_policy_proto_msgTypes[19]
+	mi := &file_symbolon_v1_policy_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1567,7 @@ var File_symbolon_v1_policy_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x18symbolon/v1/policy.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18symbolon/v1/tunnel.proto\"\x89\x03\n" +
+	"\x18symbolon/v1/policy.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18symbolon/v1/tunnel.proto\"\xc8\x03\n" +
 	"\bResource\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12?\n" +
@@ -1426,7 +1578,8 @@ const file_symbolon_v1_policy_proto_rawDesc = "" +
 	"\bexternal\x18\r \x01(\v2\x15.symbolon.v1.ExternalH\x00R\bexternal\x120\n" +
 	"\aservice\x18\x0e \x01(\v2\x14.symbolon.v1.ServiceH\x00R\aservice\x12:\n" +
 	"\vpolicy_test\x18\x0f \x01(\v2\x17.symbolon.v1.PolicyTestH\x00R\n" +
-	"policyTestB\x06\n" +
+	"policyTest\x12=\n" +
+	"\ftrust_domain\x18\x10 \x01(\v2\x18.symbolon.v1.TrustDomainH\x00R\vtrustDomainB\x06\n" +
 	"\x04kind\"\xbe\x02\n" +
 	"\tNamespace\x12%\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x11.symbolon.v1.ModeR\x04mode\x12.\n" +
@@ -1523,7 +1676,14 @@ const file_symbolon_v1_policy_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01B\f\n" +
 	"\n" +
-	"_encrypted*P\n" +
+	"_encrypted\"\xb8\x01\n" +
+	"\vTrustDomain\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12<\n" +
+	"\aprofile\x18\x02 \x01(\x0e2\".symbolon.v1.BundleEndpointProfileR\aprofile\x12\x1f\n" +
+	"\vendpoint_id\x18\x03 \x01(\tR\n" +
+	"endpointId\x12\x16\n" +
+	"\x06bundle\x18\x04 \x01(\tR\x06bundle\x12\x16\n" +
+	"\x06claims\x18\x05 \x03(\tR\x06claims*P\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fMODE_ENFORCE\x10\x01\x12\x0e\n" +
@@ -1541,7 +1701,11 @@ const file_symbolon_v1_policy_proto_rawDesc = "" +
 	"VERB_ALLOW\x10\x01\x12\r\n" +
 	"\tVERB_DENY\x10\x02\x12\x10\n" +
 	"\fVERB_ENCRYPT\x10\x03\x12\f\n" +
-	"\bVERB_LOG\x10\x04B9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\bVERB_LOG\x10\x04*\x91\x01\n" +
+	"\x15BundleEndpointProfile\x12'\n" +
+	"#BUNDLE_ENDPOINT_PROFILE_UNSPECIFIED\x10\x00\x12(\n" +
+	"$BUNDLE_ENDPOINT_PROFILE_HTTPS_SPIFFE\x10\x01\x12%\n" +
+	"!BUNDLE_ENDPOINT_PROFILE_HTTPS_WEB\x10\x02B9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_policy_proto_rawDescOnce sync.Once
@@ -1555,79 +1719,83 @@ func file_symbolon_v1_policy_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_policy_proto_rawDescData
 }
 
-var file_symbolon_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_symbolon_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_symbolon_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_symbolon_v1_policy_proto_goTypes = []any{
 	(Mode)(0),                     // 0: symbolon.v1.Mode
 	(Default)(0),                  // 1: symbolon.v1.Default
 	(Verb)(0),                     // 2: symbolon.v1.Verb
-	(*Resource)(nil),              // 3: symbolon.v1.Resource
-	(*Namespace)(nil),             // 4: symbolon.v1.Namespace
-	(*AttributeRule)(nil),         // 5: symbolon.v1.AttributeRule
-	(*Clause)(nil),                // 6: symbolon.v1.Clause
-	(*Values)(nil),                // 7: symbolon.v1.Values
-	(*Term)(nil),                  // 8: symbolon.v1.Term
-	(*Selector)(nil),              // 9: symbolon.v1.Selector
-	(*PortRange)(nil),             // 10: symbolon.v1.PortRange
-	(*Profile)(nil),               // 11: symbolon.v1.Profile
-	(*LabelValues)(nil),           // 12: symbolon.v1.LabelValues
-	(*Window)(nil),                // 13: symbolon.v1.Window
-	(*Policy)(nil),                // 14: symbolon.v1.Policy
-	(*Addresses)(nil),             // 15: symbolon.v1.Addresses
-	(*External)(nil),              // 16: symbolon.v1.External
-	(*Service)(nil),               // 17: symbolon.v1.Service
-	(*PolicyTest)(nil),            // 18: symbolon.v1.PolicyTest
-	nil,                           // 19: symbolon.v1.Namespace.AttributesEntry
-	nil,                           // 20: symbolon.v1.Profile.LabelsEntry
-	nil,                           // 21: symbolon.v1.External.LabelsEntry
-	(*PolicyTest_Test)(nil),       // 22: symbolon.v1.PolicyTest.Test
-	nil,                           // 23: symbolon.v1.PolicyTest.Test.FromEntry
-	nil,                           // 24: symbolon.v1.PolicyTest.Test.ToEntry
-	(Protection)(0),               // 25: symbolon.v1.Protection
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(BundleEndpointProfile)(0),    // 3: symbolon.v1.BundleEndpointProfile
+	(*Resource)(nil),              // 4: symbolon.v1.Resource
+	(*Namespace)(nil),             // 5: symbolon.v1.Namespace
+	(*AttributeRule)(nil),         // 6: symbolon.v1.AttributeRule
+	(*Clause)(nil),                // 7: symbolon.v1.Clause
+	(*Values)(nil),                // 8: symbolon.v1.Values
+	(*Term)(nil),                  // 9: symbolon.v1.Term
+	(*Selector)(nil),              // 10: symbolon.v1.Selector
+	(*PortRange)(nil),             // 11: symbolon.v1.PortRange
+	(*Profile)(nil),               // 12: symbolon.v1.Profile
+	(*LabelValues)(nil),           // 13: symbolon.v1.LabelValues
+	(*Window)(nil),                // 14: symbolon.v1.Window
+	(*Policy)(nil),                // 15: symbolon.v1.Policy
+	(*Addresses)(nil),             // 16: symbolon.v1.Addresses
+	(*External)(nil),              // 17: symbolon.v1.External
+	(*Service)(nil),               // 18: symbolon.v1.Service
+	(*PolicyTest)(nil),            // 19: symbolon.v1.PolicyTest
+	(*TrustDomain)(nil),           // 20: symbolon.v1.TrustDomain
+	nil,                           // 21: symbolon.v1.Namespace.AttributesEntry
+	nil,                           // 22: symbolon.v1.Profile.LabelsEntry
+	nil,                           // 23: symbolon.v1.External.LabelsEntry
+	(*PolicyTest_Test)(nil),       // 24: symbolon.v1.PolicyTest.Test
+	nil,                           // 25: symbolon.v1.PolicyTest.Test.FromEntry
+	nil,                           // 26: symbolon.v1.PolicyTest.Test.ToEntry
+	(Protection)(0),               // 27: symbolon.v1.Protection
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_symbolon_v1_policy_proto_depIdxs = []int32{
-	4,  // 0: symbolon.v1.Resource.namespace_kind:type_name -> symbolon.v1.Namespace
-	11, // 1: symbolon.v1.Resource.profile:type_name -> symbolon.v1.Profile
-	14, // 2: symbolon.v1.Resource.policy:type_name -> symbolon.v1.Policy
-	16, // 3: symbolon.v1.Resource.external:type_name -> symbolon.v1.External
-	17, // 4: symbolon.v1.Resource.service:type_name -> symbolon.v1.Service
-	18, // 5: symbolon.v1.Resource.policy_test:type_name -> symbolon.v1.PolicyTest
-	0,  // 6: symbolon.v1.Namespace.mode:type_name -> symbolon.v1.Mode
-	1,  // 7: symbolon.v1.Namespace.default:type_name -> symbolon.v1.Default
-	25, // 8: symbolon.v1.Namespace.protection:type_name -> symbolon.v1.Protection
-	19, // 9: symbolon.v1.Namespace.attributes:type_name -> symbolon.v1.Namespace.AttributesEntry
-	7,  // 10: symbolon.v1.Clause.in:type_name -> symbolon.v1.Values
-	7,  // 11: symbolon.v1.Clause.not:type_name -> symbolon.v1.Values
-	6,  // 12: symbolon.v1.Term.clauses:type_name -> symbolon.v1.Clause
-	8,  // 13: symbolon.v1.Selector.terms:type_name -> symbolon.v1.Term
-	8,  // 14: symbolon.v1.Profile.match:type_name -> symbolon.v1.Term
-	20, // 15: symbolon.v1.Profile.labels:type_name -> symbolon.v1.Profile.LabelsEntry
-	9,  // 16: symbolon.v1.Policy.subject:type_name -> symbolon.v1.Selector
-	2,  // 17: symbolon.v1.Policy.verb:type_name -> symbolon.v1.Verb
-	9,  // 18: symbolon.v1.Policy.object:type_name -> symbolon.v1.Selector
-	10, // 19: symbolon.v1.Policy.ports:type_name -> symbolon.v1.PortRange
-	13, // 20: symbolon.v1.Policy.when:type_name -> symbolon.v1.Window
-	26, // 21: symbolon.v1.Policy.expires:type_name -> google.protobuf.Timestamp
-	0,  // 22: symbolon.v1.Policy.mode:type_name -> symbolon.v1.Mode
-	10, // 23: symbolon.v1.Addresses.ports:type_name -> symbolon.v1.PortRange
-	21, // 24: symbolon.v1.External.labels:type_name -> symbolon.v1.External.LabelsEntry
-	15, // 25: symbolon.v1.External.addresses:type_name -> symbolon.v1.Addresses
-	15, // 26: symbolon.v1.Service.addresses:type_name -> symbolon.v1.Addresses
-	22, // 27: symbolon.v1.PolicyTest.tests:type_name -> symbolon.v1.PolicyTest.Test
-	5,  // 28: symbolon.v1.Namespace.AttributesEntry.value:type_name -> symbolon.v1.AttributeRule
-	12, // 29: symbolon.v1.Profile.LabelsEntry.value:type_name -> symbolon.v1.LabelValues
-	12, // 30: symbolon.v1.External.LabelsEntry.value:type_name -> symbolon.v1.LabelValues
-	23, // 31: symbolon.v1.PolicyTest.Test.from:type_name -> symbolon.v1.PolicyTest.Test.FromEntry
-	24, // 32: symbolon.v1.PolicyTest.Test.to:type_name -> symbolon.v1.PolicyTest.Test.ToEntry
-	10, // 33: symbolon.v1.PolicyTest.Test.port:type_name -> symbolon.v1.PortRange
-	12, // 34: symbolon.v1.PolicyTest.Test.FromEntry.value:type_name -> symbolon.v1.LabelValues
-	12, // 35: symbolon.v1.PolicyTest.Test.ToEntry.value:type_name -> symbolon.v1.LabelValues
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	5,  // 0: symbolon.v1.Resource.namespace_kind:type_name -> symbolon.v1.Namespace
+	12, // 1: symbolon.v1.Resource.profile:type_name -> symbolon.v1.Profile
+	15, // 2: symbolon.v1.Resource.policy:type_name -> symbolon.v1.Policy
+	17, // 3: symbolon.v1.Resource.external:type_name -> symbolon.v1.External
+	18, // 4: symbolon.v1.Resource.service:type_name -> symbolon.v1.Service
+	19, // 5: symbolon.v1.Resource.policy_test:type_name -> symbolon.v1.PolicyTest
+	20, // 6: symbolon.v1.Resource.trust_domain:type_name -> symbolon.v1.TrustDomain
+	0,  // 7: symbolon.v1.Namespace.mode:type_name -> symbolon.v1.Mode
+	1,  // 8: symbolon.v1.Namespace.default:type_name -> symbolon.v1.Default
+	27, // 9: symbolon.v1.Namespace.protection:type_name -> symbolon.v1.Protection
+	21, // 10: symbolon.v1.Namespace.attributes:type_name -> symbolon.v1.Namespace.AttributesEntry
+	8,  // 11: symbolon.v1.Clause.in:type_name -> symbolon.v1.Values
+	8,  // 12: symbolon.v1.Clause.not:type_name -> symbolon.v1.Values
+	7,  // 13: symbolon.v1.Term.clauses:type_name -> symbolon.v1.Clause
+	9,  // 14: symbolon.v1.Selector.terms:type_name -> symbolon.v1.Term
+	9,  // 15: symbolon.v1.Profile.match:type_name -> symbolon.v1.Term
+	22, // 16: symbolon.v1.Profile.labels:type_name -> symbolon.v1.Profile.LabelsEntry
+	10, // 17: symbolon.v1.Policy.subject:type_name -> symbolon.v1.Selector
+	2,  // 18: symbolon.v1.Policy.verb:type_name -> symbolon.v1.Verb
+	10, // 19: symbolon.v1.Policy.object:type_name -> symbolon.v1.Selector
+	11, // 20: symbolon.v1.Policy.ports:type_name -> symbolon.v1.PortRange
+	14, // 21: symbolon.v1.Policy.when:type_name -> symbolon.v1.Window
+	28, // 22: symbolon.v1.Policy.expires:type_name -> google.protobuf.Timestamp
+	0,  // 23: symbolon.v1.Policy.mode:type_name -> symbolon.v1.Mode
+	11, // 24: symbolon.v1.Addresses.ports:type_name -> symbolon.v1.PortRange
+	23, // 25: symbolon.v1.External.labels:type_name -> symbolon.v1.External.LabelsEntry
+	16, // 26: symbolon.v1.External.addresses:type_name -> symbolon.v1.Addresses
+	16, // 27: symbolon.v1.Service.addresses:type_name -> symbolon.v1.Addresses
+	24, // 28: symbolon.v1.PolicyTest.tests:type_name -> symbolon.v1.PolicyTest.Test
+	3,  // 29: symbolon.v1.TrustDomain.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	6,  // 30: symbolon.v1.Namespace.AttributesEntry.value:type_name -> symbolon.v1.AttributeRule
+	13, // 31: symbolon.v1.Profile.LabelsEntry.value:type_name -> symbolon.v1.LabelValues
+	13, // 32: symbolon.v1.External.LabelsEntry.value:type_name -> symbolon.v1.LabelValues
+	25, // 33: symbolon.v1.PolicyTest.Test.from:type_name -> symbolon.v1.PolicyTest.Test.FromEntry
+	26, // 34: symbolon.v1.PolicyTest.Test.to:type_name -> symbolon.v1.PolicyTest.Test.ToEntry
+	11, // 35: symbolon.v1.PolicyTest.Test.port:type_name -> symbolon.v1.PortRange
+	13, // 36: symbolon.v1.PolicyTest.Test.FromEntry.value:type_name -> symbolon.v1.LabelValues
+	13, // 37: symbolon.v1.PolicyTest.Test.ToEntry.value:type_name -> symbolon.v1.LabelValues
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_policy_proto_init() }
@@ -1643,6 +1811,7 @@ func file_symbolon_v1_policy_proto_init() {
 		(*Resource_External)(nil),
 		(*Resource_Service)(nil),
 		(*Resource_PolicyTest)(nil),
+		(*Resource_TrustDomain)(nil),
 	}
 	file_symbolon_v1_policy_proto_msgTypes[3].OneofWrappers = []any{
 		(*Clause_In)(nil),
@@ -1650,14 +1819,14 @@ func file_symbolon_v1_policy_proto_init() {
 		(*Clause_Prefix)(nil),
 		(*Clause_Exists)(nil),
 	}
-	file_symbolon_v1_policy_proto_msgTypes[19].OneofWrappers = []any{}
+	file_symbolon_v1_policy_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_policy_proto_rawDesc), len(file_symbolon_v1_policy_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   22,
+			NumEnums:      4,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
