@@ -95,7 +95,9 @@ func (c *Caller) place() Socket { return Socket{CgroupID: c.CgroupID, CgroupPath
 func (r *Resolver) present(ctx context.Context, c *Caller) (facts, error) {
 	k, at := c.key(), c.place()
 	x, known := r.callers.Get(k)
-	f := facts{c.CgroupID, c.CgroupPath, c.UID, x.file, x.path, x.sum}
+	f := facts{cgroupID: c.CgroupID, cgroup: c.CgroupPath, uid: c.UID, exe: x.file, exePath: x.path, sum: x.sum}
+	// What is asked for of the process is its own, and may change while it runs.
+	known = known && len(r.asks) == 0
 	if known && at.placed() {
 		// The record says everything; that the process was seen proves its program.
 		return f, nil
@@ -115,6 +117,9 @@ func (r *Resolver) present(ctx context.Context, c *Caller) (facts, error) {
 			return facts{}, err
 		}
 		f.exe, f.exePath, f.sum = x.file, x.path, x.sum
+	}
+	if f.asked, err = r.askedOf(p); err != nil {
+		return facts{}, err
 	}
 	if f.cgroupID, f.cgroup, err = r.placeNow(at, k.processKey, p); err != nil {
 		return facts{}, err
@@ -209,7 +214,7 @@ func (r *Resolver) gone(c *Caller) (facts, error) {
 	if !at.placed() {
 		return facts{}, fmt.Errorf("%w: process %d, which connected, has ended or runs another program", ErrUnknownOwner, c.PID)
 	}
-	f := facts{cgroupID: c.CgroupID, cgroup: c.CgroupPath, uid: c.UID}
+	f := facts{cgroupID: c.CgroupID, cgroup: c.CgroupPath, uid: c.UID, asked: r.askedOfGone(c)}
 	if x, ok := r.programs.Get(c.Exe); ok && x.named() {
 		f.exe, f.exePath, f.sum = x.file, x.path, x.sum
 	}

@@ -13,6 +13,9 @@ type cgroupFacts struct {
 	// unit is the system unit: "nginx.service", "session-3.scope",
 	// "user@1000.service".
 	unit string
+	// slice is the innermost slice of the system's manager that unit is in:
+	// "system.slice", "user-1000.slice".
+	slice string
 	// userUnit is the unit of a user's own manager; the user chose its name.
 	userUnit string
 	// container is the runtime's id, 64 hexadecimal digits.
@@ -35,6 +38,9 @@ func parseCgroup(p string) cgroupFacts {
 		return f
 	}
 	for i, part := range parts {
+		if len(part) > len(".slice") && strings.HasSuffix(part, ".slice") {
+			f.slice = part
+		}
 		if !isUnit(part) {
 			continue
 		}

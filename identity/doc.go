@@ -11,11 +11,13 @@
 //	host.*       attested at enrolment
 //	cloud.*      a verified instance document
 //	os.*         the host's operating system and the workload's user
-//	proc.*       the process: exe, exe_sha256, uid, cgroup, unit, user_unit
+//	proc.*       the process: exe, exe_sha256, uid, cgroup, unit, user_unit, slice;
+//	             on request args, start, parent_unit
 //	container.*  k8s.*  image.*
 //	spiffe.*     derived from the verified certificate: id, trust_domain
 //	anything else, without a dot-separated source: labels, given by Profiles
 //
 // The ones that policy may need are the SVID's claims: an extension of the leaf
-// (claims.go). Nothing that a process says of itself is an attribute.
+// (claims.go). Nothing that a process says of itself is an attribute, but for
+// proc.args, which is there only where it was asked for.
 package identity

@@ -62,6 +62,11 @@ func (r *Resolver) confirm(s Socket, l *heldListener) (facts, error) {
 	if err != nil {
 		return facts{}, err
 	}
+	// A program that runs itself anew has other arguments.
+	now, err := r.askedOf(l.process)
+	if err != nil {
+		return facts{}, err
+	}
 	// Last, because the uid of a process that has ended reads as 0.
 	exe, err := l.process.exe()
 	if err != nil {
@@ -71,6 +76,7 @@ func (r *Resolver) confirm(s Socket, l *heldListener) (facts, error) {
 		return facts{}, errGone
 	}
 	f := l.facts
+	f.asked = now
 	f.cgroupID, f.cgroup, err = r.placeNow(s.owned(), l.key, l.process)
 	return f, err
 }

@@ -149,14 +149,48 @@ func (m *Manager) use(w *Workload) (*managed, error) {
 	if len(m.workloads) >= m.limit {
 		m.evict()
 	}
+	return m.begin(w, now, pins), nil
+}
+
+// begin watches w; the caller holds the mutex.
+func (m *Manager) begin(w *Workload, used time.Time, pins *int) *managed {
 	ctx, cancel := context.WithCancel(m.ctx)
-	e = &managed{
-		workload: w, cancel: cancel, dropped: ctx.Done(), used: now, pins: pins,
+	e := &managed{
+		workload: w, cancel: cancel, dropped: ctx.Done(), used: used, pins: pins,
 		answered: make(chan struct{}), ended: make(chan struct{}), before: m.leaving[w.Key],
 	}
 	m.workloads[w.Key] = e
 	m.wg.Go(func() { m.follow(ctx, e) })
-	return e, nil
+	return e
+}
+
+// Refresh asks now for every workload in use what it is by now: the same pointer, or
+// one of the same key with other attributes, which then gets an SVID by these. Its
+// live connections are judged by the old one until then.
+func (m *Manager) Refresh(now func(*Workload) *Workload) {
+	m.mu.Lock()
+	var all []*Workload
+	for _, e := range m.workloads {
+		all = append(all, e.workload)
+	}
+	m.mu.Unlock()
+	for _, w := range all {
+		if next := now(w); next != w {
+			m.replace(w, next)
+		}
+	}
+}
+
+func (m *Manager) replace(was, next *Workload) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.workloads[was.Key]
+	if m.closed || e == nil || e.workload != was {
+		return // dropped, or replaced by who asked for it
+	}
+	e.replaced = true
+	m.drop(was.Key)
+	m.begin(next, e.used, e.pins)
 }
 
 // follow takes e's updates to itself and to the listeners, from the first to the

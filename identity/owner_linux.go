@@ -333,6 +333,9 @@ func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, erro
 		at.CgroupID, at.CgroupPath = 0, "" // the socket's place is its manager's
 	}
 	f := facts{uid: h.euid, exe: pf.exe, exePath: pf.path}
+	if f.asked, err = r.askedOf(h.process); err != nil {
+		return facts{}, err
+	}
 	if f.cgroupID, f.cgroup, err = r.place(at, h.process); err != nil {
 		return facts{}, err
 	}

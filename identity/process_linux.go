@@ -78,17 +78,26 @@ func (p *process) euid() (uint32, error) {
 
 // start is when the process began, in clock ticks since boot: field 22 of stat.
 func (p *process) start() (uint64, error) {
-	b, err := p.read("stat")
+	fields, err := p.stat()
 	if err != nil {
 		return 0, err
+	}
+	return strconv.ParseUint(string(fields[19]), 10, 64)
+}
+
+// stat are the fields of stat from the third on, 20 or more.
+func (p *process) stat() ([][]byte, error) {
+	b, err := p.read("stat")
+	if err != nil {
+		return nil, err
 	}
 	// Field 2 is a name that its bearer chose, in parentheses; it may have any byte.
 	i := bytes.LastIndexByte(b, ')')
 	fields := bytes.Fields(b[i+1:])
 	if i < 0 || len(fields) < 20 {
-		return 0, fmt.Errorf("malformed stat of process %d", p.pid)
+		return nil, fmt.Errorf("malformed stat of process %d", p.pid)
 	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
+	return fields, nil
 }
 
 // ruid is the real uid: whose process this is, whatever it is allowed to do.

@@ -66,6 +66,7 @@ type Resolver struct {
 	cgroup string // mount point of cgroup v2, "" if there is none
 	host   Attributes
 	users  *userDB
+	asks   []string // of OnRequest
 	exes   *executables
 	scans  *shares
 	// descriptors is how many of one process's are looked at: maxDescriptors.
@@ -109,8 +110,12 @@ type hint struct {
 	fds [3]int
 }
 
-// NewResolver reads what all workloads of the host have in common.
-func NewResolver() (*Resolver, error) {
+// NewResolver reads what all workloads of the host have in common. Attributes of
+// OnRequest are there only if they are asked for here.
+func NewResolver(asks ...string) (*Resolver, error) {
+	if err := checkAsked(asks); err != nil {
+		return nil, err
+	}
 	host, err := HostAttributes()
 	if err != nil {
 		return nil, err
@@ -123,6 +128,7 @@ func NewResolver() (*Resolver, error) {
 		proc:   "/proc",
 		cgroup: cgroup2Mount(string(mounts)),
 		host:   host,
+		asks:   asks,
 		users:  &userDB{passwd: "/etc/passwd", group: "/etc/group"},
 		exes:   newExecutables(maxExecutables),
 		scans:  newShares(maxScans, maxScansPerUser),
@@ -152,7 +158,10 @@ func NewResolver() (*Resolver, error) {
 //	proc.exe_sha256                 of its contents
 //	proc.cgroup                     path
 //	proc.unit proc.user_unit        the systemd unit, and the one below a user's manager
+//	proc.slice                      the innermost slice that the unit is in
 //	container.id
+//
+// and those of OnRequest that were asked for.
 //
 // A process that has ended leaves what the socket itself tells, its uid and
 // cgroup, so policy that asks for more does not match; a recorded caller also
@@ -199,6 +208,7 @@ type facts struct {
 	exe      FileID // zero: the process is gone
 	exePath  string // "": not proven
 	sum      string
+	asked    asked
 }
 
 // workload makes the workload of f, or finds the one that was made before.
@@ -211,7 +221,7 @@ func (r *Resolver) workload(f facts) (*Workload, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := workloadKey{Key{CgroupID: f.cgroupID, Exe: f.exe, UID: f.uid}, f.exePath, f.cgroup}
+	k := workloadKey{Key{CgroupID: f.cgroupID, Exe: f.exe, UID: f.uid, Process: f.asked.key()}, f.exePath, f.cgroup}
 	if c, ok := r.workloads.Get(k); ok && c.users == serial {
 		return c.w, nil
 	}
@@ -224,6 +234,7 @@ func (r *Resolver) workload(f facts) (*Workload, error) {
 	set("proc.cgroup", f.cgroup)
 	set("proc.unit", cg.unit)
 	set("proc.user_unit", cg.userUnit)
+	set("proc.slice", cg.slice)
 	set("container.id", cg.container)
 	if cg.container == "" {
 		set("proc.uid", strconv.FormatUint(uint64(f.uid), 10))
@@ -231,6 +242,9 @@ func (r *Resolver) workload(f facts) (*Workload, error) {
 		set("proc.exe_sha256", f.sum)
 		set("os.user", u.name)
 		m["os.group"] = u.groups
+		for _, a := range f.asked {
+			set(a.Key, a.Value)
+		}
 	}
 	w := &Workload{Key: k.Key, Attributes: NewAttributes(m).Union(r.host)}
 	r.workloads.Add(k, cachedWorkload{w, serial})

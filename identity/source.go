@@ -7,7 +7,7 @@ import (
 // Workload is what stands behind a socket on this host.
 type Workload struct {
 	// Key tells workloads of this host apart: equal keys mean the same cgroup,
-	// executable and uid. Comparable, opaque.
+	// executable and uid, and the same attributes on request. Comparable, opaque.
 	Key Key
 	// Attributes are sourced ones only (os.*, proc.*): what the host may assert.
 	Attributes Attributes
@@ -18,6 +18,8 @@ type Key struct {
 	CgroupID uint64
 	Exe      FileID
 	UID      uint32
+	// Process tells apart what only attributes of OnRequest do; zero without them.
+	Process [16]byte
 }
 
 // FileID tells versions of a file apart without reading it.

@@ -40,6 +40,14 @@ type fileStamp struct {
 func (db *userDB) lookup(uid uint32) (u user, serial uint64, err error) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	if err := db.refresh(); err != nil {
+		return user{}, 0, fmt.Errorf("user database: %w", err)
+	}
+	return db.users[uid], db.serial, nil
+}
+
+// refresh reads the files again if they have changed. The caller holds the mutex.
+func (db *userDB) refresh() error {
 	var stamp [2]fileStamp
 	for i, name := range [...]string{db.passwd, db.group} {
 		st, err := os.Stat(name)
@@ -47,19 +55,19 @@ func (db *userDB) lookup(uid uint32) (u user, serial uint64, err error) {
 			continue // a host without names: numbers are all there is
 		}
 		if err != nil {
-			return user{}, 0, fmt.Errorf("user database: %w", err)
+			return err
 		}
 		stamp[i] = fileStamp{st.Size(), st.ModTime()}
 	}
 	if db.users == nil || stamp != db.stamp {
 		users, err := readUsers(db.passwd, db.group)
 		if err != nil {
-			return user{}, 0, fmt.Errorf("user database: %w", err)
+			return err
 		}
 		db.users, db.stamp = users, stamp
 		db.serial++
 	}
-	return db.users[uid], db.serial, nil
+	return nil
 }
 
 func readUsers(passwd, group string) (map[uint32]user, error) {

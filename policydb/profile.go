@@ -111,15 +111,20 @@ func depth(namespace string) int {
 	return strings.Count(namespace, "/")
 }
 
-// claimed tells whether a list of keys and "prefix.*" selects key.
+// claimed tells whether a list of keys and "prefix.*" selects key. What a process says
+// of itself is never swept along: who wants it as a claim names it.
 func claimed(claims []string, key string) bool {
 	for _, c := range claims {
-		if prefix, ok := strings.CutSuffix(c, "*"); ok && strings.HasPrefix(key, prefix) || c == key {
+		prefix, wild := strings.CutSuffix(c, "*")
+		if c == key || wild && key != ownWord && strings.HasPrefix(key, prefix) {
 			return true
 		}
 	}
 	return false
 }
+
+// ownWord is the one sourced attribute that a process can set as it likes.
+const ownWord = "proc.args"
 
 // unprofiledName is a name for people to recognize, in the letters of a SPIFFE ID.
 func unprofiledName(attrs identity.Attributes) string {

@@ -128,3 +128,24 @@ func TestUnprofiledNamesAreOneSegment(t *testing.T) {
 		}
 	}
 }
+
+// A pattern takes everything along but what a process says of itself.
+func TestPatternsLeaveOutTheProcessesOwnWord(t *testing.T) {
+	for _, tt := range []struct {
+		claims []string
+		key    string
+		want   bool
+	}{
+		{[]string{"proc.*"}, "proc.exe", true},
+		{[]string{"proc.*"}, "proc.args", false},
+		{[]string{"*"}, "proc.args", false},
+		{[]string{"proc.a*"}, "proc.args", false},
+		{[]string{"proc.args"}, "proc.args", true},
+		{[]string{"proc.*", "proc.args"}, "proc.args", true},
+		{defaultClaims, "proc.args", false},
+	} {
+		if got := claimed(tt.claims, tt.key); got != tt.want {
+			t.Errorf("%v takes %s: %v", tt.claims, tt.key, got)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/internal/settings"
 	"github.com/symbolon/symbolon/redirect"
 )
@@ -52,6 +53,9 @@ type ControllerConfig struct {
 // IdentityConfig says where SVIDs come from.
 type IdentityConfig struct {
 	Source string `yaml:"source"`
+	// Attributes are those that are found on request only: identity.OnRequest. Each of
+	// their values makes a workload of its own.
+	Attributes []string `yaml:"attributes"`
 }
 
 // RedirectConfig says which connections the proxy takes.
@@ -159,6 +163,7 @@ func Settings() []settings.Setting[Config] {
 		{Key: "controller.address", Usage: "address:port of the controller", Set: text(func(x *c) *string { return &x.Controller.Address })},
 		{Key: "controller.join_token_file", Usage: "file with the join token, for the first start", Set: text(func(x *c) *string { return &x.Controller.JoinTokenFile })},
 		{Key: "identity.source", Usage: "where SVIDs come from: controller", Set: text(func(x *c) *string { return &x.Identity.Source })},
+		{Key: "identity.attributes", Usage: "attributes on request, which make workloads of processes: " + strings.Join(identity.OnRequest(), ", "), Set: settings.List(func(x *c) *[]string { return &x.Identity.Attributes })},
 		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect, or tproxy to leave ports as they are (default redirect)", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
 		{Key: "redirect.preserve_source", Usage: "let applications see a remote client's address: true or false (default false)", Set: func(x *c, v string) (err error) {
 			x.Redirect.PreserveSource, err = strconv.ParseBool(v)
@@ -211,6 +216,11 @@ func (c Config) Validate() error {
 	}
 	if host, _, err := net.SplitHostPort(c.Controller.Address); err != nil || host == "" {
 		bad("controller.address", "%q is not address:port; such as 198.51.100.5:7443", c.Controller.Address)
+	}
+	for _, key := range c.Identity.Attributes {
+		if !slices.Contains(identity.OnRequest(), key) {
+			bad("identity.attributes", "%q is not found on request; use some of %s", key, strings.Join(identity.OnRequest(), ", "))
+		}
 	}
 	switch c.Identity.Source {
 	case "controller":

@@ -37,6 +37,7 @@ import (
 
 const (
 	rulesEvery  = 10 * time.Second
+	usersEvery  = 2 * time.Second  // how late a change of a user's groups counts
 	rulesNever  = 1000 * time.Hour // only what keeps those of a host that fails open
 	reportGrace = 2 * time.Second
 	adminHeader = 5 * time.Second
@@ -45,17 +46,18 @@ const (
 
 // daemonParts are what run puts together. Each has an owner here, who closes it.
 type daemonParts struct {
-	cfg     proxy.Config
-	log     *zap.Logger
-	loops   int
-	rules   *redirect.Rules
-	owners  string // how clients are found
-	host    *host
-	source  *identity.ControllerSource
-	manager *identity.Manager
-	proxy   *proxy.Proxy
-	session *proxy.Session
-	reports *flow.Reporter
+	cfg      proxy.Config
+	log      *zap.Logger
+	loops    int
+	rules    *redirect.Rules
+	owners   string // how clients are found
+	host     *host
+	resolver *identity.Resolver
+	source   *identity.ControllerSource
+	manager  *identity.Manager
+	proxy    *proxy.Proxy
+	session  *proxy.Session
+	reports  *flow.Reporter
 
 	kernel *kernel
 	page   *net.TCPListener // metrics and health; nil: none
@@ -124,7 +126,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	if errors.Is(kernel.noConnects, redirect.ErrNoConnects) {
 		d.log.Warn("clients that exit at once will be denied where policy asks for their executable", zap.Error(kernel.noConnects))
 	}
-	resolver, err := identity.NewResolver()
+	resolver, err := identity.NewResolver(d.cfg.Identity.Attributes...)
 	if err != nil {
 		return err
 	}
@@ -134,6 +136,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	}
 	defer closeRecords()
 
+	d.resolver = resolver
 	d.source = identity.NewControllerSource(newest{d.host})
 	d.manager = identity.NewManager(d.source)
 	defer d.manager.Close()
@@ -219,6 +222,9 @@ func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
 
 	serving, stopServing := context.WithCancel(ctx)
 	parts.Go(func() { tidyMemory(background) })
+	parts.Go(func() {
+		d.resolver.WatchUsers(background, usersEvery, func() { d.manager.Refresh(d.resolver.Refresh) })
+	})
 	if limit := d.cfg.Tunnel.PeerTimeout; limit > 0 {
 		parts.Go(func() {
 			d.kernel.diag.WatchVanished(background, limit, func(err error) { d.log.Warn("vanished peers are not found", zap.Error(err)) })

@@ -190,6 +190,9 @@ type Enrolment struct {
 	Labels    map[string]string
 	// Config is appended to proxy.yaml, such as "redirect: {inbound_ports: [80]}".
 	Config string
+	// Files are files of the machine, by name, which the proxy finds with this content
+	// instead; SetFile changes them.
+	Files map[string]string
 }
 
 // Proxy is a host's proxy.
@@ -197,6 +200,7 @@ type Proxy struct {
 	Host   *netlab.Host
 	fleet  *Fleet
 	config string
+	files  map[string]string // the machine's, to those that stand in for them
 	dir    string
 	daemon *netlab.Daemon
 }
@@ -225,6 +229,13 @@ func (f *Fleet) Proxy(ctx context.Context, h *netlab.Host, e Enrolment) (*Proxy,
 	if err := os.WriteFile(p.config, []byte(yaml), 0o600); err != nil {
 		return nil, err
 	}
+	p.files = make(map[string]string)
+	for name, content := range e.Files {
+		p.files[name] = filepath.Join(p.dir, fmt.Sprintf("file-%d", len(p.files)))
+		if err := p.SetFile(name, content); err != nil {
+			return nil, err
+		}
+	}
 	f.mu.Lock()
 	f.proxies[h] = p
 	f.mu.Unlock()
@@ -252,7 +263,7 @@ func (p *Proxy) Start(ctx context.Context) (err error) {
 	defer cancel()
 	p.daemon, err = p.Host.Start(ctx, netlab.Service{
 		Unit:        "symbolon-proxy.service",
-		Command:     []string{filepath.Join(p.fleet.Bin, "symbolon-proxy"), "--config", p.config},
+		Command:     p.command(),
 		StopTimeout: 20 * time.Second,
 		Ready: func(ctx context.Context) error {
 			r, err := p.page(ctx, "/readyz")
@@ -266,6 +277,28 @@ func (p *Proxy) Start(ctx context.Context) (err error) {
 		},
 	})
 	return err
+}
+
+// command starts the proxy, where files are to stand in for others in a mount namespace
+// of its own.
+func (p *Proxy) command() []string {
+	own := []string{filepath.Join(p.fleet.Bin, "symbolon-proxy"), "--config", p.config}
+	if len(p.files) == 0 {
+		return own
+	}
+	script := "set -e\n"
+	var names []string
+	for name, other := range p.files {
+		script += "mount --bind \"$1\" \"$2\"; shift 2\n"
+		names = append(names, other, name)
+	}
+	outer := append([]string{"unshare", "--mount", "--propagation", "private", "sh", "-c", script + "exec \"$@\"", "sh"}, names...)
+	return append(outer, own...)
+}
+
+// SetFile changes one of Enrolment.Files.
+func (p *Proxy) SetFile(name, content string) error {
+	return os.WriteFile(p.files[name], []byte(content), 0o644) // in its place: it is mounted
 }
 
 // Forget removes the host's identity from the kernel's keyring. Call it when the
