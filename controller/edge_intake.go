@@ -59,6 +59,12 @@ func newEdgeEnd(e *symbolonv1.EdgeEnd, td spiffeid.TrustDomain) (*edgeEnd, error
 			return nil, fmt.Errorf("%.200q is not the SPIFFE ID of workload %.200q in namespace %.200q", e.GetSpiffeId(), e.GetWorkload(), e.GetNamespace())
 		}
 		out.message.Namespace, out.message.Workload, out.message.Attributes = p.Namespace, p.Name, p.Attributes.Proto()
+		switch identity.Issuer(e.GetAttributesFrom()) {
+		case identity.FromNobody, identity.FromExtension, identity.FromToken, identity.FromPolicy:
+			out.message.AttributesFrom = e.GetAttributesFrom()
+		default:
+			return nil, fmt.Errorf("attributes_from %.200q", e.GetAttributesFrom())
+		}
 		if !out.foreign {
 			out.endpoint = policydb.Endpoint{Namespace: p.Namespace, Attributes: p.Attributes}
 		}

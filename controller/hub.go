@@ -59,8 +59,8 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 		if r.GetNamespaceKind().GetMode() == symbolonv1.Mode_MODE_LEARN && within(r.GetNamespace(), namespace) {
 			set.learns = true
 		}
-		if r.GetProfile() == nil {
-			continue
+		if ns := r.GetNamespace(); r.GetProfile() == nil || !within(ns, namespace) && !within(namespace, ns) {
+			continue // the last: a Profile of elsewhere, by which peers are known
 		}
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
 		if err != nil {

@@ -50,6 +50,8 @@ type Endpoint struct {
 	Attributes map[string][]string `json:"attributes,omitempty"`
 	Address    string              `json:"address,omitempty"`
 	External   string              `json:"external,omitempty"`
+	// AttributesFrom is "extension", "token" or "policy"; empty: nothing is known but the ID.
+	AttributesFrom string `json:"attributes_from,omitempty"`
 }
 
 // NewLine converts a record.
@@ -103,7 +105,7 @@ func enumName(s, prefix string) string {
 func endpoint(e *symbolonv1.FlowEndpoint) Endpoint {
 	out := Endpoint{
 		SPIFFEID: e.GetSpiffeId(), Namespace: e.GetNamespace(), Workload: e.GetWorkload(),
-		Address: e.GetAddress(), External: e.GetExternal(),
+		Address: e.GetAddress(), External: e.GetExternal(), AttributesFrom: e.GetAttributesFrom(),
 	}
 	for k, vs := range e.GetAttributes() {
 		if out.Attributes == nil {

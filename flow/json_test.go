@@ -28,12 +28,12 @@ func whole() *symbolonv1.FlowRecord {
 		Source: &symbolonv1.FlowEndpoint{
 			SpiffeId: "spiffe://acme.example/acme/prod/web", Namespace: "/acme/prod", Workload: "web",
 			Attributes: map[string]*symbolonv1.LabelValues{"env": {Values: []string{"prod"}}, "app": {Values: []string{"web", "edge"}}},
-			Address:    "10.0.0.1:40000", External: "/acme/office",
+			Address:    "10.0.0.1:40000", External: "/acme/office", AttributesFrom: "extension",
 		},
 		Destination: &symbolonv1.FlowEndpoint{
 			SpiffeId: "spiffe://acme.example/acme/prod/db", Namespace: "/acme/prod", Workload: "db",
 			Attributes: map[string]*symbolonv1.LabelValues{"app": {Values: []string{"db"}}},
-			Address:    "[fd00::2]:5432", External: "/acme/prod/db-lb",
+			Address:    "[fd00::2]:5432", External: "/acme/prod/db-lb", AttributesFrom: "policy",
 		},
 		Outcome: symbolonv1.Outcome_OUTCOME_DENY,
 		Reason:  symbolonv1.Reason_REASON_PEER_REFUSED, PeerReason: symbolonv1.Reason_REASON_ENCRYPTION_UNAVAILABLE,

@@ -74,24 +74,30 @@ func MarshalClaims(claims Attributes) (pkix.Extension, error) {
 // has verified the certificate and knows it to be a leaf: claims elsewhere mean
 // nothing. Errors: ErrMalformedClaims.
 func ClaimsOf(leaf *x509.Certificate) (Attributes, error) {
+	claims, _, err := claimsOf(leaf)
+	return claims, err
+}
+
+// claimsOf also tells whether there is the extension: an empty one is a word, too.
+func claimsOf(leaf *x509.Certificate) (_ Attributes, seen bool, err error) {
 	var der []byte
-	seen := false
 	for _, e := range leaf.Extensions {
 		if !e.Id.Equal(ClaimsOID) {
 			continue
 		}
 		if seen {
-			return nil, fmt.Errorf("%w: the extension occurs twice", ErrMalformedClaims)
+			return nil, false, fmt.Errorf("%w: the extension occurs twice", ErrMalformedClaims)
 		}
 		if e.Critical {
-			return nil, fmt.Errorf("%w: the extension is critical", ErrMalformedClaims)
+			return nil, false, fmt.Errorf("%w: the extension is critical", ErrMalformedClaims)
 		}
 		seen, der = true, e.Value
 	}
 	if !seen {
-		return nil, nil
+		return nil, false, nil
 	}
-	return parseClaims(der)
+	claims, err := parseClaims(der)
+	return claims, true, err
 }
 
 func parseClaims(der []byte) (Attributes, error) {

@@ -26,6 +26,22 @@ var (
 	ErrMalformedClaims = errors.New("malformed claims extension")
 )
 
+// Issuer says whose word a workload's attributes are, as records have it. There is
+// one at a time: what several say of a workload is never mixed.
+type Issuer string
+
+const (
+	// FromNobody: nothing is known but the ID.
+	FromNobody Issuer = ""
+	// FromExtension: the CA's that signed the certificate, in the claims extension. An
+	// extension that is there counts, also if it holds no claim.
+	FromExtension Issuer = "extension"
+	// FromToken: the controller's, in a token bound to the certificate's key.
+	FromToken Issuer = "token"
+	// FromPolicy: Profiles', by the SPIFFE ID.
+	FromPolicy Issuer = "policy"
+)
+
 // Principal is a workload with a proven name.
 type Principal struct {
 	ID spiffeid.ID
@@ -33,6 +49,16 @@ type Principal struct {
 	Namespace, Name string
 	// Attributes are the claims, and spiffe.id and spiffe.trust_domain.
 	Attributes Attributes
+	// Issuer is whose word the claims are.
+	Issuer Issuer
+}
+
+// With is the same workload with the claims of another issuer in place of what it had.
+// As ever, spiffe.* comes from the ID.
+func (p *Principal) With(claims Attributes, from Issuer) *Principal {
+	out := *p
+	out.Attributes, out.Issuer = attributesOf(p.ID, claims), from
+	return &out
 }
 
 // PrincipalOf reads a workload's name and claims from a leaf certificate. The
@@ -43,11 +69,15 @@ func PrincipalOf(leaf *x509.Certificate) (Principal, error) {
 	if err != nil {
 		return Principal{}, err
 	}
-	claims, err := ClaimsOf(leaf)
+	claims, found, err := claimsOf(leaf)
 	if err != nil {
 		return Principal{}, err
 	}
-	return NewPrincipal(id, claims)
+	p, err := NewPrincipal(id, claims)
+	if err == nil && found {
+		p.Issuer = FromExtension
+	}
+	return p, err
 }
 
 // maxID is the length of a SPIFFE ID, in bytes, that everybody must support and
@@ -84,17 +114,17 @@ func NewPrincipal(id spiffeid.ID, claims Attributes) (Principal, error) {
 	if ns == "" {
 		ns = "/"
 	}
-	// A claim cannot speak for the certificate it stands in.
+	return Principal{ID: id, Namespace: ns, Name: path[i+1:], Attributes: attributesOf(id, claims)}, nil
+}
+
+// attributesOf adds what derives from the ID. A claim cannot speak for the certificate
+// it stands in.
+func attributesOf(id spiffeid.ID, claims Attributes) Attributes {
 	claims = claims.Filter(func(k string) bool { return !strings.HasPrefix(k, "spiffe.") })
-	return Principal{
-		ID:        id,
-		Namespace: ns,
-		Name:      path[i+1:],
-		Attributes: claims.Union(Attributes{
-			{"spiffe.id", id.String()},
-			{"spiffe.trust_domain", id.TrustDomain().Name()},
-		}),
-	}, nil
+	return claims.Union(Attributes{
+		{"spiffe.id", id.String()},
+		{"spiffe.trust_domain", id.TrustDomain().Name()},
+	})
 }
 
 // SVID is a workload's certificate with its key, which exists only in memory: an
@@ -158,4 +188,26 @@ func (s *SVID) NotAfter() time.Time { return s.Chain[0].NotAfter }
 type Credential struct {
 	SVID    *SVID
 	Bundles *x509bundle.Set
+	// Token says what the SVID does not, if it carries no claims; nil: there is none.
+	Token *Token
+}
+
+// Token is the controller's word on a workload whose SVID is of another CA, bound to
+// the SVID's key (package identity/token). Immutable.
+type Token struct {
+	// Compact is the JWS, as it goes into Open, until NotAfter.
+	Compact  string
+	NotAfter time.Time
+	// Principal is the workload with the token's claims.
+	Principal *Principal
+}
+
+// Principal is the workload, as well as its credential says: by the extension of its
+// SVID, else by its token, also one that has expired: what the controller said last
+// holds here until it says something else, or the SVID ends.
+func (c *Credential) Principal() *Principal {
+	if c.Token != nil && c.SVID.Issuer == FromNobody {
+		return c.Token.Principal
+	}
+	return &c.SVID.Principal
 }

@@ -30,6 +30,7 @@ func TestVerifyReadsNameAndClaimsOfTheLeaf(t *testing.T) {
 	want := Principal{
 		ID: spiffeid.RequireFromString(webID), Namespace: "/acme/prod", Name: "web",
 		Attributes: Attributes{{"app", "web"}, {"env", "prod"}, {"spiffe.id", webID}, {"spiffe.trust_domain", "acme.example"}},
+		Issuer:     FromExtension,
 	}
 	if d := cmp.Diff(want, p, cmp.AllowUnexported(spiffeid.ID{}, spiffeid.TrustDomain{})); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

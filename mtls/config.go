@@ -25,13 +25,21 @@ const (
 type Endpoint struct {
 	credential     *identity.Credential
 	verified       *identity.VerifiedCache
+	admit          Admit
 	client, server *tls.Config
 	// Each side's traffic secrets on their way to the record layer; nil: stock TLS.
 	clientKeys, serverKeys *record.KeyLog
 }
 
+// Admit has the last word on a peer whose chain verifies: nil, or why not, best a
+// *DeniedError with its reason. It is asked on every handshake, a resumed one too, by
+// both sides; local is what this side presents, leaf the peer's certificate.
+type Admit func(local *identity.Credential, leaf *x509.Certificate, peer *Peer) error
+
 // Options are what tests and configuration may change.
 type Options struct {
+	// Admit may refuse peers; nil: it does not.
+	Admit Admit
 	// Now is the clock that certificates are judged by; nil: time.Now.
 	Now func() time.Time
 	// Verified remembers chains that were verified; share one between endpoints. Nil:
@@ -57,7 +65,7 @@ func NewEndpoint(c *identity.Credential, o Options) *Endpoint {
 	if o.Verified == nil {
 		o.Verified = identity.NewVerifiedCache(verifiedChains)
 	}
-	e := &Endpoint{credential: c, verified: o.Verified}
+	e := &Endpoint{credential: c, verified: o.Verified, admit: o.Admit}
 	verify := func(client bool) func(tls.ConnectionState) error {
 		return func(s tls.ConnectionState) error {
 			if err := checkState(&s); err != nil {
@@ -114,14 +122,22 @@ func checkState(s *tls.ConnectionState) error {
 // host where a port has no workload behind it: that peer can refuse and nothing
 // else (Peer.Host).
 func (e *Endpoint) judge(chain []*x509.Certificate, now time.Time, client bool) (Peer, error) {
+	peer, err := e.verify(chain, now, client)
+	if err == nil && e.admit != nil {
+		err = e.admit(e.credential, chain[0], &peer)
+	}
+	return peer, err
+}
+
+func (e *Endpoint) verify(chain []*x509.Certificate, now time.Time, client bool) (Peer, error) {
 	p, err := e.verified.Verify(chain, e.credential.Bundles, now)
 	if err == nil {
-		return Peer{Principal: p, NotAfter: chain[0].NotAfter}, nil
+		return Peer{Principal: p, Leaf: chain[0], NotAfter: chain[0].NotAfter}, nil
 	}
 	if client && errors.Is(err, identity.ErrNotWorkload) {
 		id, verr := identity.VerifySVID(chain, e.credential.Bundles, now)
 		if verr == nil && identity.IsHost(id) {
-			return Peer{Principal: identity.Principal{ID: id}, NotAfter: chain[0].NotAfter, Host: true}, nil
+			return Peer{Principal: identity.Principal{ID: id}, Leaf: chain[0], NotAfter: chain[0].NotAfter, Host: true}, nil
 		}
 	}
 	return Peer{}, err

@@ -52,10 +52,13 @@ func (e *DeniedError) Unwrap() error { return e.Err }
 func handshakeError(err error, clientSide bool) error {
 	reason := symbolonv1.Reason_REASON_HANDSHAKE_FAILED
 	var (
+		denied  *DeniedError
 		alert   *net.OpError
 		timeout interface{ Timeout() bool }
 	)
 	switch {
+	case errors.As(err, &denied):
+		reason = denied.Reason
 	case errors.Is(err, identity.ErrNoBundle):
 		reason = symbolonv1.Reason_REASON_WRONG_TRUST_DOMAIN
 	case errors.Is(err, identity.ErrExpired):

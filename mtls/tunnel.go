@@ -3,6 +3,7 @@ package mtls
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,8 @@ const (
 // Peer is who is at the other end, by its verified leaf.
 type Peer struct {
 	identity.Principal
+	// Leaf is the certificate; Principal is read from nothing else.
+	Leaf *x509.Certificate
 	// NotAfter is when the leaf stops being valid: the tunnel must not outlive it.
 	NotAfter time.Time
 	// Host: the peer is a host's proxy, speaking for a port that no workload listens

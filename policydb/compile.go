@@ -36,6 +36,7 @@ type Compiled struct {
 	externals map[string]*addressTable
 	services  map[string]*addressTable
 	foreign   foreignClaims
+	byID      byID
 	// observing: some policy is in observe mode, so that there are two verdicts.
 	observing bool
 	// timeless takes every window as open: PolicyTests must not depend on the hour.
@@ -134,6 +135,7 @@ func Compile(resources []*symbolonv1.Resource, generation uint64) (*Compiled, er
 		}
 	}
 	c.index()
+	c.byID = newByID(resources)
 	return c, nil
 }
 

@@ -171,8 +171,9 @@ func (s *Snapshot) collect(index string, arg any) []*symbolonv1.Resource {
 
 // VisibleTo is what a host enrolled in a namespace can need: all of its own
 // namespace and of those below, and of those above what reaches down (Namespaces,
-// Profiles, Externals, Services, and the Policies that propagate). PolicyTests are
-// the controller's own.
+// Profiles, Externals, Services, and the Policies that propagate), and everybody's
+// Profiles by SPIFFE ID: its workloads' peers are anywhere. PolicyTests are the
+// controller's own.
 func (s *Snapshot) VisibleTo(hostNamespace string) []*symbolonv1.Resource {
 	var out []*symbolonv1.Resource
 	for _, ns := range chainOf(parentPath(hostNamespace)) {
@@ -180,6 +181,11 @@ func (s *Snapshot) VisibleTo(hostNamespace string) []*symbolonv1.Resource {
 			if p := r.GetPolicy(); p != nil && !p.GetPropagate() || r.GetPolicyTest() != nil {
 				continue
 			}
+			out = append(out, r)
+		}
+	}
+	for _, r := range s.List(KindProfile, "/") {
+		if ns := r.GetNamespace(); !within(ns, hostNamespace) && !within(hostNamespace, ns) && ByID(r.GetProfile()) {
 			out = append(out, r)
 		}
 	}

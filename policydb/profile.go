@@ -35,8 +35,12 @@ type Assignment struct {
 // "unprofiled." and its unit or executable.
 func (s *Snapshot) Assign(hostNamespace string, attrs identity.Attributes) Assignment {
 	// Whatever the host says: labels come from here, spiffe.* from the certificate.
-	attrs = attrs.Filter(func(k string) bool { return !isLabel(k) && !strings.HasPrefix(k, "spiffe.") })
+	attrs = attrs.Filter(func(k string) bool { return !isLabel(k) && !strings.HasPrefix(k, spiffePrefix) })
+	return s.assign(hostNamespace, attrs, "")
+}
 
+// assign is Assign by all of attrs; namespace, if not empty, is the workload's.
+func (s *Snapshot) assign(hostNamespace string, attrs identity.Attributes, namespace string) Assignment {
 	matching := s.matchingProfiles(hostNamespace, attrs)
 	a := Assignment{Namespace: hostNamespace, Workload: unprofiledName(attrs)}
 	var naming *symbolonv1.Resource
@@ -53,6 +57,9 @@ func (s *Snapshot) Assign(hostNamespace string, attrs identity.Attributes) Assig
 		if within(naming.GetNamespace(), hostNamespace) {
 			a.Namespace = naming.GetNamespace()
 		}
+	}
+	if namespace != "" {
+		a.Namespace = namespace
 	}
 	var claims []string
 	for _, r := range matching {

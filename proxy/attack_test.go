@@ -187,7 +187,7 @@ var attacks = []attack{
 		with := *w.ca
 		with.issuer = sign(w, &spoilt, w.ca.root, &w.ca.issues.PublicKey, w.ca.rootKey)
 		return with.issue(with.leaf("/prod/other", nil))
-	}), reason: "default", identity: "spiffe://acme.example/prod/other"},
+	}), reason: "no-claims", identity: "spiffe://acme.example/prod/other"},
 	{name: "two URI SANs", run: withCertificate(func(w *world) tls.Certificate {
 		l := w.ca.leaf("/prod/web", map[string][]string{"app": {"web"}})
 		l.URIs = append(l.URIs, spiffeid.RequireFromPath(w.ca.domain, "/prod/admin").URL())

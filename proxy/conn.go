@@ -71,7 +71,7 @@ func (x *conn) identified(e *symbolonv1.FlowEndpoint, p *identity.Principal) {
 		x.ends[1] = end
 	}
 	e.SpiffeId, e.Namespace, e.Workload = p.ID.String(), p.Namespace, p.Name
-	e.Attributes = labelsOf(p.Attributes)
+	e.Attributes, e.AttributesFrom = labelsOf(p.Attributes), string(p.Issuer)
 }
 
 // decided writes one side's decision, and turns a denial into an error.
@@ -104,8 +104,11 @@ func (x *conn) decided(side policydb.Side, c *policydb.Compiled, d *policydb.Dec
 }
 
 func describe(d *policydb.Decision) string {
-	if d.Policy != "" {
+	switch {
+	case d.Policy != "":
 		return "policy " + d.Policy
+	case d.Reason == symbolonv1.Reason_REASON_NO_CLAIMS:
+		return "default, as nothing is known of the peer but its SPIFFE ID (a Profile that matches it gives it labels)"
 	}
 	return flow.ReasonName(d.Reason)
 }

@@ -27,6 +27,7 @@ type endKey struct {
 	id         spiffeid.ID
 	external   string
 	attributes labelKey
+	issuer     identity.Issuer
 }
 
 // keptEnd holds the attributes whose place is in the key.
@@ -35,8 +36,8 @@ type keptEnd struct {
 	end        *flow.End
 }
 
-func edgeEnd(id spiffeid.ID, external string, attributes identity.Attributes, message func() *symbolonv1.EdgeEnd) *flow.End {
-	k := endKey{id, external, labelKey{unsafe.SliceData(attributes), len(attributes)}}
+func edgeEnd(id spiffeid.ID, external string, attributes identity.Attributes, issuer identity.Issuer, message func() *symbolonv1.EdgeEnd) *flow.End {
+	k := endKey{id, external, labelKey{unsafe.SliceData(attributes), len(attributes)}, issuer}
 	if e, ok := edgeEnds.Get(k); ok {
 		return e.end
 	}
@@ -47,15 +48,15 @@ func edgeEnd(id spiffeid.ID, external string, attributes identity.Attributes, me
 
 // principalEnd has all attributes, unlike a record: policy goes by them.
 func principalEnd(p *identity.Principal) *flow.End {
-	return edgeEnd(p.ID, "", p.Attributes, func() *symbolonv1.EdgeEnd {
+	return edgeEnd(p.ID, "", p.Attributes, p.Issuer, func() *symbolonv1.EdgeEnd {
 		return &symbolonv1.EdgeEnd{
-			SpiffeId: p.ID.String(), Namespace: p.Namespace, Workload: p.Name, Attributes: p.Attributes.Proto(),
+			SpiffeId: p.ID.String(), Namespace: p.Namespace, Workload: p.Name, Attributes: p.Attributes.Proto(), AttributesFrom: string(p.Issuer),
 		}
 	})
 }
 
 func externalEnd(m *policydb.ExternalMatch) *flow.End {
-	return edgeEnd(spiffeid.ID{}, m.Ref, m.Labels, func() *symbolonv1.EdgeEnd {
+	return edgeEnd(spiffeid.ID{}, m.Ref, m.Labels, identity.FromNobody, func() *symbolonv1.EdgeEnd {
 		return &symbolonv1.EdgeEnd{External: m.Ref, Attributes: m.Labels.Proto()}
 	})
 }

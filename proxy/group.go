@@ -6,6 +6,7 @@ import (
 	"time"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
 )
 
@@ -20,6 +21,7 @@ type question struct {
 	endpoint   *mtls.Endpoint
 	namespace  string
 	attributes [sha256.Size]byte
+	issuer     identity.Issuer
 	protection symbolonv1.Protection
 	// address is the other end's, where that is all that is known of it.
 	address netip.Addr
@@ -38,10 +40,11 @@ const (
 )
 
 // tunnelQuestion is that of a connection through t, which presented e's SVID.
-func tunnelQuestion(kind questionKind, me *party, e *mtls.Endpoint, t *mtls.Conn, port uint16) question {
-	peer := t.Peer()
+// peer is by its certificate or token; what policy knows of it beyond is part of the
+// answer.
+func tunnelQuestion(kind questionKind, me *party, e *mtls.Endpoint, t *mtls.Conn, peer *identity.Principal, port uint16) question {
 	return question{
-		kind: kind, near: me, endpoint: e, namespace: peer.Namespace, attributes: peer.Attributes.Hash(),
+		kind: kind, near: me, endpoint: e, namespace: peer.Namespace, attributes: peer.Attributes.Hash(), issuer: peer.Issuer,
 		protection: t.Protection(), port: port,
 	}
 }

@@ -40,11 +40,11 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	if refusal != nil {
 		return x.refuseInbound(setup, refusal)
 	}
-	x.identified(x.rec.GetDestination(), me.principal())
+	c := x.p.policy.Load()
+	x.identified(x.rec.GetDestination(), me.known(c))
 	if err := x.seat(me); err != nil {
 		return x.refuseInbound(setup, err)
 	}
-	c := x.p.policy.Load()
 	if c == nil {
 		return x.refuseInbound(setup, errNoPolicy)
 	}
@@ -241,11 +241,22 @@ func (in *incoming) next() error {
 // serve judges one connection, dials the application, and relays.
 func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbolonv1.Open) error {
 	x, t, me := in.conn, in.tunnel, in.me
-	x.identified(x.rec.GetDestination(), me.principal())
+	x.identified(x.rec.GetDestination(), me.known(c))
 	copy(x.flowID[:], open.GetFlowId())
-	peer := policydb.Endpoint{Namespace: t.Peer().Namespace, Attributes: t.Peer().Attributes}
+	peer := &t.Peer().Principal
+	checkClaims := func(c *policydb.Compiled) error {
+		return x.p.checkClaims(c, in.endpoint.Credential().SVID.ID.TrustDomain(), peer)
+	}
+	x.identified(x.rec.GetSource(), me.sees(c, peer))
+	if err := checkClaims(c); err != nil {
+		t.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(err), FlowId: x.flowID[:]})
+		return err
+	}
 	judge := func(c *policydb.Compiled, now time.Time) policydb.Decision {
-		return c.Decide(policydb.Server, &policydb.Query{From: peer, To: me.endpoint(), Protocol: tcp, Port: in.tuple.Dst.Port()}, now)
+		from := me.sees(c, peer)
+		return unexplained(c.Decide(policydb.Server, &policydb.Query{
+			From: endpointOf(from), To: me.endpoint(c), Protocol: tcp, Port: in.tuple.Dst.Port(),
+		}, now), from)
 	}
 	d := judge(c, x.p.now())
 	verdict := &symbolonv1.Verdict{Reason: d.Reason, Protection: d.Protection, FlowId: x.flowID[:], Log: d.Log, Keep: !x.p.noReuse}
@@ -268,12 +279,12 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	}
 	x.tunnelled(t)
 	r := &relay{near: app, tunnel: t, back: func(*mtls.Conn) {}, started: x.started, serverIsNear: true}
-	q := tunnelQuestion(fromTunnel, me, in.endpoint, t, in.tuple.Dst.Port())
+	q := tunnelQuestion(fromTunnel, me, in.endpoint, t, peer, in.tuple.Dst.Port())
 	return x.open(r, &live{
 		question: q,
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := judge(c, now)
-			return d.Allow && d.Protection <= q.protection && me.still(in.endpoint), d.Until
+			return d.Allow && d.Protection <= q.protection && me.still(in.endpoint) && checkClaims(c) == nil, d.Until
 		},
 		expires:  in.endpoint.Credential().SVID.NotAfter,
 		notAfter: t.Peer().NotAfter,
@@ -293,7 +304,7 @@ func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*p
 func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *party, listens redirect.SocketOwner, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
 	outside(x.rec.GetSource(), &x.ends[0], ext)
 	judge := func(c *policydb.Compiled, ext *policydb.ExternalMatch, now time.Time) policydb.Decision {
-		own := me.endpoint()
+		own := me.endpoint(c)
 		if ext == nil {
 			return c.DecideUnprotected(policydb.Server, &own, tcp, tuple.Dst.Port(), now)
 		}

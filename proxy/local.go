@@ -22,7 +22,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err != nil {
 		return err
 	}
-	x.identified(x.rec.GetDestination(), server.principal())
+	x.identified(x.rec.GetDestination(), server.known(c))
 	if err := x.seat(server); err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	return x.open(r, &live{
 		question: question{kind: bothLocal, near: me, far: server, port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
-			q := localQuery(me, server, tuple)
+			q := localQuery(c, me, server, tuple)
 			client, srv := c.Decide(policydb.Client, q, now), c.Decide(policydb.Server, q, now)
 			return client.Allow && srv.Allow, earlier(client.Until, srv.Until)
 		},
@@ -59,9 +59,10 @@ func (x *conn) serveAdmin(ctx context.Context, tuple redirect.Tuple) error {
 }
 
 func (x *conn) decideLocal(c *policydb.Compiled, me, server *party, tuple redirect.Tuple) error {
-	q, now := localQuery(me, server, tuple), x.p.now()
-	for _, side := range []policydb.Side{policydb.Client, policydb.Server} {
-		d := c.Decide(side, q, now)
+	q, now := localQuery(c, me, server, tuple), x.p.now()
+	for side, peer := range []*party{policydb.Client: server, policydb.Server: me} {
+		side := policydb.Side(side)
+		d := unexplained(c.Decide(side, q, now), peer.known(c))
 		if err := x.decided(side, c, &d); err != nil {
 			return err
 		}
@@ -69,8 +70,8 @@ func (x *conn) decideLocal(c *policydb.Compiled, me, server *party, tuple redire
 	return nil
 }
 
-func localQuery(me, server *party, tuple redirect.Tuple) *policydb.Query {
-	return &policydb.Query{From: me.endpoint(), To: server.endpoint(), Protocol: tcp, Port: tuple.Dst.Port()}
+func localQuery(c *policydb.Compiled, me, server *party, tuple redirect.Tuple) *policydb.Query {
+	return &policydb.Query{From: me.endpoint(c), To: server.endpoint(c), Protocol: tcp, Port: tuple.Dst.Port()}
 }
 
 // localRefresh is how long a list of the host's addresses is believed. A

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/policydb"
 	"github.com/symbolon/symbolon/redirect"
@@ -45,11 +46,11 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	x.identified(x.rec.GetSource(), me.principal())
+	c := x.p.policy.Load()
+	x.identified(x.rec.GetSource(), me.known(c))
 	if err := x.seat(me); err != nil {
 		return err
 	}
-	c := x.p.policy.Load()
 	if c == nil {
 		return errNoPolicy
 	}
@@ -61,7 +62,7 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return x.serveExternal(setup, c, me, ext, tuple)
 	}
 	x.rec.Destination.External = service
-	if own := me.endpoint(); !c.MayReach(&own, x.p.now()) {
+	if own := me.endpoint(c); !c.MayReach(&own, x.p.now()) {
 		// Not even a ClientHello leaves for a workload that may talk to nobody.
 		x.rec.Generation = c.Generation()
 		return deny(symbolonv1.Reason_REASON_DEFAULT, errors.New("no policy of the client's side allows it to connect to anybody"))
@@ -118,7 +119,7 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 }
 
 func (x *conn) judgeExternal(c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) policydb.Decision {
-	own := me.endpoint()
+	own := me.endpoint(c)
 	if ext == nil {
 		return c.DecideUnprotected(policydb.Client, &own, tcp, tuple.Dst.Port(), x.p.now())
 	}
@@ -185,20 +186,30 @@ type outgoing struct {
 	me       *party
 	tuple    redirect.Tuple
 	endpoint *mtls.Endpoint
-	peer     policydb.Endpoint
+	peer     *identity.Principal // by its certificate
 }
 
 func (o *outgoing) judge(c *policydb.Compiled, now time.Time) policydb.Decision {
-	return c.Decide(policydb.Client, &policydb.Query{
-		From: o.me.endpoint(), To: o.peer, Protocol: tcp, Port: o.tuple.Dst.Port(),
-	}, now)
+	peer := o.me.sees(c, o.peer)
+	return unexplained(c.Decide(policydb.Client, &policydb.Query{
+		From: o.me.endpoint(c), To: endpointOf(peer), Protocol: tcp, Port: o.tuple.Dst.Port(),
+	}, now), peer)
+}
+
+// checkClaims is the proxy's, on the server.
+func (o *outgoing) checkClaims(c *policydb.Compiled) error {
+	return o.p.checkClaims(c, o.endpoint.Credential().SVID.ID.TrustDomain(), o.peer)
 }
 
 // open decides on a verified peer, and makes the Open that asks it.
 func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error) {
-	o.identified(o.rec.GetDestination(), &peer.Principal)
-	o.peer = policydb.Endpoint{Namespace: peer.Namespace, Attributes: peer.Attributes}
+	o.peer = &peer.Principal
 	o.policy = o.p.policy.Load() // dialling may have taken its time
+	o.identified(o.rec.GetSource(), o.me.known(o.policy))
+	o.identified(o.rec.GetDestination(), o.me.sees(o.policy, o.peer))
+	if err := o.checkClaims(o.policy); err != nil {
+		return nil, err
+	}
 	d := o.judge(o.policy, o.p.now())
 	if err := o.decided(policydb.Client, o.policy, &d); err != nil {
 		return nil, err
@@ -239,12 +250,12 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 	o.rec.ServerPolicy = v.GetPolicy()
-	q := tunnelQuestion(toTunnel, o.me, o.endpoint, t, o.tuple.Dst.Port())
+	q := tunnelQuestion(toTunnel, o.me, o.endpoint, t, o.peer, o.tuple.Dst.Port())
 	return o.conn.open(r, &live{
 		question: q,
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			d := o.judge(c, now)
-			return d.Allow && d.Protection <= q.protection && o.me.still(o.endpoint), d.Until
+			return d.Allow && d.Protection <= q.protection && o.me.still(o.endpoint) && o.checkClaims(c) == nil, d.Until
 		},
 		expires:  o.endpoint.Credential().SVID.NotAfter,
 		notAfter: t.Peer().NotAfter,

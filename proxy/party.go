@@ -14,7 +14,6 @@ import (
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
-	"github.com/symbolon/symbolon/policydb"
 	"github.com/symbolon/symbolon/redirect"
 )
 
@@ -34,12 +33,7 @@ type party struct {
 }
 
 func (w *party) principal() *identity.Principal {
-	return &w.current.Load().Credential().SVID.Principal
-}
-
-func (w *party) endpoint() policydb.Endpoint {
-	p := w.principal()
-	return policydb.Endpoint{Namespace: p.Namespace, Attributes: p.Attributes}
+	return w.current.Load().Credential().Principal()
 }
 
 // expires is when the certificate that a new connection presents ends.
@@ -48,8 +42,8 @@ func (w *party) expires() time.Time { return w.current.Load().Credential().SVID.
 // still tells whether a tunnel that presented e's SVID speaks for what the workload
 // is now: same name, same claims. A newer certificate alone changes nothing.
 func (w *party) still(e *mtls.Endpoint) bool {
-	was, is := &e.Credential().SVID.Principal, w.principal()
-	return was == is || was.ID == is.ID && slices.Equal(was.Attributes, is.Attributes)
+	was, is := e.Credential().Principal(), w.principal()
+	return was == is || was.ID == is.ID && was.Issuer == is.Issuer && slices.Equal(was.Attributes, is.Attributes)
 }
 
 // parties finds each workload's party. Safe for concurrent use.

@@ -170,10 +170,12 @@ func New(o Options) *Proxy {
 		o.Limits = DefaultLimits
 	}
 	o.TLS.Now = o.Now
+	p := &Proxy{}
+	o.TLS.Admit = p.admitPeer
 	if o.TLS.Verified == nil {
 		o.TLS.Verified = identity.NewVerifiedCache(verifiedChains)
 	}
-	p := &Proxy{
+	*p = Proxy{
 		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound, keepAlive: o.KeepAlive,
 		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups, connects: o.Connects,
 		workloads: o.Workloads, credentials: o.Credentials, records: o.Records, edges: o.Edges, log: o.Log,

@@ -479,7 +479,7 @@ func (w *world10) open(me *party, app string, peer time.Duration) *live {
 	l := &live{
 		question: question{kind: fromTunnel, near: me, namespace: "/prod", attributes: from.Attributes.Hash(), port: 5432},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
-			d := c.Decide(policydb.Server, &policydb.Query{From: from, To: me.endpoint(), Protocol: tcp, Port: 5432}, now)
+			d := c.Decide(policydb.Server, &policydb.Query{From: from, To: me.endpoint(c), Protocol: tcp, Port: 5432}, now)
 			return d.Allow, d.Until
 		},
 		expires: me.expires, notAfter: w.now.Add(peer), cut: func() {},

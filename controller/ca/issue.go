@@ -87,13 +87,12 @@ func (c *CA) IssueWorkload(pub crypto.PublicKey, id spiffeid.ID, claims identity
 		return nil, fmt.Errorf("%w: %w", ErrID, err)
 	}
 	t := c.leaf(id)
-	if len(claims) > 0 {
-		ext, err := identity.MarshalClaims(claims)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrClaims, err)
-		}
-		t.ExtraExtensions = []pkix.Extension{ext}
+	// Also where there are none: that is then known, and nobody looks further.
+	ext, err := identity.MarshalClaims(claims)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrClaims, err)
 	}
+	t.ExtraExtensions = []pkix.Extension{ext}
 	return c.sign(pub, id, t)
 }
 

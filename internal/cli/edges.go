@@ -127,7 +127,7 @@ func newEdgeLine(e edge) edgeLine {
 func edgeEndLine(e *symbolonv1.EdgeEnd, of *symbolonv1.Edge) flow.Endpoint {
 	out := flow.Endpoint{
 		SPIFFEID: e.GetSpiffeId(), Namespace: e.GetNamespace(), Workload: e.GetWorkload(),
-		Address: e.GetAddress(), External: e.GetExternal(),
+		Address: e.GetAddress(), External: e.GetExternal(), AttributesFrom: e.GetAttributesFrom(),
 	}
 	if e.GetExternal() != "" {
 		out.Address = of.GetExternalAddress()

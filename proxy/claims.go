@@ -1,0 +1,78 @@
+package proxy
+
+import (
+	"crypto/x509"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/policydb"
+)
+
+// What is known of the two ends of a connection, and on whose word: the certificate's
+// extension, else a token of the controller's, else Profiles by the SPIFFE ID. The order
+// is strict: where one has spoken, those behind it are not asked.
+
+// known is the workload as policy in force sees it.
+func (w *party) known(c *policydb.Compiled) *identity.Principal { return w.sees(c, w.principal()) }
+
+func (w *party) endpoint(c *policydb.Compiled) policydb.Endpoint { return endpointOf(w.known(c)) }
+
+// sees is a peer with what policy tells w of it.
+func (w *party) sees(c *policydb.Compiled, peer *identity.Principal) *identity.Principal {
+	if c == nil {
+		return peer
+	}
+	own := w.principal()
+	return c.About(peer, own.Namespace, own.ID.TrustDomain())
+}
+
+func endpointOf(p *identity.Principal) policydb.Endpoint {
+	return policydb.Endpoint{Namespace: p.Namespace, Attributes: p.Attributes}
+}
+
+// admitPeer is asked on every handshake, on resumed ones too.
+func (p *Proxy) admitPeer(local *identity.Credential, _ *x509.Certificate, peer *mtls.Peer) error {
+	if c := p.policy.Load(); c != nil {
+		return p.checkClaims(c, local.SVID.ID.TrustDomain(), &peer.Principal)
+	}
+	return nil // nothing is allowed then
+}
+
+// checkClaims refuses a foreign certificate that claims what no TrustDomain lets it
+// claim. Foreign is what is neither of the local workload's trust domain nor of the
+// controller's, whose policy this is anyway.
+func (p *Proxy) checkClaims(c *policydb.Compiled, local spiffeid.TrustDomain, peer *identity.Principal) error {
+	td := peer.ID.TrustDomain()
+	if peer.Issuer != identity.FromExtension || td == local || td == p.controllerDomain() {
+		return nil
+	}
+	for key := range peer.Attributes.Keys() {
+		if !strings.HasPrefix(key, "spiffe.") && !c.ClaimAllowed(td.Name(), key) {
+			return deny(symbolonv1.Reason_REASON_CLAIM_NOT_ALLOWED,
+				fmt.Errorf("%s claims %q, and no TrustDomain %s allows it that", peer.ID, clip(key), td))
+		}
+	}
+	return nil
+}
+
+// controllerDomain is the trust domain that this host is enrolled in; zero: not known.
+func (p *Proxy) controllerDomain() spiffeid.TrustDomain {
+	if e := p.hostEnd.Load(); e != nil {
+		return e.Credential().SVID.ID.TrustDomain()
+	}
+	return spiffeid.TrustDomain{}
+}
+
+// unexplained gives a denial by default its better reason, where nothing but its ID
+// is known of the peer: no policy could have spoken of it.
+func unexplained(d policydb.Decision, peer *identity.Principal) policydb.Decision {
+	if !d.Allow && d.Reason == symbolonv1.Reason_REASON_DEFAULT && peer.Issuer == identity.FromNobody {
+		d.Reason = symbolonv1.Reason_REASON_NO_CLAIMS
+	}
+	return d
+}
