@@ -159,7 +159,9 @@ func (in *edgeIntake) edge(e *symbolonv1.Edge, ends []*edgeEnd) (takenEdge, erro
 			return t, err
 		}
 	}
-	if ns := own[0].message.GetNamespace(); ns != "" {
+	// A path of SPIRE's (identity.source) need not be one of our namespaces: what the
+	// host says of it stands with the host.
+	if ns := own[0].message.GetNamespace(); ns != "" && (!own[0].foreign || within(ns, in.host.Namespace) && in.hasNamespace(ns)) {
 		t.namespace = ns
 	}
 	if !in.hasNamespace(t.namespace) {
@@ -174,7 +176,7 @@ func (in *edgeIntake) own(e *edgeEnd) error {
 	switch {
 	case e.message.GetExternal() != "":
 		return errors.New("an External has no proxy that could report")
-	case e.proven() && (e.foreign || ns == "" || !within(ns, in.host.Namespace)):
+	case e.proven() && (ns == "" || !e.foreign && !within(ns, in.host.Namespace)):
 		return fmt.Errorf("%.200q is not of the host's namespace %s", e.message.GetSpiffeId(), in.host.Namespace)
 	}
 	return nil

@@ -77,10 +77,17 @@ func checkOwnEnd(e *symbolonv1.FlowEndpoint, host *hostRecord, td spiffeid.Trust
 		return nil
 	}
 	id, err := spiffeid.FromString(e.GetSpiffeId())
-	if err != nil || !id.MemberOf(td) || e.GetNamespace() == "" || !within(e.GetNamespace(), host.Namespace) {
-		return fmt.Errorf("%.200q is not of the host's namespace %s", e.GetSpiffeId(), host.Namespace)
+	switch {
+	case err != nil || e.GetNamespace() == "":
+	case within(e.GetNamespace(), host.Namespace):
+		return nil
+	case !id.MemberOf(td):
+		// A path of SPIRE's (identity.source) need not be one of our namespaces: its
+		// records are the host's, and stand with it.
+		e.Namespace = host.Namespace
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%.200q is not of the host's namespace %s", e.GetSpiffeId(), host.Namespace)
 }
 
 // cleanFlow clips every text in a message, and takes out what could steer a

@@ -47,6 +47,9 @@ func TestAHostReportsItsOwnEndsOnly(t *testing.T) {
 		{"server unknown", by(server, dev, nobody)},
 		{"server of a stranger", by(server, id("spiffe://partner.example/a/b", "/a", "b"), prod)},
 		{"server of a host", by(server, id("spiffe://acme.example/symbolon/host/1", "", ""), prod)},
+		{"client with an ID of SPIRE's", by(client, id("spiffe://spire.example/acme/prod/w", "/acme/prod", "w"), dev)},
+		{"server with one of another path", by(server, dev, id("spiffe://spire.example/ns/shop/sa/w", "/ns/shop/sa", "w"))},
+		{"client with one of another's path", by(client, id("spiffe://spire.example/acme/dev/w", "/acme/dev", "w"), prod)},
 		{"local", by(local, prod, below)},
 		{"local unknown", by(local, prod, nobody)},
 	}
@@ -59,7 +62,6 @@ func TestAHostReportsItsOwnEndsOnly(t *testing.T) {
 		{"local to another", by(local, prod, dev)},
 		{"no reporter", by(symbolonv1.Reporter_REPORTER_UNSPECIFIED, prod, prod)},
 		{"unknown reporter", by(77, prod, prod)},
-		{"another trust domain", by(client, id("spiffe://evil.example/acme/prod/w", "/acme/prod", "w"), dev)},
 		{"another's ID in its own namespace", by(client, id("spiffe://acme.example/acme/dev/w", "/acme/prod", "w"), dev)},
 		{"another's ID without a namespace", by(client, id("spiffe://acme.example/acme/dev/w", "", ""), prod)},
 		{"another's namespace without an ID", by(client, id("", "/acme/dev", "w"), prod)},
@@ -79,6 +81,16 @@ func TestAHostReportsItsOwnEndsOnly(t *testing.T) {
 	}
 	if got := w.watch(&symbolonv1.WatchFlowsRequest{}, 100); strings.Join(got, "; ") != strings.Join(want, "; ") {
 		t.Errorf("kept %q\nwant %q", got, want)
+	}
+	// It stands with the host, wherever its path would lead.
+	for _, ns := range []string{"/ns", "/acme/dev"} {
+		got := strings.Join(w.watch(&symbolonv1.WatchFlowsRequest{Namespace: ns}, 100), "; ")
+		if ns == "/ns" && strings.Contains(got, "another path") || ns == "/acme/dev" && strings.Contains(got, "another's path") {
+			t.Errorf("in %s, of which it only has the path: %q", ns, got)
+		}
+	}
+	if got := strings.Join(w.watch(&symbolonv1.WatchFlowsRequest{Namespace: "/acme/prod"}, 100), "; "); !strings.Contains(got, "server with one of another path") || !strings.Contains(got, "client with one of another's path") {
+		t.Errorf("in the host's namespace: %q", got)
 	}
 	status, err := w.admin().GetStatus(t.Context(), connect.NewRequest(&symbolonv1.GetStatusRequest{}))
 	if err != nil || status.Msg.GetFlowsLost() != uint64(len(bad)) {
