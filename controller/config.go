@@ -137,6 +137,8 @@ func (c Config) Validate() error {
 
 func (c Config) storeFile() string      { return filepath.Join(c.DataDir, "controller.db") }
 func (c Config) adminTokenFile() string { return filepath.Join(c.DataDir, "admin.token") }
+
+func (c Config) claimsTokenFile() string { return filepath.Join(c.DataDir, "claims.token") }
 func (c Config) caFile() string         { return filepath.Join(c.DataDir, "ca.pem") }
 
 func (c Config) keyFile() string {

@@ -15,9 +15,9 @@ import (
 	"github.com/symbolon/symbolon/controller/seal"
 )
 
-// openAdminToken reads the operators' token, or makes it: 32 random bytes, base64url.
-// What is kept of it is its hash.
-func openAdminToken(path string) ([sha256.Size]byte, error) {
+// openToken reads a token (its name is for errors), or makes it: 32 random bytes,
+// base64url. What is kept of it is its hash.
+func openToken(name, path string) ([sha256.Size]byte, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		secret := make([]byte, 32)
@@ -26,14 +26,14 @@ func openAdminToken(path string) ([sha256.Size]byte, error) {
 		err = seal.WriteFile(path, data)
 	}
 	if err != nil {
-		return [sha256.Size]byte{}, fmt.Errorf("admin token: %w", err)
+		return [sha256.Size]byte{}, fmt.Errorf("%s: %w", name, err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm()&0o077 != 0 {
-		return [sha256.Size]byte{}, errors.Join(err, fmt.Errorf("admin token: others could read %s; chmod 600 it", path))
+		return [sha256.Size]byte{}, errors.Join(err, fmt.Errorf("%s: others could read %s; chmod 600 it", name, path))
 	}
 	token := strings.TrimSpace(string(data))
 	if len(token) < 32 {
-		return [sha256.Size]byte{}, fmt.Errorf("admin token: %s has %d characters, want 32 or more; remove it to get a new one", path, len(token))
+		return [sha256.Size]byte{}, fmt.Errorf("%s: %s has %d characters, want 32 or more; remove it to get a new one", name, path, len(token))
 	}
 	return sha256.Sum256([]byte(token)), nil
 }

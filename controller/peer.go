@@ -2,8 +2,6 @@ package controller
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -102,9 +100,7 @@ func errRemoved(id string) error {
 
 // adminGate admits who knows the admin token.
 func (s *Server) adminGate(ctx context.Context, _ connect.Spec, _ connect.Peer, header http.Header) (context.Context, error) {
-	scheme, token, _ := strings.Cut(header.Get("Authorization"), " ")
-	given := sha256.Sum256([]byte(strings.TrimSpace(token)))
-	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare(given[:], s.adminToken[:]) != 1 {
+	if !bears(header, s.adminToken) {
 		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the admin token is missing or wrong: Authorization: Bearer, with the content of admin.token"))
 	}
 	return ctx, nil

@@ -70,6 +70,8 @@ type Server struct {
 	issueLimit *hostLimits
 	renewLimit *hostLimits
 	adminToken [sha256.Size]byte
+	// claimsToken is for composers.
+	claimsToken [sha256.Size]byte
 
 	listener net.Listener
 	http     *http.Server
@@ -113,7 +115,10 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.adminToken, err = openAdminToken(cfg.adminTokenFile()); err != nil {
+	if s.adminToken, err = openToken("admin token", cfg.adminTokenFile()); err != nil {
+		return nil, err
+	}
+	if s.claimsToken, err = openToken("claims token", cfg.claimsTokenFile()); err != nil {
 		return nil, err
 	}
 	if err := writePEM(cfg.caFile(), s.ca.Roots()); err != nil {
@@ -157,6 +162,8 @@ func (s *Server) newHTTP() *http.Server {
 		connect.WithCompressMinBytes(math.MaxInt)))
 	mux.Handle(symbolonv1connect.NewAdminServiceHandler(adminService{s},
 		connect.WithReadMaxBytes(maxAdminMessage), connect.WithRequestGate(s.adminGate)))
+	mux.Handle(symbolonv1connect.NewClaimsServiceHandler(claimsService{s},
+		connect.WithReadMaxBytes(maxEnrolMessage), connect.WithRequestGate(s.claimsGate)))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.ready.Load() {
