@@ -50,6 +50,13 @@ $(BIN)/symbolon-demo: PKG := ./internal/demo
 $(BIN)/symbolon-proxy $(BIN)/symbolon-controller $(BIN)/symbolon $(BIN)/symbolon-demo: FORCE
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ $(PKG)
 
+# A module of its own: what it needs of SPIRE's stays out of the programs above.
+COMPOSER := packaging/spire-composer
+
+.PHONY: composer
+composer: ## build SPIRE's CredentialComposer plugin into bin/
+	cd $(COMPOSER) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(abspath $(BIN))/symbolon-spire-composer .
+
 ##### see it and prove it
 
 .PHONY: deps
@@ -63,6 +70,7 @@ demo: deps build $(BIN)/symbolon-demo ## a small world of hosts, a NAT and a bal
 .PHONY: test
 test: deps build $(BIN)/symbolon-demo ## all tests, with the race detector (needs root)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
+	cd $(COMPOSER) && CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: spire
 spire: deps ## build a real SPIRE, once (10 minutes); make test then includes the tests with it
@@ -105,6 +113,7 @@ lint: $(GOLANGCI_LINT) ## gofmt, go vet, golangci-lint, govulncheck
 	if [ -n "$$unformatted" ]; then echo "gofmt -w these:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GOLANGCI_LINT) run ./...
+	cd $(COMPOSER) && $(GO) vet ./... && $(GOLANGCI_LINT) run --config $(CURDIR)/.golangci.yml ./...
 	@GOVULNCHECK=$(GOVULNCHECK) hack/vulncheck.sh
 
 .PHONY: generate

@@ -139,7 +139,7 @@ func (c Config) storeFile() string      { return filepath.Join(c.DataDir, "contr
 func (c Config) adminTokenFile() string { return filepath.Join(c.DataDir, "admin.token") }
 
 func (c Config) claimsTokenFile() string { return filepath.Join(c.DataDir, "claims.token") }
-func (c Config) caFile() string         { return filepath.Join(c.DataDir, "ca.pem") }
+func (c Config) caFile() string          { return filepath.Join(c.DataDir, "ca.pem") }
 
 func (c Config) keyFile() string {
 	if c.CA.KeyFile != "" {
