@@ -106,6 +106,16 @@ type attachment struct {
 	// cut is closed to end the session, after reason was set.
 	cut    chan struct{}
 	reason error
+	// reissue has room for one word: the host is to have its SVIDs issued anew.
+	reissue chan struct{}
+}
+
+// anew says that word, unless it is said already.
+func (a *attachment) anew() {
+	select {
+	case a.reissue <- struct{}{}:
+	default:
+	}
 }
 
 // hub knows the generation that hosts should have, and the hosts that are there.
@@ -178,7 +188,7 @@ func (h *hub) attach(hostID string, hello *symbolonv1.Hello) (*attachment, error
 	if old := h.sessions[hostID]; old != nil {
 		h.end(old, errReplaced)
 	}
-	a := &attachment{hostID: hostID, cut: make(chan struct{})}
+	a := &attachment{hostID: hostID, cut: make(chan struct{}), reissue: make(chan struct{}, 1)}
 	h.sessions[hostID] = a
 	h.hosts[hostID] = &presence{
 		connected: true, lastSeen: h.now(), acked: hello.GetGeneration(),
@@ -234,6 +244,17 @@ func (h *hub) remove(hostID string) {
 		h.end(a, errRemoved(hostID))
 	}
 	delete(h.hosts, hostID)
+}
+
+// reissue tells the hosts that are here to have their SVIDs issued anew.
+func (h *hub) reissue(hosts []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range hosts {
+		if a := h.sessions[id]; a != nil {
+			a.anew()
+		}
+	}
 }
 
 // seen are the IDs of the hosts that were here since the start.

@@ -18,6 +18,9 @@ const (
 	// maxWorkloadsPerHost bounds what one host can make us remember: beyond it, its
 	// oldest are forgotten.
 	maxWorkloadsPerHost = 4096
+	// maxSubjects bounds the executables and images of one workload that are remembered.
+	// What is beyond hears of a scan when its SVID is rotated.
+	maxSubjects = 32
 	// inventoryDelay gathers changes, so that a thousand SVIDs do not cost a thousand
 	// writes to disk. A crash forgets at most that much of the inventory, nothing else.
 	inventoryDelay = time.Second
@@ -87,6 +90,9 @@ func openInventory(ctx context.Context, st store.Store, now func() time.Time) (*
 func (i *inventory) record(r workloadRecord) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	if e := i.records[r.key()]; e != nil {
+		r.Subjects = joinSubjects(e.Value.(*workloadRecord), &r)
+	}
 	i.put(r)
 	i.touch(r.key())
 }
@@ -146,6 +152,74 @@ func (i *inventory) prune(gone func(*workloadRecord) bool) {
 // removeHost forgets a host's workloads.
 func (i *inventory) removeHost(id string) {
 	i.prune(func(r *workloadRecord) bool { return r.HostID == id })
+}
+
+// joinSubjects are the subjects of a workload's SVIDs, old and new, the newest of them if
+// there are too many.
+func joinSubjects(was, now *workloadRecord) map[string]time.Time {
+	all := maps.Clone(now.Subjects)
+	for s, issued := range was.Subjects {
+		// Its SVID is gone, as far as is known of how long it lived.
+		if now.Issued.After(issued.Add(now.NotAfter.Sub(now.Issued))) {
+			continue
+		}
+		if _, again := now.Subjects[s]; !again {
+			if all == nil {
+				all = make(map[string]time.Time)
+			}
+			all[s] = issued
+		}
+	}
+	for len(all) > maxSubjects {
+		oldest := ""
+		for s, issued := range all {
+			if oldest == "" || issued.Before(all[oldest]) {
+				oldest = s
+			}
+		}
+		delete(all, oldest)
+	}
+	return all
+}
+
+// hostsWith are the hosts that have a workload of one of the subjects.
+func (i *inventory) hostsWith(subjects []string) []string {
+	wanted := make(map[string]bool)
+	for _, s := range subjects {
+		wanted[s] = true
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	found := make(map[string]bool)
+	for _, e := range i.records {
+		r := e.Value.(*workloadRecord)
+		for s := range r.Subjects {
+			if wanted[s] {
+				found[r.HostID] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
+// subjectsOf are those of a host's workloads, and since when the oldest SVID is that a
+// workload of theirs has.
+func (i *inventory) subjectsOf(hostID string) map[string]time.Time {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	out := make(map[string]time.Time)
+	for _, e := range i.records {
+		r := e.Value.(*workloadRecord)
+		if r.HostID != hostID {
+			continue
+		}
+		for s, issued := range r.Subjects {
+			if was, ok := out[s]; !ok || issued.Before(was) {
+				out[s] = issued
+			}
+		}
+	}
+	return out
 }
 
 // hosts are the IDs of the hosts that have workloads.

@@ -25,6 +25,7 @@ import (
 //	undo/<generation>/<n>          what undoes it, in chunks (history.go)
 //	edge<namespace>|<hash>         EdgeSet of one edge, protobuf
 //	hits<policy>                   policyHits, JSON
+//	scan/<subject>|<scanner>       scanRecord, JSON
 const (
 	keyState       = "state"
 	resourcePrefix = "resource/"
@@ -35,6 +36,7 @@ const (
 	undoPrefix     = "undo/"
 	edgePrefix     = "edge"
 	hitsPrefix     = "hits"
+	scanPrefix     = "scan/"
 )
 
 // hostIDLabel is the host.* attribute that every host has.
@@ -92,6 +94,9 @@ type workloadRecord struct {
 	HostID    string              `json:"host_id"`
 	Issued    time.Time           `json:"issued"`
 	NotAfter  time.Time           `json:"not_after"`
+	// Subjects are what scanners may speak of in it: each executable and image that it
+	// ran with an SVID that may still be valid, and when the last such was issued.
+	Subjects map[string]time.Time `json:"subjects,omitempty"`
 }
 
 // path is the SPIFFE ID's.

@@ -66,6 +66,7 @@ type Server struct {
 	peers      *peers
 	edges      *edgeBook
 	flows      *flowRing
+	scans      *scanBook
 	enrolLimit *limiter
 	issueLimit *hostLimits
 	renewLimit *hostLimits
@@ -132,6 +133,9 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.edges, err = openEdges(ctx, s.store, cfg.Edges, cfg.trustDomain(), opts.Now); err != nil {
+		return nil, err
+	}
+	if s.scans, err = openScans(ctx, s.store, cfg.CA.SVIDTTL, opts.Now); err != nil {
 		return nil, err
 	}
 	s.hub = newHub(opts.Now, s.policies.distribution())
@@ -211,6 +215,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.workers.Go(func() { s.edges.run(s.work, func(err error) { s.log.Error("edges", zap.Error(err)) }) })
 	s.workers.Go(func() { s.janitor(s.work) })
 	s.workers.Go(func() { s.followHosts(s.work) })
+	s.workers.Go(func() { s.followScans(s.work) })
 
 	served := make(chan error, 1)
 	go func() { served <- s.http.ServeTLS(s.listener, "", "") }()
@@ -268,7 +273,7 @@ func (s *Server) janitor(ctx context.Context) {
 	for {
 		s.inventory.prune(nil)
 		s.edges.prune(s.policies.hasPolicy)
-		if err := errors.Join(s.sweepTokens(ctx), s.ca.Renew(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.sweepTokens(ctx), s.scans.sweep(ctx), s.ca.Renew(ctx)); err != nil && ctx.Err() == nil {
 			s.log.Error("housekeeping", zap.Error(err))
 		}
 		select {

@@ -81,6 +81,9 @@ func (s proxyService) Session(ctx context.Context, stream *sessionStream) error 
 	if err := s.reported(ctx, e.host, hello.GetAddresses()); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return s.internal("addresses", err)
 	}
+	if s.owesReissue(e.host.ID) { // something was said while it was away
+		a.anew()
+	}
 	err = e.run(ctx, a, hello.GetGeneration())
 	log.Info("session ended", zap.Error(err))
 	return err
@@ -166,6 +169,10 @@ func (e *session) run(ctx context.Context, a *attachment, has uint64) error {
 			}
 		case err := <-e.lost:
 			return ended(err)
+		case <-a.reissue:
+			if err := e.sendReissue(ctx); err != nil {
+				return err
+			}
 		case <-a.cut:
 			return a.reason
 		case <-ack.C:
@@ -217,6 +224,13 @@ func (e *session) send(ctx context.Context, d *distribution, has uint64) error {
 	return nil
 }
 
+// sendReissue has the host ask for its SVIDs anew, whatever its generation.
+func (e *session) sendReissue(ctx context.Context) error {
+	return e.timed(ctx, &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Reissue{
+		Reissue: &symbolonv1.Reissue{Generation: e.sent.generation()},
+	}})
+}
+
 // sendPeers tells a host in learn which addresses have a proxy now, if that has changed
 // since it was told. The channel closes when it should be called again; nil: never.
 func (e *session) sendPeers(ctx context.Context) (<-chan struct{}, error) {
@@ -242,6 +256,21 @@ func (e *session) sendPeers(ctx context.Context) (<-chan struct{}, error) {
 	}
 	e.peers = peers
 	return changed, nil
+}
+
+// timed sends one message to a host that may not read.
+func (e *session) timed(ctx context.Context, m *symbolonv1.SessionResponse) error {
+	response := callOf(ctx).response
+	if err := response.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return e.internal("session", err)
+	}
+	if err := e.stream.Send(m); err != nil {
+		return err
+	}
+	if err := response.SetWriteDeadline(time.Time{}); err != nil {
+		return e.internal("session", err)
+	}
+	return nil
 }
 
 // reissue compares with what this session sent before. At its start, all that is

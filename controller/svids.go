@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -35,7 +37,10 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 		s.log.Warn("attributes refused", zap.String("host", host.ID), zap.Error(err))
 		return nil, err
 	}
-	a := s.policies.snapshot().Assign(host.Namespace, reported.Union(host.attributes()))
+	now := s.opts.Now() // before scans are read: what is said later is news
+	subjects := scanSubjects(reported)
+	scanned := s.scans.of(subjects...)
+	a := s.policies.snapshot().Assign(host.Namespace, overlay(reported, scanned).Union(host.attributes()))
 	id, err := spiffeid.FromPath(s.cfg.trustDomain(), strings.TrimSuffix(a.Namespace, "/")+"/"+a.Workload)
 	if err != nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("workload %q in %s: %w", a.Workload, a.Namespace, err))
@@ -52,12 +57,24 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 	}
 	s.inventory.record(workloadRecord{
 		SPIFFEID: id.String(), Namespace: a.Namespace, Name: a.Workload, Claims: a.Claims,
-		HostID: host.ID, Issued: s.opts.Now(), NotAfter: issued.Leaf.NotAfter,
+		HostID: host.ID, Issued: now, NotAfter: issued.Leaf.NotAfter, Subjects: issuedAt(subjects, now),
 	})
+	// Who pushed meanwhile did not find this host in the inventory.
+	if !slices.Equal(scanned, s.scans.of(subjects...)) {
+		s.hub.reissue([]string{host.ID})
+	}
 	s.log.Debug("SVID issued", zap.Stringer("id", id), zap.String("host", host.ID), zap.Strings("profiles", a.Profiles))
 	return connect.NewResponse(&symbolonv1.IssueSVIDResponse{
 		Svid: issuedProto(issued), Namespace: a.Namespace, Workload: a.Workload, Profiles: a.Profiles,
 	}), nil
+}
+
+func issuedAt(subjects []string, now time.Time) map[string]time.Time {
+	m := make(map[string]time.Time, len(subjects))
+	for _, s := range subjects {
+		m[s] = now
+	}
+	return m
 }
 
 // RenewHost gives a host that still exists its next SVID.

@@ -79,10 +79,9 @@ func TestProfilesOfExamples(t *testing.T) {
 		{"hadoop", "/acme/data", map[string][]string{"proc.unit": {"session-1.scope"}, "os.user": {"alice"}, "os.group": {"myapp_users"}}, "os.group=myapp_users os.user=alice"},
 		{"zones", "/acme/shop", map[string][]string{"proc.exe": {"/usr/sbin/nginx"}, "os.user": {"root"}, "host.zone": {"eu-1a"}}, "app=web host.zone=eu-1a os.user=root"},
 		{"quarantine", "/acme/prod", map[string][]string{
-			"proc.exe": {"/opt/api/api-server"}, "os.user": {"api"},
-			"proc.exe_sha256": {"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
+			"proc.exe": {"/opt/api/api-server"}, "os.user": {"api"}, "vuln.critical": {"CVE-2026-1001"},
 		}, "app=api os.user=api vuln=critical"},
-		{"quarantine", "/acme/prod", map[string][]string{"proc.exe": {"/opt/api/api-server"}, "os.user": {"api"}, "proc.exe_sha256": {"0"}}, "app=api os.user=api"},
+		{"quarantine", "/acme/prod", map[string][]string{"proc.exe": {"/opt/api/api-server"}, "os.user": {"api"}, "vuln.low": {"CVE-2026-1002"}}, "app=api os.user=api"},
 	} {
 		docs := mustParse(t, "root", []byte("kind: Namespace\nname: /\nmode: enforce\ndefault: deny\n"))
 		files, err := filepath.Glob(tt.dir + "/policy/*.yaml")

@@ -1,6 +1,11 @@
 package integration
 
 import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/symbolon/symbolon/flow"
@@ -48,4 +53,58 @@ func TestLeavingAGroupCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.expect("back in the group", w.try(w.Client, "echo", "10.2.0.2:7001", "hello"), "hello")
+}
+
+// examples/quarantine, from end to end: a scanner finds a critical vulnerability in an
+// executable; whoever runs that loses the internet, open connections included, and
+// nothing else, until the finding is taken back.
+func TestQuarantine(t *testing.T) {
+	w := newBareWorld(t)
+	internet := w.net.Host("internet")
+	w.net.Link(w.Router, internet, []string{"198.51.100.1/24"}, []string{"198.51.100.2/24"})
+	internet.DefaultRoute("198.51.100.1")
+	program := self(t)
+	// The example's API is this test's client, its internet has the test's ports.
+	here := strings.NewReplacer("/opt/api/api-server", program, "os.user: api", "os.user: root", "ports: [tcp/443]", "",
+		"port: tcp/443", "port: tcp/7002", "proc.exe: {prefix: /usr/lib/postgresql/}, os.user: postgres", "proc.unit: echo.service",
+		"ports: [tcp/5432]", "", "port: tcp/5432", "port: tcp/7001", "name: api\nmatch: {", "name: api\nmatch: {proc.unit: client.service, ")
+	files, err := filepath.Glob("../examples/quarantine/policy/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no example: %v", err)
+	}
+	var policy []string
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		policy = append(policy, here.Replace(string(b)))
+	}
+	w.fleet.Must(w.ctx(), "policy", "delete", "--yes", "profile:/acme/prod/client", "profile:/acme/prod/echo")
+	w.apply(strings.Join(policy, "---\n"))
+	w.enrol()
+	w.echo(internet)
+	w.echo(w.Server)
+	w.expect("a healthy one reaches the internet", w.try(w.Client, "echo", "198.51.100.2:7001", "hello"), "hello")
+	said := w.held("198.51.100.2:7002")
+
+	b, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	findings := filepath.Join(t.TempDir(), "findings.yaml")
+	text := fmt.Sprintf("scanner: trivy\nfindings:\n- exe_sha256: %x\n  attributes: {vuln.critical: [CVE-2026-1001]}\n", sha256.Sum256(b))
+	if err := os.WriteFile(findings, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.fleet.Must(w.ctx(), "scan", "push", "-f", findings); err != nil {
+		t.Fatal(err)
+	}
+	w.expect("its connection to the internet", <-said, "open\nreset")
+	w.expect("a new one", w.try(w.Client, "echo", "198.51.100.2:7001", "hello"), "reset")
+	w.expect("within the company", w.try(w.Client, "echo", "10.2.0.2:7001", "hello"), "hello")
+	if _, err := w.fleet.Must(w.ctx(), "scan", "remove", "--scanner", "trivy", "--yes"); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("it is free again", func() bool { return w.try(w.Client, "echo", "198.51.100.2:7001", "hello") == "hello" })
 }

@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -237,4 +238,45 @@ func TestRefusalsOfAController(t *testing.T) {
 	o.runs(cli.ExitUsage, "", "status")
 	o.env["SYMBOLON_CONTROLLER"] = "127.0.0.1:1"
 	o.runs(cli.ExitUsage, "", "status")
+}
+
+func TestScansWithAController(t *testing.T) {
+	o := newOperator(t)
+	ok, usage := cli.ExitOK, cli.ExitUsage
+	_, talk := o.runs(ok, "", "scan", "push", "-f", "../../examples/quarantine/findings.yaml")
+	contains(t, talk, "1 findings of trivy", "1 changed", "0 hosts told")
+	out, _ := o.runs(ok, "", "scan", "list", "-o", "wide")
+	contains(t, out, "9f86d081", "trivy", "vuln.critical=CVE-2026-1001", "admin token from")
+
+	// JSON is YAML; more than the controller takes at once goes in several calls.
+	var many strings.Builder
+	many.WriteString(`{"findings": [`)
+	for i := range 1001 {
+		fmt.Fprintf(&many, `%s{"exe_sha256": "%064x", "attributes": {"vuln.low": "x"}}`, strings.Repeat(",", min(i, 1)), i)
+	}
+	many.WriteString("]}")
+	_, talk = o.runs(ok, many.String(), "scan", "push", "-f", "-", "--scanner", "grype", "--ttl", "1h")
+	contains(t, talk, "1001 findings of grype", "1001 changed")
+
+	_, talk = o.runs(ok, "", "scan", "remove", "--scanner", "grype", "--yes")
+	contains(t, talk, "removed 1001 findings")
+	o.runs(ok, "", "scan", "remove", "--yes", "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")
+	o.runs(cli.ExitNegative, "", "scan", "remove", "--yes", "--scanner", "grype")
+
+	for _, tt := range []struct {
+		in    string
+		words []string
+	}{
+		{"findings: []\nscanner: s\n", []string{"no findings"}},
+		{"findings:\n- exe_sha256: a\n", []string{"scanner: NAME"}},
+		{"scanner: s\nfindings:\n- exe_sha256: a\n  attribs: {}\n", []string{"4", "attribs"}},
+		{"scanner: s\nfindings:\n- exe_sha256: a\n  attributes: {vuln.count: 3}\n", []string{"finding 1", "vuln.count", "quotes"}},
+		{"scanner: s\nfindings:\n- exe_sha256: a\n  attributes: {vuln.x: [true]}\n", []string{"finding 1", "vuln.x", "quotes"}},
+		{"scanner: s\nfindings:\n- exe_sha256: a\n", []string{"finding 1", "sha256sum"}},
+	} {
+		_, talk := o.runs(usage, tt.in, "scan", "push", "-f", "-")
+		contains(t, talk, tt.words...)
+	}
+	o.runs(usage, "", "scan", "remove", "--yes")
+	o.runs(usage, "", "scan", "push")
 }

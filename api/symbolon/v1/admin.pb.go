@@ -4347,6 +4347,464 @@ func (x *AcceptSuggestionResponse) GetApplied() *ApplyResponse {
 	return nil
 }
 
+type ScanFinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of the two: the SHA-256 of an executable, 64 hexadecimal digits, or the digest
+	// of an image, "sha256:" and 64 of them.
+	ExeSha256   string `protobuf:"bytes,1,opt,name=exe_sha256,json=exeSha256,proto3" json:"exe_sha256,omitempty"`
+	ImageDigest string `protobuf:"bytes,2,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// vuln.* and image.*; none: nothing was found.
+	Attributes    map[string]*LabelValues `protobuf:"bytes,3,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScanFinding) Reset() {
+	*x = ScanFinding{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScanFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScanFinding) ProtoMessage() {}
+
+func (x *ScanFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScanFinding.ProtoReflect.Descriptor instead.
+func (*ScanFinding) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ScanFinding) GetExeSha256() string {
+	if x != nil {
+		return x.ExeSha256
+	}
+	return ""
+}
+
+func (x *ScanFinding) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *ScanFinding) GetAttributes() map[string]*LabelValues {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+type PushScanRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who says it: up to 63 of a-z, 0-9, '.', '_' and '-'.
+	Scanner string `protobuf:"bytes,1,opt,name=scanner,proto3" json:"scanner,omitempty"`
+	// For how long it holds: 1 minute to 90 days; unset: 24 hours.
+	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// At most 1000.
+	Findings      []*ScanFinding `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushScanRequest) Reset() {
+	*x = PushScanRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushScanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushScanRequest) ProtoMessage() {}
+
+func (x *PushScanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushScanRequest.ProtoReflect.Descriptor instead.
+func (*PushScanRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *PushScanRequest) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
+func (x *PushScanRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *PushScanRequest) GetFindings() []*ScanFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+type PushScanResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Executables and images of which something else is known now.
+	Changed uint32 `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Hosts that were told to have the SVIDs of their workloads issued anew.
+	Hosts         uint32                 `protobuf:"varint,2,opt,name=hosts,proto3" json:"hosts,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushScanResponse) Reset() {
+	*x = PushScanResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushScanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushScanResponse) ProtoMessage() {}
+
+func (x *PushScanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushScanResponse.ProtoReflect.Descriptor instead.
+func (*PushScanResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *PushScanResponse) GetChanged() uint32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *PushScanResponse) GetHosts() uint32 {
+	if x != nil {
+		return x.Hosts
+	}
+	return 0
+}
+
+func (x *PushScanResponse) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+type Scan struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Finding *ScanFinding           `protobuf:"bytes,1,opt,name=finding,proto3" json:"finding,omitempty"`
+	Scanner string                 `protobuf:"bytes,2,opt,name=scanner,proto3" json:"scanner,omitempty"`
+	// Who was let in to say so, and from where.
+	Actor         string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Pushed        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=pushed,proto3" json:"pushed,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scan) Reset() {
+	*x = Scan{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scan) ProtoMessage() {}
+
+func (x *Scan) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scan.ProtoReflect.Descriptor instead.
+func (*Scan) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *Scan) GetFinding() *ScanFinding {
+	if x != nil {
+		return x.Finding
+	}
+	return nil
+}
+
+func (x *Scan) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
+func (x *Scan) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Scan) GetPushed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Pushed
+	}
+	return nil
+}
+
+func (x *Scan) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+type ListScansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListScansRequest) Reset() {
+	*x = ListScansRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListScansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListScansRequest) ProtoMessage() {}
+
+func (x *ListScansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListScansRequest.ProtoReflect.Descriptor instead.
+func (*ListScansRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{66}
+}
+
+type ListScansResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scans         []*Scan                `protobuf:"bytes,1,rep,name=scans,proto3" json:"scans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListScansResponse) Reset() {
+	*x = ListScansResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListScansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListScansResponse) ProtoMessage() {}
+
+func (x *ListScansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListScansResponse.ProtoReflect.Descriptor instead.
+func (*ListScansResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ListScansResponse) GetScans() []*Scan {
+	if x != nil {
+		return x.Scans
+	}
+	return nil
+}
+
+// What is empty selects all; not everything may be.
+type RemoveScansRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scanner       string                 `protobuf:"bytes,1,opt,name=scanner,proto3" json:"scanner,omitempty"`
+	ExeSha256     string                 `protobuf:"bytes,2,opt,name=exe_sha256,json=exeSha256,proto3" json:"exe_sha256,omitempty"`
+	ImageDigest   string                 `protobuf:"bytes,3,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScansRequest) Reset() {
+	*x = RemoveScansRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScansRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScansRequest) ProtoMessage() {}
+
+func (x *RemoveScansRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScansRequest.ProtoReflect.Descriptor instead.
+func (*RemoveScansRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *RemoveScansRequest) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
+func (x *RemoveScansRequest) GetExeSha256() string {
+	if x != nil {
+		return x.ExeSha256
+	}
+	return ""
+}
+
+func (x *RemoveScansRequest) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+type RemoveScansResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Removed       uint32                 `protobuf:"varint,1,opt,name=removed,proto3" json:"removed,omitempty"`
+	Hosts         uint32                 `protobuf:"varint,2,opt,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScansResponse) Reset() {
+	*x = RemoveScansResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScansResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScansResponse) ProtoMessage() {}
+
+func (x *RemoveScansResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScansResponse.ProtoReflect.Descriptor instead.
+func (*RemoveScansResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *RemoveScansResponse) GetRemoved() uint32 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *RemoveScansResponse) GetHosts() uint32 {
+	if x != nil {
+		return x.Hosts
+	}
+	return 0
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
@@ -4723,7 +5181,42 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\"P\n" +
 	"\x18AcceptSuggestionResponse\x124\n" +
-	"\aapplied\x18\x01 \x01(\v2\x1a.symbolon.v1.ApplyResponseR\aapplied*\x8f\x01\n" +
+	"\aapplied\x18\x01 \x01(\v2\x1a.symbolon.v1.ApplyResponseR\aapplied\"\xf2\x01\n" +
+	"\vScanFinding\x12\x1d\n" +
+	"\n" +
+	"exe_sha256\x18\x01 \x01(\tR\texeSha256\x12!\n" +
+	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12H\n" +
+	"\n" +
+	"attributes\x18\x03 \x03(\v2(.symbolon.v1.ScanFinding.AttributesEntryR\n" +
+	"attributes\x1aW\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\x8e\x01\n" +
+	"\x0fPushScanRequest\x12\x18\n" +
+	"\ascanner\x18\x01 \x01(\tR\ascanner\x12+\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x124\n" +
+	"\bfindings\x18\x03 \x03(\v2\x18.symbolon.v1.ScanFindingR\bfindings\"t\n" +
+	"\x10PushScanResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\rR\achanged\x12\x14\n" +
+	"\x05hosts\x18\x02 \x01(\rR\x05hosts\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xd0\x01\n" +
+	"\x04Scan\x122\n" +
+	"\afinding\x18\x01 \x01(\v2\x18.symbolon.v1.ScanFindingR\afinding\x12\x18\n" +
+	"\ascanner\x18\x02 \x01(\tR\ascanner\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x122\n" +
+	"\x06pushed\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06pushed\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x12\n" +
+	"\x10ListScansRequest\"<\n" +
+	"\x11ListScansResponse\x12'\n" +
+	"\x05scans\x18\x01 \x03(\v2\x11.symbolon.v1.ScanR\x05scans\"p\n" +
+	"\x12RemoveScansRequest\x12\x18\n" +
+	"\ascanner\x18\x01 \x01(\tR\ascanner\x12\x1d\n" +
+	"\n" +
+	"exe_sha256\x18\x02 \x01(\tR\texeSha256\x12!\n" +
+	"\fimage_digest\x18\x03 \x01(\tR\vimageDigest\"E\n" +
+	"\x13RemoveScansResponse\x12\x18\n" +
+	"\aremoved\x18\x01 \x01(\rR\aremoved\x12\x14\n" +
+	"\x05hosts\x18\x02 \x01(\rR\x05hosts*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -4740,7 +5233,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\x8d\x0e\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\xf4\x0f\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -4768,7 +5261,10 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"StartLearn\x12\x1e.symbolon.v1.StartLearnRequest\x1a\x1f.symbolon.v1.StartLearnResponse\x12S\n" +
 	"\fListLearning\x12 .symbolon.v1.ListLearningRequest\x1a!.symbolon.v1.ListLearningResponse\x12\\\n" +
 	"\x0fSuggestPolicies\x12#.symbolon.v1.SuggestPoliciesRequest\x1a$.symbolon.v1.SuggestPoliciesResponse\x12_\n" +
-	"\x10AcceptSuggestion\x12$.symbolon.v1.AcceptSuggestionRequest\x1a%.symbolon.v1.AcceptSuggestionResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\x10AcceptSuggestion\x12$.symbolon.v1.AcceptSuggestionRequest\x1a%.symbolon.v1.AcceptSuggestionResponse\x12G\n" +
+	"\bPushScan\x12\x1c.symbolon.v1.PushScanRequest\x1a\x1d.symbolon.v1.PushScanResponse\x12J\n" +
+	"\tListScans\x12\x1d.symbolon.v1.ListScansRequest\x1a\x1e.symbolon.v1.ListScansResponse\x12P\n" +
+	"\vRemoveScans\x12\x1f.symbolon.v1.RemoveScansRequest\x1a .symbolon.v1.RemoveScansResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_admin_proto_rawDescOnce sync.Once
@@ -4783,7 +5279,7 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                  // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),               // 1: symbolon.v1.SimulatedType
@@ -4850,83 +5346,92 @@ var file_symbolon_v1_admin_proto_goTypes = []any{
 	(*SuggestPoliciesResponse)(nil),  // 62: symbolon.v1.SuggestPoliciesResponse
 	(*AcceptSuggestionRequest)(nil),  // 63: symbolon.v1.AcceptSuggestionRequest
 	(*AcceptSuggestionResponse)(nil), // 64: symbolon.v1.AcceptSuggestionResponse
-	nil,                              // 65: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                              // 66: symbolon.v1.Host.AttributesEntry
-	nil,                              // 67: symbolon.v1.Workload.AttributesEntry
-	nil,                              // 68: symbolon.v1.ExplainEndpoint.AttributesEntry
-	(*timestamppb.Timestamp)(nil),    // 69: google.protobuf.Timestamp
-	(*Resource)(nil),                 // 70: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),      // 71: google.protobuf.Duration
-	(Reason)(0),                      // 72: symbolon.v1.Reason
-	(Protection)(0),                  // 73: symbolon.v1.Protection
-	(Verb)(0),                        // 74: symbolon.v1.Verb
-	(Mode)(0),                        // 75: symbolon.v1.Mode
-	(Outcome)(0),                     // 76: symbolon.v1.Outcome
-	(*FlowRecord)(nil),               // 77: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),                  // 78: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                  // 79: symbolon.v1.EdgeEnd
-	(*LabelValues)(nil),              // 80: symbolon.v1.LabelValues
+	(*ScanFinding)(nil),              // 65: symbolon.v1.ScanFinding
+	(*PushScanRequest)(nil),          // 66: symbolon.v1.PushScanRequest
+	(*PushScanResponse)(nil),         // 67: symbolon.v1.PushScanResponse
+	(*Scan)(nil),                     // 68: symbolon.v1.Scan
+	(*ListScansRequest)(nil),         // 69: symbolon.v1.ListScansRequest
+	(*ListScansResponse)(nil),        // 70: symbolon.v1.ListScansResponse
+	(*RemoveScansRequest)(nil),       // 71: symbolon.v1.RemoveScansRequest
+	(*RemoveScansResponse)(nil),      // 72: symbolon.v1.RemoveScansResponse
+	nil,                              // 73: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                              // 74: symbolon.v1.Host.AttributesEntry
+	nil,                              // 75: symbolon.v1.Workload.AttributesEntry
+	nil,                              // 76: symbolon.v1.ExplainEndpoint.AttributesEntry
+	nil,                              // 77: symbolon.v1.ScanFinding.AttributesEntry
+	(*timestamppb.Timestamp)(nil),    // 78: google.protobuf.Timestamp
+	(*Resource)(nil),                 // 79: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),      // 80: google.protobuf.Duration
+	(Reason)(0),                      // 81: symbolon.v1.Reason
+	(Protection)(0),                  // 82: symbolon.v1.Protection
+	(Verb)(0),                        // 83: symbolon.v1.Verb
+	(Mode)(0),                        // 84: symbolon.v1.Mode
+	(Outcome)(0),                     // 85: symbolon.v1.Outcome
+	(*FlowRecord)(nil),               // 86: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),                  // 87: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                  // 88: symbolon.v1.EdgeEnd
+	(*LabelValues)(nil),              // 89: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	69,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	69,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	78,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	78,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
 	5,   // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
 	0,   // 3: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
 	8,   // 4: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
 	7,   // 5: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 6: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
 	11,  // 7: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	70,  // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	65,  // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	71,  // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	69,  // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	66,  // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	69,  // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	69,  // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	69,  // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	79,  // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	73,  // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	80,  // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	78,  // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	74,  // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	78,  // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	78,  // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	78,  // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
 	19,  // 16: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	67,  // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	69,  // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	69,  // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	75,  // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	78,  // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	78,  // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
 	24,  // 20: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
 	27,  // 21: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
 	27,  // 22: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	68,  // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	72,  // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	73,  // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	76,  // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	81,  // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	82,  // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
 	29,  // 26: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	74,  // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	75,  // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	73,  // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	83,  // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	84,  // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	82,  // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
 	28,  // 30: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	76,  // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	77,  // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	76,  // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	71,  // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	78,  // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	85,  // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	86,  // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	85,  // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	80,  // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	87,  // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
 	37,  // 36: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	69,  // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	78,  // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
 	5,   // 38: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	71,  // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	73,  // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	72,  // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	80,  // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	82,  // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	81,  // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
 	1,   // 42: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	79,  // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	79,  // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	88,  // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	88,  // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
 	39,  // 45: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
 	39,  // 46: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	69,  // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	69,  // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	78,  // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	78,  // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
 	40,  // 49: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
 	7,   // 50: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 51: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
 	42,  // 52: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
 	1,   // 53: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	69,  // 54: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	78,  // 54: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
 	43,  // 55: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
 	43,  // 56: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
 	7,   // 57: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	70,  // 58: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	79,  // 58: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
 	7,   // 59: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 60: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
 	5,   // 61: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
@@ -4936,65 +5441,80 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	2,   // 65: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
 	54,  // 66: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
 	60,  // 67: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	69,  // 68: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	69,  // 69: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	71,  // 70: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	70,  // 71: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	71,  // 72: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	78,  // 68: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	78,  // 69: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	80,  // 70: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	79,  // 71: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	80,  // 72: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
 	5,   // 73: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
 	9,   // 74: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	80,  // 75: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	80,  // 76: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	80,  // 77: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 78: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 79: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 80: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 81: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 82: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 83: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 84: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 85: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 86: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 87: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 88: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 89: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 90: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 91: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 92: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 93: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 94: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 95: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 96: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 97: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 98: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 99: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	4,   // 100: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 101: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 102: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 103: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 104: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 105: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 106: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 107: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 108: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 109: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 110: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 111: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 112: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 113: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 114: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 115: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 116: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 117: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 118: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 119: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 120: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 121: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	100, // [100:122] is the sub-list for method output_type
-	78,  // [78:100] is the sub-list for method input_type
-	78,  // [78:78] is the sub-list for extension type_name
-	78,  // [78:78] is the sub-list for extension extendee
-	0,   // [0:78] is the sub-list for field type_name
+	77,  // 75: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	80,  // 76: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	65,  // 77: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
+	78,  // 78: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	65,  // 79: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
+	78,  // 80: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	78,  // 81: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	68,  // 82: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
+	89,  // 83: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	89,  // 84: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	89,  // 85: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	89,  // 86: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 87: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 88: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 89: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 90: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 91: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 92: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 93: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 94: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 95: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 96: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 97: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 98: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 99: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 100: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 101: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 102: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 103: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 104: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 105: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 106: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 107: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 108: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	66,  // 109: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	69,  // 110: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	71,  // 111: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	4,   // 112: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 113: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 114: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 115: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 116: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 117: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 118: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 119: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 120: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 121: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 122: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 123: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 124: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 125: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 126: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 127: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 128: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 129: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 130: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 131: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 132: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 133: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	67,  // 134: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	70,  // 135: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	72,  // 136: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	112, // [112:137] is the sub-list for method output_type
+	87,  // [87:112] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -5012,7 +5532,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   66,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

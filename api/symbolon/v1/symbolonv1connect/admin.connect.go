@@ -88,6 +88,13 @@ const (
 	// AdminServiceAcceptSuggestionProcedure is the fully-qualified name of the AdminService's
 	// AcceptSuggestion RPC.
 	AdminServiceAcceptSuggestionProcedure = "/symbolon.v1.AdminService/AcceptSuggestion"
+	// AdminServicePushScanProcedure is the fully-qualified name of the AdminService's PushScan RPC.
+	AdminServicePushScanProcedure = "/symbolon.v1.AdminService/PushScan"
+	// AdminServiceListScansProcedure is the fully-qualified name of the AdminService's ListScans RPC.
+	AdminServiceListScansProcedure = "/symbolon.v1.AdminService/ListScans"
+	// AdminServiceRemoveScansProcedure is the fully-qualified name of the AdminService's RemoveScans
+	// RPC.
+	AdminServiceRemoveScansProcedure = "/symbolon.v1.AdminService/RemoveScans"
 )
 
 // AdminServiceClient is a client for the symbolon.v1.AdminService service.
@@ -130,6 +137,11 @@ type AdminServiceClient interface {
 	SuggestPolicies(context.Context, *connect.Request[v1.SuggestPoliciesRequest]) (*connect.Response[v1.SuggestPoliciesResponse], error)
 	// AcceptSuggestion applies them, or an edited form, as one generation.
 	AcceptSuggestion(context.Context, *connect.Request[v1.AcceptSuggestionRequest]) (*connect.Response[v1.AcceptSuggestionResponse], error)
+	// PushScan takes what a scanner found in executables and images, in place of what
+	// the same scanner said of them before. Hosts that run them are told at once.
+	PushScan(context.Context, *connect.Request[v1.PushScanRequest]) (*connect.Response[v1.PushScanResponse], error)
+	ListScans(context.Context, *connect.Request[v1.ListScansRequest]) (*connect.Response[v1.ListScansResponse], error)
+	RemoveScans(context.Context, *connect.Request[v1.RemoveScansRequest]) (*connect.Response[v1.RemoveScansResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the symbolon.v1.AdminService service. By default,
@@ -275,6 +287,24 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("AcceptSuggestion")),
 			connect.WithClientOptions(opts...),
 		),
+		pushScan: connect.NewClient[v1.PushScanRequest, v1.PushScanResponse](
+			httpClient,
+			baseURL+AdminServicePushScanProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("PushScan")),
+			connect.WithClientOptions(opts...),
+		),
+		listScans: connect.NewClient[v1.ListScansRequest, v1.ListScansResponse](
+			httpClient,
+			baseURL+AdminServiceListScansProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListScans")),
+			connect.WithClientOptions(opts...),
+		),
+		removeScans: connect.NewClient[v1.RemoveScansRequest, v1.RemoveScansResponse](
+			httpClient,
+			baseURL+AdminServiceRemoveScansProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RemoveScans")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -302,6 +332,9 @@ type adminServiceClient struct {
 	listLearning     *connect.Client[v1.ListLearningRequest, v1.ListLearningResponse]
 	suggestPolicies  *connect.Client[v1.SuggestPoliciesRequest, v1.SuggestPoliciesResponse]
 	acceptSuggestion *connect.Client[v1.AcceptSuggestionRequest, v1.AcceptSuggestionResponse]
+	pushScan         *connect.Client[v1.PushScanRequest, v1.PushScanResponse]
+	listScans        *connect.Client[v1.ListScansRequest, v1.ListScansResponse]
+	removeScans      *connect.Client[v1.RemoveScansRequest, v1.RemoveScansResponse]
 }
 
 // GetStatus calls symbolon.v1.AdminService.GetStatus.
@@ -414,6 +447,21 @@ func (c *adminServiceClient) AcceptSuggestion(ctx context.Context, req *connect.
 	return c.acceptSuggestion.CallUnary(ctx, req)
 }
 
+// PushScan calls symbolon.v1.AdminService.PushScan.
+func (c *adminServiceClient) PushScan(ctx context.Context, req *connect.Request[v1.PushScanRequest]) (*connect.Response[v1.PushScanResponse], error) {
+	return c.pushScan.CallUnary(ctx, req)
+}
+
+// ListScans calls symbolon.v1.AdminService.ListScans.
+func (c *adminServiceClient) ListScans(ctx context.Context, req *connect.Request[v1.ListScansRequest]) (*connect.Response[v1.ListScansResponse], error) {
+	return c.listScans.CallUnary(ctx, req)
+}
+
+// RemoveScans calls symbolon.v1.AdminService.RemoveScans.
+func (c *adminServiceClient) RemoveScans(ctx context.Context, req *connect.Request[v1.RemoveScansRequest]) (*connect.Response[v1.RemoveScansResponse], error) {
+	return c.removeScans.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the symbolon.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -454,6 +502,11 @@ type AdminServiceHandler interface {
 	SuggestPolicies(context.Context, *connect.Request[v1.SuggestPoliciesRequest]) (*connect.Response[v1.SuggestPoliciesResponse], error)
 	// AcceptSuggestion applies them, or an edited form, as one generation.
 	AcceptSuggestion(context.Context, *connect.Request[v1.AcceptSuggestionRequest]) (*connect.Response[v1.AcceptSuggestionResponse], error)
+	// PushScan takes what a scanner found in executables and images, in place of what
+	// the same scanner said of them before. Hosts that run them are told at once.
+	PushScan(context.Context, *connect.Request[v1.PushScanRequest]) (*connect.Response[v1.PushScanResponse], error)
+	ListScans(context.Context, *connect.Request[v1.ListScansRequest]) (*connect.Response[v1.ListScansResponse], error)
+	RemoveScans(context.Context, *connect.Request[v1.RemoveScansRequest]) (*connect.Response[v1.RemoveScansResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -595,6 +648,24 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("AcceptSuggestion")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServicePushScanHandler := connect.NewUnaryHandler(
+		AdminServicePushScanProcedure,
+		svc.PushScan,
+		connect.WithSchema(adminServiceMethods.ByName("PushScan")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceListScansHandler := connect.NewUnaryHandler(
+		AdminServiceListScansProcedure,
+		svc.ListScans,
+		connect.WithSchema(adminServiceMethods.ByName("ListScans")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRemoveScansHandler := connect.NewUnaryHandler(
+		AdminServiceRemoveScansProcedure,
+		svc.RemoveScans,
+		connect.WithSchema(adminServiceMethods.ByName("RemoveScans")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/symbolon.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -641,6 +712,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceSuggestPoliciesHandler.ServeHTTP(w, r)
 		case AdminServiceAcceptSuggestionProcedure:
 			adminServiceAcceptSuggestionHandler.ServeHTTP(w, r)
+		case AdminServicePushScanProcedure:
+			adminServicePushScanHandler.ServeHTTP(w, r)
+		case AdminServiceListScansProcedure:
+			adminServiceListScansHandler.ServeHTTP(w, r)
+		case AdminServiceRemoveScansProcedure:
+			adminServiceRemoveScansHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -736,4 +813,16 @@ func (UnimplementedAdminServiceHandler) SuggestPolicies(context.Context, *connec
 
 func (UnimplementedAdminServiceHandler) AcceptSuggestion(context.Context, *connect.Request[v1.AcceptSuggestionRequest]) (*connect.Response[v1.AcceptSuggestionResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.AcceptSuggestion is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) PushScan(context.Context, *connect.Request[v1.PushScanRequest]) (*connect.Response[v1.PushScanResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.PushScan is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListScans(context.Context, *connect.Request[v1.ListScansRequest]) (*connect.Response[v1.ListScansResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.ListScans is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RemoveScans(context.Context, *connect.Request[v1.RemoveScansRequest]) (*connect.Response[v1.RemoveScansResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.RemoveScans is not implemented"))
 }
