@@ -57,17 +57,47 @@ func (r *Resolver) caller(ctx context.Context, s Socket) (*Workload, error) {
 	if err := c.check(&s); err != nil {
 		return nil, err
 	}
-	if parseCgroup(c.CgroupPath).container != "" {
+	contained := parseCgroup(c.CgroupPath).container != ""
+	if contained && !r.perProcess {
 		return r.workload(facts{cgroupID: c.CgroupID, cgroup: c.CgroupPath})
 	}
-	f, err := r.present(ctx, c)
-	if errors.Is(err, errGone) {
+	var f facts
+	var err error
+	if contained {
+		f, err = r.contained(c)
+	} else {
+		f, err = r.present(ctx, c)
+	}
+	switch {
+	case errors.Is(err, errGone) && r.perProcess:
+		err = fmt.Errorf("%w: process %d, which connected, has ended or runs another program, and cannot be attested", ErrUnknownOwner, c.PID)
+	case errors.Is(err, errGone):
 		f, err = r.gone(c)
 	}
 	if err != nil {
 		return nil, err
 	}
+	f.process = Process{c.PID, c.key().start}
 	return r.workload(f)
+}
+
+// contained are the facts of a caller in a container that still runs what it ran.
+// Its files have other numbers in the container's file system than the kernel's
+// record has; size and times do, of which nobody can set the ctime.
+func (r *Resolver) contained(c *Caller) (facts, error) {
+	p, err := r.openCaller(c)
+	if err != nil {
+		return facts{}, err
+	}
+	defer p.close()
+	exe, err := p.exe()
+	if err != nil {
+		return facts{}, err
+	}
+	if exe.Size != c.Exe.Size || exe.Mtime != c.Exe.Mtime || exe.Ctime != c.Exe.Ctime {
+		return facts{}, errGone
+	}
+	return facts{cgroupID: c.CgroupID, cgroup: c.CgroupPath, exe: exe}, nil
 }
 
 // check refuses callers that act for somebody else, or with somebody else's socket.

@@ -49,8 +49,8 @@ type ControllerSource struct {
 	mu    sync.Mutex
 	state sourceState
 	paces *lru.Cache[uint32, *rate.Limiter] // by uid
-	// restored are SVIDs of an earlier run that nobody has asked for yet.
-	restored map[Key]Kept
+
+	Estate
 }
 
 // sourceState is what all workloads depend on. A new one replaces it.
@@ -148,7 +148,7 @@ func (w *controllerWatch) run(ctx context.Context) {
 			state = w.source.current()
 		}
 	}
-	if svid := w.source.claim(w.workload, state.bundles); svid != nil {
+	if svid := w.source.restored(w.workload, state.bundles); svid != nil {
 		// Good until there is a newer one. That is asked for at once: what the
 		// controller has to say of the workload may be something else by now.
 		w.last = &Credential{SVID: svid, Bundles: state.bundles}

@@ -1,9 +1,9 @@
 // Package identity says who a workload is, and proves it.
 //
 // A workload is what policy speaks of. On a plain host it is a (cgroup,
-// executable, uid): a systemd unit's process or a login's. Resolver finds it from
-// the kernel's word on a socket; Source gives it an X.509-SVID, which Manager keeps
-// fresh; Verify judges the certificates of the other side, and says who it is.
+// executable, uid): a systemd unit's process or a login's; where an agent attests
+// processes (package spire) it is one process. Resolver finds it from the kernel's
+// word on a socket; Source gives it an X.509-SVID, which Manager keeps fresh; Verify judges the certificates of the other side, and says who it is.
 //
 // Attributes are key=value pairs. Where a value comes from is part of its key,
 // and a source can only set its own:

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Kept is a workload with its SVID, as one run of a proxy leaves it to the next.
@@ -17,6 +19,8 @@ import (
 type Kept struct {
 	Workload *Workload
 	SVID     *SVID
+	// Bundles are what it was used with; nil: the source knows from elsewhere.
+	Bundles *x509bundle.Set
 }
 
 // maxKept bounds what is read; it is more than a Manager has.
@@ -32,6 +36,8 @@ type keptJSON struct {
 	Attributes [][2]string `json:"attributes"`
 	Chain      [][]byte    `json:"chain"`
 	Private    []byte      `json:"private"` // PKCS#8
+	// Bundles are roots by trust domain.
+	Bundles map[string][][]byte `json:"bundles,omitempty"`
 }
 
 // MarshalKept is the SVIDs with their private keys, for a place that is memory and
@@ -55,14 +61,14 @@ func MarshalKept(kept []Kept) ([]byte, error) {
 		for _, c := range k.SVID.Chain {
 			j.Chain = append(j.Chain, c.Raw)
 		}
+		j.Bundles = rawBundles(k.Bundles)
 		out = append(out, j)
 	}
 	return json.Marshal(out)
 }
 
 // UnmarshalKept reads what MarshalKept wrote, without what has expired by now. That
-// the chains verify is for ControllerSource.Restore's user to see, by the bundles of
-// then.
+// the chains verify is for the source to see, by the bundles of then.
 func UnmarshalKept(b []byte, now time.Time) ([]Kept, error) {
 	var in []keptJSON
 	if err := json.Unmarshal(b, &in); err != nil {
@@ -101,11 +107,15 @@ func UnmarshalKept(b []byte, now time.Time) ([]Kept, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errKept, err)
 		}
+		bundles, err := parseBundles(j.Bundles)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errKept, err)
+		}
 		w := &Workload{Key: j.Key}
 		for _, a := range j.Attributes {
 			w.Attributes = append(w.Attributes, Attribute{a[0], a[1]})
 		}
-		out = append(out, Kept{w, svid})
+		out = append(out, Kept{w, svid, bundles})
 	}
 	return out, nil
 }
@@ -118,33 +128,77 @@ func (m *Manager) Keep() []Kept {
 	var out []Kept
 	for _, e := range m.workloads {
 		if e.valid(now) == nil {
-			out = append(out, Kept{e.workload, e.credential.SVID})
+			out = append(out, Kept{e.workload, e.credential.SVID, e.credential.Bundles})
 		}
 	}
 	return out
 }
 
-// Restore gives the source SVIDs of an earlier run: each workload begins with its
-// own, where it has one that verifies by the bundles of that moment, and gets a new
-// one as soon as the controller answers. It replaces what was restored before.
-func (s *ControllerSource) Restore(kept []Kept) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.restored = make(map[Key]Kept, len(kept))
+func rawBundles(set *x509bundle.Set) map[string][][]byte {
+	if set == nil {
+		return nil
+	}
+	out := make(map[string][][]byte, set.Len())
+	for _, b := range set.Bundles() {
+		var roots [][]byte
+		for _, c := range b.X509Authorities() {
+			roots = append(roots, c.Raw)
+		}
+		out[b.TrustDomain().Name()] = roots
+	}
+	return out
+}
+
+func parseBundles(raw map[string][][]byte) (*x509bundle.Set, error) {
+	if len(raw) == 0 {
+		return nil, nil
+	}
+	set := x509bundle.NewSet()
+	for name, ders := range raw {
+		td, err := spiffeid.TrustDomainFromString(name)
+		if err != nil {
+			return nil, err
+		}
+		b := x509bundle.New(td)
+		for _, der := range ders {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				return nil, err
+			}
+			b.AddX509Authority(c)
+		}
+		set.Add(b)
+	}
+	return set, nil
+}
+
+// Estate is what an earlier run left to a source: SVIDs that nobody has asked for yet.
+// Each workload begins with its own, where the source finds it good still, and gets a
+// new one as soon as there is one. The zero value is empty. Safe for concurrent use.
+type Estate struct {
+	mu   sync.Mutex
+	kept map[Key]Kept
+}
+
+// Restore replaces what was restored before.
+func (e *Estate) Restore(kept []Kept) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.kept = make(map[Key]Kept, len(kept))
 	for _, k := range kept {
-		s.restored[k.Workload.Key] = k
+		e.kept[k.Workload.Key] = k
 	}
 }
 
 // Restored lists what was restored and not yet asked for, and is still valid.
-func (s *ControllerSource) Restored() []Kept {
+func (e *Estate) Restored() []Kept {
 	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	var out []Kept
-	for key, k := range s.restored {
+	for key, k := range e.kept {
 		if !now.Before(k.SVID.NotAfter()) {
-			delete(s.restored, key)
+			delete(e.kept, key)
 			continue
 		}
 		out = append(out, k)
@@ -152,14 +206,19 @@ func (s *ControllerSource) Restored() []Kept {
 	return out
 }
 
-// claim takes w's restored SVID, if it is the same workload still and if the SVID
-// verifies; nil if not.
-func (s *ControllerSource) claim(w *Workload, bundles *x509bundle.Set) *SVID {
-	s.mu.Lock()
-	k, ok := s.restored[w.Key]
-	delete(s.restored, w.Key)
-	s.mu.Unlock()
-	if !ok || !slices.Equal(k.Workload.Attributes, w.Attributes) {
+// Claim takes w's, if what is known of w is still the same.
+func (e *Estate) Claim(w *Workload) (Kept, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	k, ok := e.kept[w.Key]
+	delete(e.kept, w.Key)
+	return k, ok && slices.Equal(k.Workload.Attributes, w.Attributes)
+}
+
+// restored is w's SVID of an earlier run, if it verifies; nil if there is none.
+func (s *ControllerSource) restored(w *Workload, bundles *x509bundle.Set) *SVID {
+	k, ok := s.Claim(w)
+	if !ok {
 		return nil
 	}
 	if _, err := Verify(k.SVID.Chain, bundles, time.Now()); err != nil {

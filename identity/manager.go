@@ -99,7 +99,10 @@ func (m *Manager) Get(ctx context.Context, w *Workload) (*Credential, error) {
 			answered = true
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: the source has not answered: %w", ErrNoCredential, ctx.Err())
-		case <-e.dropped: // by somebody else, or by Close: ask again
+		case <-e.dropped: // by its end, by somebody else, or by Close: ask again
+			if err := m.ending(e); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrNoCredential, err)
+			}
 		}
 	}
 	m.mu.Lock()
@@ -108,6 +111,16 @@ func (m *Manager) Get(ctx context.Context, w *Workload) (*Credential, error) {
 		return nil, err
 	}
 	return e.credential, nil
+}
+
+// ending is why e has ended by itself; nil: it has not.
+func (m *Manager) ending(e *managed) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if errors.Is(e.err, ErrEnded) {
+		return e.err
+	}
+	return nil
 }
 
 func (e *managed) valid(now time.Time) error {
@@ -218,25 +231,50 @@ func (m *Manager) watch(ctx context.Context, e *managed) {
 			if !ok {
 				return
 			}
-			m.mu.Lock()
-			was := e.credential
-			if u.Credential != nil {
-				e.credential = u.Credential
-			}
-			e.err, e.since = u.Err, time.Now()
-			now := e.credential
-			m.mu.Unlock()
+			was, now := m.take(e, u)
 			if first {
 				close(e.answered)
 				first = false
 			}
-			if now != was {
+			switch {
+			case errors.Is(u.Err, ErrEnded):
+				m.ended(e)
+			case now == was:
+			case now == nil:
+				expiry.Stop()
+				m.tell(ctx, e.workload.Key, nil)
+			default:
 				expiry.Reset(time.Until(now.SVID.NotAfter()))
 				m.tell(ctx, e.workload.Key, now)
 			}
 		case <-expiry.C:
 			m.tell(ctx, e.workload.Key, nil)
 		}
+	}
+}
+
+// take makes u e's state, and returns its credential before and after.
+func (m *Manager) take(e *managed, u Update) (was, now *Credential) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was = e.credential
+	switch {
+	case errors.Is(u.Err, ErrWithdrawn), errors.Is(u.Err, ErrEnded):
+		e.credential = nil
+	case u.Credential != nil:
+		e.credential = u.Credential
+	}
+	e.err, e.since = u.Err, time.Now()
+	return was, e.credential
+}
+
+// ended drops e, which has come to its end by itself. Its live connections may go on
+// until its last certificate ends: what it sent last is still under way.
+func (m *Manager) ended(e *managed) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.workloads[e.workload.Key] == e {
+		m.drop(e.workload.Key)
 	}
 }
 
@@ -279,7 +317,7 @@ func (m *Manager) listening() []*listener {
 }
 
 // Subscribe calls changed for every new credential of a workload in use, and with
-// nil when one expired without another: the time to judge its live connections
+// nil when one expired without another or was withdrawn: the time to judge its live connections
 // again. Calls for one workload come one after the other, for several concurrently;
 // changed should return soon, and must not call Close. A call may still be under
 // way when cancel returns.
@@ -287,8 +325,8 @@ func (m *Manager) Subscribe(changed func(Key, *Credential)) (cancel func()) {
 	return m.subscribe(&listener{changed: changed})
 }
 
-// SubscribeDropped calls dropped for every workload that is no more in use: idle, or
-// evicted to make room, with live connections if it must be. What was kept under
+// SubscribeDropped calls dropped for every workload that is no more in use: idle,
+// ended, or evicted to make room, with live connections if it must be. What was kept under
 // its key can go. It comes after the last call of Subscribe's for that workload, and
 // before Get answers for its key again; so dropped must not call Get, nor Close. A
 // call may still be under way when cancel returns.

@@ -430,3 +430,103 @@ func TestManagerClose(t *testing.T) {
 		m.Close() // again: nothing
 	})
 }
+
+// scripted is a source that says what a test wants.
+type scripted struct {
+	mu      sync.Mutex
+	watches map[Key]chan Update
+}
+
+func (s *scripted) Watch(ctx context.Context, w *Workload) <-chan Update {
+	s.mu.Lock()
+	in := s.watches[w.Key]
+	s.mu.Unlock()
+	out := make(chan Update)
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case u := <-in:
+				select {
+				case out <- u:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return out
+}
+
+// A source that takes an identity back is obeyed at once, and so is one that gives it
+// again.
+func TestManagerWithdraws(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		says := make(chan Update)
+		m := NewManager(&scripted{watches: map[Key]chan Update{webWorkload.Key: says}})
+		t.Cleanup(m.Close)
+		var r recorder
+		defer m.Subscribe(r.changed)()
+		root := newRoot(t, "acme.example")
+		cred := func() *Credential {
+			svid, err := NewSVID([]*x509.Certificate{root.issue("spiffe://acme.example/web", nil, nil)}, newTestKey(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return &Credential{SVID: svid}
+		}
+		first := cred()
+		go func() { says <- Update{Credential: first} }()
+		if got := mustGet(t, m, webWorkload); got != first {
+			t.Fatalf("%v", got)
+		}
+		says <- Update{Credential: first, Err: errors.New("away")}
+		if got := mustGet(t, m, webWorkload); got != first {
+			t.Errorf("a source that is away took %v", got)
+		}
+		r.take()
+		says <- Update{Err: ErrWithdrawn}
+		if got := r.take(); len(got) != 1 || got[0] != nil {
+			t.Errorf("told %v, want that there is none", got)
+		}
+		if got, err := m.Get(t.Context(), webWorkload); !errors.Is(err, ErrNoCredential) || !errors.Is(err, ErrWithdrawn) {
+			t.Errorf("got %v, %v", got, err)
+		}
+		if kept := m.Keep(); len(kept) != 0 {
+			t.Errorf("%d kept", len(kept))
+		}
+		second := cred()
+		says <- Update{Credential: second}
+		if got := r.take(); len(got) != 1 || got[0] != second || mustGet(t, m, webWorkload) != second {
+			t.Errorf("told %v", got)
+		}
+	})
+}
+
+// A workload that has ended is let go of, with whoever waits for it.
+func TestManagerEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		says := make(chan Update)
+		m := NewManager(&scripted{watches: map[Key]chan Update{webWorkload.Key: says}})
+		t.Cleanup(m.Close)
+		var dropped []Key
+		defer m.SubscribeDropped(func(k Key) { dropped = append(dropped, k) })()
+		for range 2 { // the second time it is asked for anew
+			waiting := make(chan error)
+			go func() {
+				_, err := m.Get(t.Context(), webWorkload)
+				waiting <- err
+			}()
+			says <- Update{Err: ErrEnded}
+			if err := <-waiting; !errors.Is(err, ErrNoCredential) || !errors.Is(err, ErrEnded) {
+				t.Errorf("who waited got %v", err)
+			}
+			synctest.Wait()
+		}
+		if len(dropped) != 2 || len(m.Snapshot()) != 0 {
+			t.Errorf("dropped %v, %d left", dropped, len(m.Snapshot()))
+		}
+	})
+}

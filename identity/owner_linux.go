@@ -332,7 +332,7 @@ func (r *Resolver) settle(ctx context.Context, s Socket, h *holder) (facts, erro
 	if isManager(s.CgroupPath) {
 		at.CgroupID, at.CgroupPath = 0, "" // the socket's place is its manager's
 	}
-	f := facts{uid: h.euid, exe: pf.exe, exePath: pf.path}
+	f := facts{uid: h.euid, exe: pf.exe, exePath: pf.path, process: Process{h.key.pid, h.key.start}}
 	if f.asked, err = r.askedOf(h.process); err != nil {
 		return facts{}, err
 	}

@@ -61,6 +61,7 @@ type statusJSON struct {
 	NotAfter   *time.Time          `json:"not_after,omitempty"`
 	CgroupID   uint64              `json:"cgroup_id"`
 	UID        uint32              `json:"uid"`
+	PID        int                 `json:"pid,omitempty"`
 	Error      string              `json:"error,omitempty"`
 	Pins       int                 `json:"pins"`
 }
@@ -69,14 +70,14 @@ type statusJSON struct {
 //
 //	spiffe_id namespace workload not_after  of the last SVID, absent if there was none
 //	attributes    those of the source, and the claims: {"key": ["value", ...]}
-//	cgroup_id uid of the key
+//	cgroup_id uid of the key, and pid if it is of one process
 //	error         why there is no newer SVID, absent if there is
 //	pins          live connections
 func (s Status) MarshalJSON() ([]byte, error) {
 	out := statusJSON{Pins: s.Pins}
 	var all Attributes
 	if w := s.Workload; w != nil {
-		out.CgroupID, out.UID = w.Key.CgroupID, w.Key.UID
+		out.CgroupID, out.UID, out.PID = w.Key.CgroupID, w.Key.UID, w.Key.Process.PID
 		all = w.Attributes
 	}
 	if s.Credential != nil && s.Credential.SVID != nil {

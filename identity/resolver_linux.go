@@ -69,6 +69,8 @@ type Resolver struct {
 	asks   []string // of OnRequest
 	exes   *executables
 	scans  *shares
+	// perProcess tells processes apart, see NewProcessResolver.
+	perProcess bool
 	// descriptors is how many of one process's are looked at: maxDescriptors.
 	descriptors int
 
@@ -147,6 +149,21 @@ func NewResolver(asks ...string) (*Resolver, error) {
 	}, nil
 }
 
+// NewProcessResolver is a Resolver for sources that attest processes: each process is
+// a workload of its own (Key.Process), those of one container too. One that has ended,
+// or runs another program by now, is ErrUnknownOwner: nobody can attest it any more.
+//
+// Where several processes hold a socket, the workload is the one that is found first;
+// whoever shares a socket shares its identity.
+func NewProcessResolver(asks ...string) (*Resolver, error) {
+	r, err := NewResolver(asks...)
+	if err != nil {
+		return nil, err
+	}
+	r.perProcess = true
+	return r, nil
+}
+
 // Resolve finds the workload behind s: the process that connected the socket where
 // that was recorded, otherwise the one that holds it; or its container. The
 // attributes are
@@ -182,14 +199,14 @@ func (r *Resolver) Resolve(ctx context.Context, s Socket) (*Workload, error) {
 	if !s.Trusted || s.Inode == 0 {
 		return nil, fmt.Errorf("%w: the socket is closed, or closing", ErrUnknownOwner)
 	}
-	if f := parseCgroup(s.CgroupPath); f.container != "" && s.CgroupID != 0 {
+	if f := parseCgroup(s.CgroupPath); f.container != "" && s.CgroupID != 0 && !r.perProcess {
 		return r.workload(facts{cgroupID: s.CgroupID, cgroup: s.CgroupPath})
 	}
 	f, err := r.owner(ctx, s)
 	if errors.Is(err, errGone) {
 		// Without a cgroup that says something, a container's process could pass for
 		// one of the host.
-		if s.CgroupPath == "" || s.CgroupPath == "/" {
+		if r.perProcess || s.CgroupPath == "" || s.CgroupPath == "/" {
 			return nil, fmt.Errorf("%w: no process has socket %d", ErrUnknownOwner, s.Inode)
 		}
 		return r.workload(facts{cgroupID: s.CgroupID, cgroup: s.CgroupPath, uid: s.UID})
@@ -209,19 +226,27 @@ type facts struct {
 	exePath  string // "": not proven
 	sum      string
 	asked    asked
+	process  Process
 }
 
 // workload makes the workload of f, or finds the one that was made before.
 func (r *Resolver) workload(f facts) (*Workload, error) {
 	cg := parseCgroup(f.cgroup)
+	if !r.perProcess {
+		f.process = Process{}
+	}
 	if cg.container != "" {
-		f = facts{cgroupID: f.cgroupID, cgroup: f.cgroup}
+		of := facts{cgroupID: f.cgroupID, cgroup: f.cgroup, process: f.process}
+		if r.perProcess {
+			of.exe = f.exe // which is to be attested
+		}
+		f = of
 	}
 	u, serial, err := r.users.lookup(f.uid)
 	if err != nil {
 		return nil, err
 	}
-	k := workloadKey{Key{CgroupID: f.cgroupID, Exe: f.exe, UID: f.uid, Process: f.asked.key()}, f.exePath, f.cgroup}
+	k := workloadKey{Key{CgroupID: f.cgroupID, Exe: f.exe, UID: f.uid, Process: f.process, Asked: f.asked.key()}, f.exePath, f.cgroup}
 	if c, ok := r.workloads.Get(k); ok && c.users == serial {
 		return c.w, nil
 	}

@@ -19,6 +19,18 @@ type shares struct {
 	users map[uint32]*share
 }
 
+// Shares are the same for sources in other packages.
+type Shares struct{ s *shares }
+
+// NewShares makes total slots, of which a user gets up to per.
+func NewShares(total, per int64) Shares { return Shares{newShares(total, per)} }
+
+// Acquire waits for a slot of a user's, no longer than ctx. Call release once, if err
+// is nil.
+func (s Shares) Acquire(ctx context.Context, uid uint32) (release func(), err error) {
+	return s.s.acquire(ctx, uid)
+}
+
 // share is a user's, for as long as he has or waits for a slot.
 type share struct {
 	slots *semaphore.Weighted

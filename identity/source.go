@@ -2,6 +2,14 @@ package identity
 
 import (
 	"context"
+	"errors"
+)
+
+var (
+	// ErrWithdrawn: the source says that the workload has no identity, any more or yet.
+	ErrWithdrawn = errors.New("no identity")
+	// ErrEnded: the process that the workload was has ended, or runs another program.
+	ErrEnded = errors.New("the process has ended")
 )
 
 // Workload is what stands behind a socket on this host.
@@ -18,8 +26,22 @@ type Key struct {
 	CgroupID uint64
 	Exe      FileID
 	UID      uint32
-	// Process tells apart what only attributes of OnRequest do; zero without them.
-	Process [16]byte
+	// Asked tells apart what only attributes of OnRequest do; zero without them.
+	Asked [16]byte
+	// Process is zero where processes are not told apart, see NewProcessResolver.
+	Process Process
+}
+
+// Process is one process of this host, beyond doubt for as long as the machine runs.
+type Process struct {
+	PID   int
+	Start uint64 // clock ticks since boot: field 22 of /proc/PID/stat
+}
+
+// Program is k without what tells the processes of one program apart.
+func (k Key) Program() Key {
+	k.Process, k.Asked = Process{}, [16]byte{}
+	return k
 }
 
 // FileID tells versions of a file apart without reading it.
@@ -34,11 +56,13 @@ type FileID struct {
 // was none.
 type Update struct {
 	Credential *Credential
-	// Err is why there is no newer one.
+	// Err is why there is no newer one. With ErrWithdrawn or ErrEnded there is none at
+	// all: the last one must not be used any more. After ErrEnded nothing else comes.
 	Err error
 }
 
-// Source gives workloads their SVIDs: the controller's CA, or SPIRE.
+// Source gives workloads their SVIDs: the controller's CA, SPIRE, or the SPIFFE
+// Workload API.
 type Source interface {
 	// Watch streams credentials for w: the first as soon as there is one, then one
 	// per rotation, change of claims or change of bundles. The channel is closed

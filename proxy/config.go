@@ -50,14 +50,6 @@ type ControllerConfig struct {
 	JoinTokenFile string `yaml:"join_token_file"`
 }
 
-// IdentityConfig says where SVIDs come from.
-type IdentityConfig struct {
-	Source string `yaml:"source"`
-	// Attributes are those that are found on request only: identity.OnRequest. Each of
-	// their values makes a workload of its own.
-	Attributes []string `yaml:"attributes"`
-}
-
 // RedirectConfig says which connections the proxy takes.
 type RedirectConfig struct {
 	// Inbound is "redirect" or "tproxy", which leaves the client's port as it is.
@@ -130,7 +122,7 @@ func DefaultConfig() Config {
 		outbound = append(outbound, p.String())
 	}
 	return Config{
-		Identity: IdentityConfig{Source: "controller"},
+		Identity: IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{AdminSocket: defaultAdminSocket}},
 		Redirect: RedirectConfig{
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
@@ -162,7 +154,11 @@ func Settings() []settings.Setting[Config] {
 	return []settings.Setting[c]{
 		{Key: "controller.address", Usage: "address:port of the controller", Set: text(func(x *c) *string { return &x.Controller.Address })},
 		{Key: "controller.join_token_file", Usage: "file with the join token, for the first start", Set: text(func(x *c) *string { return &x.Controller.JoinTokenFile })},
-		{Key: "identity.source", Usage: "where SVIDs come from: controller", Set: text(func(x *c) *string { return &x.Identity.Source })},
+		{Key: "identity.source", Usage: "where SVIDs come from: controller, spire (each process attested by the SPIRE agent) or workload-api (one for all of the host) (default controller)", Set: text(func(x *c) *string { return &x.Identity.Source })},
+		{Key: "identity.spire.admin_socket", Usage: "the SPIRE agent's admin_socket_path (default " + defaultAdminSocket + ")", Set: text(func(x *c) *string { return &x.Identity.SPIRE.AdminSocket })},
+		{Key: "identity.spire.hint", Usage: "of several SVIDs of a workload, the one whose entry has this hint", Set: text(func(x *c) *string { return &x.Identity.SPIRE.Hint })},
+		{Key: "identity.spire.path_prefix", Usage: "of several SVIDs of a workload, the one whose path begins so, such as /prod", Set: text(func(x *c) *string { return &x.Identity.SPIRE.PathPrefix })},
+		{Key: "identity.workload_api", Usage: "socket of the SPIFFE Workload API, such as unix:///run/spire/agent.sock (default $SPIFFE_ENDPOINT_SOCKET)", Set: text(func(x *c) *string { return &x.Identity.WorkloadAPI })},
 		{Key: "identity.attributes", Usage: "attributes on request, which make workloads of processes: " + strings.Join(identity.OnRequest(), ", "), Set: settings.List(func(x *c) *[]string { return &x.Identity.Attributes })},
 		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect, or tproxy to leave ports as they are (default redirect)", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
 		{Key: "redirect.preserve_source", Usage: "let applications see a remote client's address: true or false (default false)", Set: func(x *c, v string) (err error) {
@@ -205,6 +201,7 @@ func LoadConfig(file string, env func(string) (string, bool), flags map[string]s
 	if err := settings.Load(&c, Settings(), file, env, flags); err != nil {
 		return Config{}, err
 	}
+	c.Identity.fill(env)
 	return c, c.Validate()
 }
 
@@ -217,18 +214,7 @@ func (c Config) Validate() error {
 	if host, _, err := net.SplitHostPort(c.Controller.Address); err != nil || host == "" {
 		bad("controller.address", "%q is not address:port; such as 198.51.100.5:7443", c.Controller.Address)
 	}
-	for _, key := range c.Identity.Attributes {
-		if !slices.Contains(identity.OnRequest(), key) {
-			bad("identity.attributes", "%q is not found on request; use some of %s", key, strings.Join(identity.OnRequest(), ", "))
-		}
-	}
-	switch c.Identity.Source {
-	case "controller":
-	case "spire", "workload-api":
-		bad("identity.source", "%s is not available in this version; use controller", c.Identity.Source)
-	default:
-		bad("identity.source", "%q is unknown; use controller", c.Identity.Source)
-	}
+	c.Identity.validate(bad)
 	if c.Redirect.Inbound != "redirect" && c.Redirect.Inbound != "tproxy" {
 		bad("redirect.inbound", "%q is unknown; use redirect or tproxy", c.Redirect.Inbound)
 	}

@@ -87,3 +87,8 @@ func (q *question) parties() []*party {
 	}
 	return []*party{q.near, q.far}
 }
+
+// withdrawn tells whether one of them has no identity any more.
+func (q *question) withdrawn() bool {
+	return q.near != nil && q.near.withdrawn.Load() || q.far != nil && q.far.withdrawn.Load()
+}

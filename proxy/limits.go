@@ -183,6 +183,7 @@ func (s *seats) take(k identity.Key, l Limits, open int64) (taken int, ok bool) 
 	if s.taken == nil {
 		s.taken = make(map[identity.Key]int)
 	}
+	k = k.Program() // or a program that forks had a share for every child
 	s.taken[k]++
 	taken = s.taken[k]
 	free := max(0, int64(l.Connections)-open)
@@ -193,6 +194,7 @@ func (s *seats) take(k identity.Key, l Limits, open int64) (taken int, ok bool) 
 func (s *seats) leave(k identity.Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	k = k.Program()
 	if s.taken[k]--; s.taken[k] == 0 {
 		delete(s.taken, k)
 	}

@@ -228,6 +228,9 @@ func (t *table) ask(l *live, c *policydb.Compiled, now time.Time) (why symbolonv
 			return symbolonv1.Reason_REASON_SVID_EXPIRED, due
 		}
 	}
+	if l.question.withdrawn() {
+		return symbolonv1.Reason_REASON_NO_IDENTITY, due
+	}
 	if c == nil {
 		return 0, due
 	}

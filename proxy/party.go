@@ -30,6 +30,8 @@ type party struct {
 	current  atomic.Pointer[mtls.Endpoint]
 	lastUsed atomic.Int64 // Unix seconds
 	open     atomic.Int64 // live connections
+	// withdrawn: the workload's source says that it has no identity any more.
+	withdrawn atomic.Bool
 }
 
 func (w *party) principal() *identity.Principal {
@@ -78,6 +80,7 @@ func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time
 func (w *party) use(cred *identity.Credential, o mtls.Options) {
 	if e := w.current.Load(); e == nil || e.Credential() != cred {
 		w.current.Store(mtls.NewEndpoint(cred, o))
+		w.withdrawn.Store(false)
 	}
 }
 
@@ -88,6 +91,18 @@ func (s *parties) update(key identity.Key, cred *identity.Credential) *party {
 	w := s.byKey[key]
 	if w != nil {
 		w.use(cred, s.options)
+	}
+	return w
+}
+
+// withdraw takes a known party's credential from it, until it gets another one; nil:
+// nobody uses it.
+func (s *parties) withdraw(key identity.Key) *party {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.byKey[key]
+	if w != nil {
+		w.withdrawn.Store(true)
 	}
 	return w
 }
@@ -246,5 +261,10 @@ func (p *Proxy) identifySocket(ctx context.Context, s identity.Socket) (*party, 
 	if err != nil {
 		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))
 	}
-	return p.parties.get(w.Key, cred, p.now()), nil
+	me := p.parties.get(w.Key, cred, p.now())
+	// Whoever withdraws it from now on finds the party; before, it shows here.
+	if _, err := p.credentials.Get(ctx, w); err != nil {
+		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))
+	}
+	return me, nil
 }

@@ -234,9 +234,14 @@ func (p *Proxy) SetHostCredential(c *identity.Credential) {
 func (p *Proxy) hostEndpoint() *mtls.Endpoint { return p.hostEnd.Load() }
 
 // CredentialChanged puts a workload's newer credential in use, and judges its live
-// connections again: its claims may be others.
+// connections again: its claims may be others. nil: it has none any more, so they end.
 func (p *Proxy) CredentialChanged(key identity.Key, c *identity.Credential) {
 	if c == nil {
+		if w := p.parties.withdraw(key); w != nil {
+			if n := p.table.changed(w, p.now()); n > 0 {
+				p.log.Info("connections cut, since their workload has no identity any more", zap.Int("connections", n), zap.Stringer("spiffe_id", w.principal().ID))
+			}
+		}
 		return
 	}
 	if w := p.parties.update(key, c); w != nil {

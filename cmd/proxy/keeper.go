@@ -200,8 +200,7 @@ func (d *daemonParts) snapshot() (*handover.Snapshot, error) {
 	if s.Host, err = host.Marshal(); err != nil {
 		return nil, err
 	}
-	kept := append(d.source.Restored(), d.manager.Keep()...)
-	if s.Workloads, err = identity.MarshalKept(kept); err != nil {
+	if s.Workloads, err = identity.MarshalKept(d.kept()); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -53,11 +53,13 @@ type daemonParts struct {
 	owners   string // how clients are found
 	host     *host
 	resolver *identity.Resolver
-	source   *identity.ControllerSource
+	source   source
 	manager  *identity.Manager
 	proxy    *proxy.Proxy
 	session  *proxy.Session
 	reports  *flow.Reporter
+
+	sourceStatus func() any // nil: the source has none beyond its workloads'
 
 	kernel *kernel
 	page   *net.TCPListener // metrics and health; nil: none
@@ -126,10 +128,11 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	if errors.Is(kernel.noConnects, redirect.ErrNoConnects) {
 		d.log.Warn("clients that exit at once will be denied where policy asks for their executable", zap.Error(kernel.noConnects))
 	}
-	resolver, err := identity.NewResolver(d.cfg.Identity.Attributes...)
+	resolver, closeSource, err := d.openSource()
 	if err != nil {
 		return err
 	}
+	defer closeSource()
 	records, closeRecords, err := d.sinks()
 	if err != nil {
 		return err
@@ -137,7 +140,6 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	defer closeRecords()
 
 	d.resolver = resolver
-	d.source = identity.NewControllerSource(newest{d.host})
 	d.manager = identity.NewManager(d.source)
 	defer d.manager.Close()
 	timeouts := proxy.DefaultTimeouts
@@ -483,11 +485,16 @@ func (d *daemonParts) debugRules() any {
 
 func (d *daemonParts) debugStatus() any {
 	c := d.host.cred.Load()
-	return map[string]any{
+	out := map[string]any{
 		"version": version, "host_id": c.HostID, "namespace": c.Namespace, "trust_domain": c.TrustDomain.Name(),
 		"host_svid_not_after": c.NotAfter(), "controller": d.cfg.Controller.Address,
 		"controller_connected": d.session.Connected(), "generation": d.proxy.Generation(), "flows_lost": d.reports.Lost(),
+		"identity_source": d.cfg.Identity.Source,
 	}
+	if d.sourceStatus != nil {
+		out["identity"] = d.sourceStatus()
+	}
+	return out
 }
 
 func logger(level string) (*zap.Logger, error) {

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"crypto/x509"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/zap"
+
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/spire"
+	"github.com/symbolon/symbolon/identity/workloadapi"
+	"github.com/symbolon/symbolon/proxy"
+)
+
+// source is where the workloads of this host get their SVIDs.
+type source interface {
+	identity.Source
+	// SetBundle gives all workloads the roots of a trust domain; none takes them away.
+	SetBundle(spiffeid.TrustDomain, []*x509.Certificate)
+	// Reissue asks for all SVIDs anew.
+	Reissue()
+	// Restore hands over what an earlier run has left; Restored lists what of it nobody
+	// has asked for yet.
+	Restore([]identity.Kept)
+	Restored() []identity.Kept
+}
+
+// openSource makes the source that the configuration names, and the resolver that finds
+// workloads of the kind that it identifies.
+func (d *daemonParts) openSource() (r *identity.Resolver, closeSource func(), err error) {
+	rule := d.cfg.Identity.SPIRE.Rule()
+	closeSource = func() {}
+	switch d.cfg.Identity.Source {
+	case proxy.SourceSPIRE:
+		s, err := spire.New(spire.Options{AdminSocket: d.cfg.Identity.SPIRE.AdminSocket, Rule: spire.Rule(rule), Report: d.sourceState("SPIRE agent")})
+		if err != nil {
+			return nil, nil, err
+		}
+		d.source, closeSource = s, s.Close
+		d.sourceStatus = func() any { return s.Status() }
+		r, err = identity.NewProcessResolver(d.cfg.Identity.Attributes...)
+		if err != nil {
+			s.Close()
+			return nil, nil, err
+		}
+		return r, closeSource, nil
+	case proxy.SourceWorkloadAPI:
+		s, err := workloadapi.New(workloadapi.Options{
+			Address: d.cfg.Identity.WorkloadAPI, Rule: workloadapi.Rule(rule), Report: d.sourceState("SPIFFE Workload API"),
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		d.log.Info("all workloads of this host have one identity, the proxy's own (identity.source: workload-api)")
+		d.source, closeSource = s, s.Close
+		d.sourceStatus = func() any { return s.Status() }
+	default:
+		d.source = identity.NewControllerSource(newest{d.host})
+	}
+	if r, err = identity.NewResolver(d.cfg.Identity.Attributes...); err != nil {
+		closeSource()
+		return nil, nil, err
+	}
+	return r, closeSource, nil
+}
+
+// sourceState logs when an agent is away, and when it is back.
+func (d *daemonParts) sourceState(name string) func(error) {
+	return func(err error) {
+		if err == nil {
+			d.log.Info(name + " answers")
+			return
+		}
+		d.log.Warn(name+": no newer SVIDs; those that there are stay until they expire", zap.Error(err))
+	}
+}
+
+// kept are the SVIDs for the next process. Those of the controller's need no bundles,
+// which come with the policy.
+func (d *daemonParts) kept() []identity.Kept {
+	kept := append(d.source.Restored(), d.manager.Keep()...)
+	if d.cfg.Identity.Source == proxy.SourceController {
+		for i := range kept {
+			kept[i].Bundles = nil
+		}
+	}
+	return kept
+}

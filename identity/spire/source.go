@@ -1,0 +1,154 @@
+package spire
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	delegatedidentityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/delegatedidentity/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/internal/agent"
+)
+
+const (
+	// maxMessage bounds one answer of the agent, bytes: all federated bundles.
+	maxMessage = 16 << 20
+	// firstAnswer bounds how long the agent may take to attest.
+	firstAnswer = 15 * time.Second
+	// maxAttesting is how many processes are attested at a time, and
+	// maxAttestingPerUser how many of one user.
+	maxAttesting, maxAttestingPerUser = 16, 4
+	// reconnect bounds how long the socket of an agent that came back is not noticed.
+	reconnect = 2 * time.Second
+	// checkEvery is how soon a change of a process is noticed.
+	checkEvery = 2 * time.Second
+)
+
+// Options are what a Source is made of.
+type Options struct {
+	// AdminSocket is the path of the agent's admin_socket_path.
+	AdminSocket string
+	// Rule chooses where a workload has several SVIDs.
+	Rule Rule
+	// Report hears when the agent can be talked to no more (its reason), and when it
+	// can again (nil); nil: nobody does.
+	Report func(error)
+}
+
+// Rule chooses one of several SVIDs: by the hint of its entry, or the beginning of its
+// path; by both if both are given.
+type Rule = agent.Rule
+
+// Source is an identity.Source for workloads with a Key.Process. Safe for concurrent
+// use; Close it.
+type Source struct {
+	client delegatedidentityv1.DelegatedIdentityClient
+	conn   *grpc.ClientConn
+	rule   Rule
+	roots  *agent.Roots
+	slots  identity.Shares
+	report func(error)
+	socket string
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	status error // of the bundle subscription
+
+	identity.Estate
+}
+
+// errConnecting: the agent has not answered since the start.
+var errConnecting = errors.New("the SPIRE agent has not answered yet")
+
+// New connects in the background, and keeps trying.
+func New(o Options) (*Source, error) {
+	if !filepath.IsAbs(o.AdminSocket) {
+		return nil, fmt.Errorf("the SPIRE agent's admin socket %q is no absolute path", o.AdminSocket)
+	}
+	conn, err := grpc.NewClient("unix://"+o.AdminSocket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's mode is what protects it
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: reconnect / 10, Multiplier: 1.6, Jitter: 0.5, MaxDelay: reconnect},
+			MinConnectTimeout: reconnect,
+		}),
+		grpc.WithIdleTimeout(0), grpc.WithDisableServiceConfig())
+	if err != nil {
+		return nil, fmt.Errorf("the SPIRE agent's admin socket: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Source{
+		client: delegatedidentityv1.NewDelegatedIdentityClient(conn), conn: conn, rule: o.Rule,
+		roots: agent.NewRoots(), slots: identity.NewShares(maxAttesting, maxAttestingPerUser),
+		report: o.Report, socket: o.AdminSocket, cancel: cancel, status: errConnecting,
+	}
+	s.wg.Go(func() { s.watchBundles(ctx) })
+	return s, nil
+}
+
+// Close ends the source's own work. Watches end with their contexts, before.
+func (s *Source) Close() {
+	s.cancel()
+	s.wg.Wait()
+	_ = s.conn.Close()
+}
+
+// SetBundle gives all workloads the roots of one more trust domain, the controller's;
+// none takes them away again.
+func (s *Source) SetBundle(td spiffeid.TrustDomain, roots []*x509.Certificate) {
+	s.roots.SetExtra(td, roots)
+}
+
+// Reissue has every workload attested anew, at once. Meanwhile the SVIDs that there are
+// stay.
+func (s *Source) Reissue() { s.roots.Reissue() }
+
+// Status is the source's state, for people.
+type Status struct {
+	AdminSocket string `json:"admin_socket"`
+	// Error is why the agent does not answer, "" if it does.
+	Error string `json:"error,omitempty"`
+	// TrustDomains are those that the agent serves bundles of.
+	TrustDomains []string `json:"trust_domains"`
+}
+
+// Status tells how it is with the agent.
+func (s *Source) Status() Status {
+	out := Status{AdminSocket: s.socket, TrustDomains: []string{}}
+	s.mu.Lock()
+	if s.status != nil {
+		out.Error = s.status.Error()
+	}
+	s.mu.Unlock()
+	if set := s.roots.Current().Agent; set != nil {
+		for _, b := range set.Bundles() {
+			out.TrustDomains = append(out.TrustDomains, b.TrustDomain().Name())
+		}
+		slices.Sort(out.TrustDomains)
+	}
+	return out
+}
+
+// Watch implements identity.Source.
+func (s *Source) Watch(ctx context.Context, w *identity.Workload) <-chan identity.Update {
+	out := make(chan identity.Update, 1)
+	go func() {
+		defer close(out)
+		x := &watch{source: s, workload: w, out: out}
+		x.run(ctx)
+		<-ctx.Done()
+	}()
+	return out
+}

@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
+	"github.com/symbolon/symbolon/identity"
+)
+
+// IdentityConfig says where SVIDs come from.
+type IdentityConfig struct {
+	// Source is one of the Source constants.
+	Source string      `yaml:"source"`
+	SPIRE  SPIREConfig `yaml:"spire"`
+	// WorkloadAPI is the address of the SPIFFE Workload API; "": what
+	// SPIFFE_ENDPOINT_SOCKET says.
+	WorkloadAPI string `yaml:"workload_api"`
+	// Attributes are those that are found on request only: identity.OnRequest. Each of
+	// their values makes a workload of its own.
+	Attributes []string `yaml:"attributes"`
+}
+
+// The values of IdentityConfig.Source.
+const (
+	// SourceController: the controller's CA names workloads by Profiles.
+	SourceController = "controller"
+	// SourceSPIRE: the SPIRE agent of this host attests each process.
+	SourceSPIRE = "spire"
+	// SourceWorkloadAPI: every workload has the SVID that the proxy gets.
+	SourceWorkloadAPI = "workload-api"
+)
+
+// SPIREConfig is about the SPIRE agent of this host.
+type SPIREConfig struct {
+	// AdminSocket is the agent's admin_socket_path, where the Delegated Identity API is.
+	AdminSocket string `yaml:"admin_socket"`
+	// Hint and PathPrefix choose where a workload has several SVIDs (of the Workload API,
+	// too): by the hint of the registration entry, by the first segments of the path.
+	Hint       string `yaml:"hint"`
+	PathPrefix string `yaml:"path_prefix"`
+}
+
+const (
+	defaultAdminSocket = "/run/spire/sockets/admin.sock"
+	endpointVariable   = "SPIFFE_ENDPOINT_SOCKET"
+	// maxSocketPath is what fits into sockaddr_un (unix(7)), bytes.
+	maxSocketPath = 107
+)
+
+// Rule has the fields of the sources' rules.
+func (c SPIREConfig) Rule() (r struct{ Hint, PathPrefix string }) {
+	r.Hint, r.PathPrefix = c.Hint, c.PathPrefix
+	return r
+}
+
+// fill takes from the environment what SPIFFE programs take from there.
+func (c *IdentityConfig) fill(env func(string) (string, bool)) {
+	if c.WorkloadAPI == "" {
+		c.WorkloadAPI, _ = env(endpointVariable)
+	}
+}
+
+func (c IdentityConfig) validate(bad func(key, format string, args ...any)) {
+	for _, key := range c.Attributes {
+		if !slices.Contains(identity.OnRequest(), key) {
+			bad("identity.attributes", "%q is not found on request; use some of %s", key, strings.Join(identity.OnRequest(), ", "))
+		}
+	}
+	switch c.Source {
+	case SourceController:
+		return
+	case SourceSPIRE:
+		if s := c.SPIRE.AdminSocket; !filepath.IsAbs(s) || len(s) > maxSocketPath {
+			bad("identity.spire.admin_socket", "%q is not an absolute path of at most %d bytes; use the agent's admin_socket_path, such as %s", s, maxSocketPath, defaultAdminSocket)
+		}
+	case SourceWorkloadAPI:
+		if a := c.WorkloadAPI; a == "" {
+			bad("identity.workload_api", "is empty, and so is $%s; use the agent's socket, such as unix:///run/spire/agent.sock", endpointVariable)
+		} else if err := workloadapi.ValidateAddress(a); err != nil {
+			bad("identity.workload_api", "%q is no address (%v); such as unix:///run/spire/agent.sock", a, err)
+		}
+	default:
+		bad("identity.source", "%q is unknown; use controller, spire or workload-api", c.Source)
+		return
+	}
+	if p := c.SPIRE.PathPrefix; p != "" && (!strings.HasPrefix(p, "/") || strings.Contains(p, "//")) {
+		bad("identity.spire.path_prefix", "%q is no beginning of a SPIFFE ID's path; such as /prod", p)
+	}
+}
