@@ -17,12 +17,19 @@ func TestWireFormat(t *testing.T) {
 	if err := writeMessage(&open, NewOpen(id, somewhere, encrypted, 7)); err != nil {
 		t.Fatal(err)
 	}
+	var shown bytes.Buffer
+	withToken := NewOpen(id, somewhere, encrypted, 7)
+	withToken.Framed, withToken.Token = true, "jws"
+	if err := writeMessage(&shown, withToken); err != nil {
+		t.Fatal(err)
+	}
 	v := &symbolonv1.Verdict{Accept: true, Reason: symbolonv1.Reason_REASON_POLICY, Protection: encrypted, FlowId: id[:], Policy: "/prod/p", Log: true}
 	if err := writeMessage(&verdict, v); err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct{ name, got, want string }{
 		{"open", hex.EncodeToString(open.Bytes()), "000000210801" + "12040a000009" + "18b82a" + "2002" + "2a10000102030405060708090a0b0c0d0e0f" + "3007"},
+		{"open with a token", hex.EncodeToString(shown.Bytes()), "000000280801" + "12040a000009" + "18b82a" + "2002" + "2a10000102030405060708090a0b0c0d0e0f" + "3007" + "3801" + "42036a7773"},
 		{"verdict", hex.EncodeToString(verdict.Bytes()), "00000023" + "0801" + "1001" + "1802" + "2210000102030405060708090a0b0c0d0e0f" + "2a072f70726f642f70" + "3001"},
 	} {
 		if tc.got != tc.want {

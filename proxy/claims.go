@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -9,6 +10,7 @@ import (
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/token"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/policydb"
 )
@@ -67,6 +69,51 @@ func (p *Proxy) controllerDomain() spiffeid.TrustDomain {
 	}
 	return spiffeid.TrustDomain{}
 }
+
+// shown is who has opened a tunnel, by its certificate, or by the token in Open where
+// the certificate says nothing. A token that is not good refuses: to go on without it
+// would be to judge by less than the client meant to show.
+func (p *Proxy) shown(peer *mtls.Peer, open *symbolonv1.Open) (*identity.Principal, error) {
+	if peer.Issuer != identity.FromNobody || open.GetToken() == "" {
+		return &peer.Principal, nil
+	}
+	out, err := p.tokens.Verify(open.GetToken(), &peer.Principal, peer.Leaf, p.now())
+	if err != nil {
+		return nil, deny(tokenReason(err), fmt.Errorf("the client's token: %w", err))
+	}
+	return out, nil
+}
+
+func tokenReason(err error) symbolonv1.Reason {
+	switch {
+	case errors.Is(err, token.ErrExpired):
+		return symbolonv1.Reason_REASON_TOKEN_EXPIRED
+	case errors.Is(err, token.ErrWrongKey):
+		return symbolonv1.Reason_REASON_TOKEN_WRONG_KEY
+	case errors.Is(err, token.ErrWrongSubject):
+		return symbolonv1.Reason_REASON_TOKEN_WRONG_SUBJECT
+	}
+	return symbolonv1.Reason_REASON_TOKEN_INVALID
+}
+
+// tokenFor is the token that goes into Open; "" for none. It stays within the trust
+// domain: elsewhere another controller's may be wanted, and this one's would refuse us.
+func (p *Proxy) tokenFor(c *identity.Credential, server *identity.Principal) string {
+	t := c.Token
+	if t == nil || c.SVID.Issuer != identity.FromNobody || past(t.NotAfter, p.now()) || !server.ID.MemberOf(c.SVID.ID.TrustDomain()) {
+		return ""
+	}
+	return t.Compact
+}
+
+// SetTokenKeys replaces the keys that tokens are believed by, and the trust domain whose
+// controller has them.
+func (p *Proxy) SetTokenKeys(controller spiffeid.TrustDomain, keys []*symbolonv1.TokenKey) error {
+	return p.tokens.Set(controller, keys)
+}
+
+// Tokens checks what the controller issues for this host's workloads, by the same keys.
+func (p *Proxy) Tokens() *token.Verifier { return p.tokens }
 
 // unexplained gives a denial by default its better reason, where nothing but its ID
 // is known of the peer: no policy could have spoken of it.

@@ -243,12 +243,15 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	x, t, me := in.conn, in.tunnel, in.me
 	x.identified(x.rec.GetDestination(), me.known(c))
 	copy(x.flowID[:], open.GetFlowId())
-	peer := &t.Peer().Principal
+	peer, err := x.p.shown(t.Peer(), open)
 	checkClaims := func(c *policydb.Compiled) error {
 		return x.p.checkClaims(c, in.endpoint.Credential().SVID.ID.TrustDomain(), peer)
 	}
-	x.identified(x.rec.GetSource(), me.sees(c, peer))
-	if err := checkClaims(c); err != nil {
+	if err == nil {
+		x.identified(x.rec.GetSource(), me.sees(c, peer))
+		err = checkClaims(c)
+	}
+	if err != nil {
 		t.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(err), FlowId: x.flowID[:]})
 		return err
 	}

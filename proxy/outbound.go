@@ -216,6 +216,7 @@ func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error
 	}
 	open := mtls.NewOpen(o.flowID, o.tuple.Dst, d.Protection, o.policy.Generation())
 	open.Framed = reusable && d.Protection == symbolonv1.Protection_PROTECTION_ENCRYPTED
+	open.Token = o.p.tokenFor(o.endpoint.Credential(), o.peer)
 	return open, nil
 }
 

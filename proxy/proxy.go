@@ -15,6 +15,7 @@ import (
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/token"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/policydb"
 	"github.com/symbolon/symbolon/proxy/loop"
@@ -125,6 +126,7 @@ type Proxy struct {
 	policy  atomic.Pointer[policydb.Compiled]
 	applied atomic.Pointer[applied]
 	hostEnd atomic.Pointer[mtls.Endpoint]
+	tokens  *token.Verifier
 	tls     mtls.Options
 	parties parties
 	table   table
@@ -182,6 +184,7 @@ func New(o Options) *Proxy {
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},
 	}
+	p.tokens = token.NewVerifier()
 	p.noReuse, p.preserveSource, p.idle = o.NoReuse, o.PreserveSource, o.Idle
 	if p.nLoops = o.Loops; p.nLoops <= 0 {
 		p.nLoops = runtime.GOMAXPROCS(0)

@@ -284,6 +284,9 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	if peers := g.GetPeers(); len(peers) > 0 { // first, lest learn pass by a proxy that is known
 		d.proxy.SetPeers(peers)
 	}
+	if err := d.proxy.SetTokenKeys(d.host.cred.Load().TrustDomain, g.GetTokenKeys()); err != nil {
+		return err
+	}
 	if err := d.proxy.SetPolicy(g.GetResources(), g.GetNumber()); err != nil {
 		return err
 	}
