@@ -286,29 +286,38 @@ func (g *suggester) distinct(edges []Edge) []Edge {
 			out = append(out, e)
 		}
 	}
-	slices.SortStableFunc(out, compareEdges)
+	slices.SortFunc(out, compareEdges)
+	// What went one way is put together first: what is left of the other way is all of it.
 	merged := out[:0]
 	for _, e := range out {
-		if n := len(merged); n > 0 && sameEdge(&merged[n-1], &e) {
-			last := &merged[n-1]
-			switch {
-			case last.Allowed == e.Allowed:
-				last.Connections += e.Connections
-				last.Encrypted, last.AddressOnly = last.Encrypted && e.Encrypted, last.AddressOnly || e.AddressOnly
-				if e.First.Before(last.First) {
-					last.First = e.First
-				}
-				if e.Last.After(last.Last) {
-					last.Last = e.Last
-				}
-			case e.Last.After(last.Last): // compareEdges puts what was denied first
-				*last = e
-			}
+		if n := len(merged); n > 0 && compareEdges(merged[n-1], e) == 0 {
+			merged[n-1].merge(&e)
 			continue
 		}
 		merged = append(merged, e)
 	}
-	return merged
+	last := merged[:0]
+	for _, e := range merged {
+		n := len(last)
+		if n == 0 || !sameEdge(&last[n-1], &e) {
+			last = append(last, e)
+		} else if e.Last.After(last[n-1].Last) { // compareEdges puts what was denied first
+			last[n-1] = e
+		}
+	}
+	return last
+}
+
+// merge adds more of the same edge.
+func (e *Edge) merge(more *Edge) {
+	e.Connections += more.Connections
+	e.Encrypted, e.AddressOnly = e.Encrypted && more.Encrypted, e.AddressOnly || more.AddressOnly
+	if more.First.Before(e.First) {
+		e.First = more.First
+	}
+	if more.Last.After(e.Last) {
+		e.Last = more.Last
+	}
 }
 
 // compareEdges orders by what policy sees, then what was denied before what was

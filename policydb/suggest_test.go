@@ -245,6 +245,31 @@ func TestSuggestAgainAfterAccepting(t *testing.T) {
 	}
 }
 
+// What was seen both ways counts as it was seen last, and all of that counts, whatever
+// stood between.
+func TestSuggestPutsTogetherWhatWentOneWay(t *testing.T) {
+	db := newDB(t, strings.TrimSuffix(learning, "---\n"))
+	at := func(allowed bool, minute time.Duration) Edge {
+		e := edgeLine(allowed, "app=web app=db 1")
+		e.Connections, e.Last = 3, noon.Add(minute*time.Minute)
+		return e
+	}
+	es := []Edge{at(true, 1), at(false, 2), at(true, 3)}
+	for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+		var in []Edge
+		for _, i := range order {
+			in = append(in, es[i])
+		}
+		g, err := db.Snapshot().Suggest(in, SuggestOptions{Namespace: "/acme/prod", Now: noon})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(g.Policies) != 1 || g.Denied != 0 || g.Policies[0].Edges[0].Connections != 6 {
+			t.Errorf("in order %v:\n%s", order, g.YAML())
+		}
+	}
+}
+
 // fuzzEdges makes edges of bytes, five to each.
 func fuzzEdges(data []byte) ([]Edge, []string) {
 	ends := []string{
