@@ -14,6 +14,9 @@ import (
 type ExternalMatch struct {
 	Ref    string // "namespace/name"
 	Labels identity.Attributes
+	// Of one found by a name: whether by a whole one, and what the address is without.
+	byName, exact bool
+	beneath       *ExternalMatch
 }
 
 // addressTable is the Externals (or Services) of one namespace.
@@ -59,17 +62,23 @@ func (es *addressEntries) on(t transport, port uint16) *ExternalMatch {
 	return nil
 }
 
-func addAddresses(tables map[string]*addressTable, key Key, a *symbolonv1.Addresses, labels map[string]*symbolonv1.LabelValues) error {
+func addAddresses(tables map[string]*addressTable, names map[string]*nameTable, key Key, a *symbolonv1.Addresses, labels map[string]*symbolonv1.LabelValues) error {
 	ports, err := compilePorts(a.GetPorts())
 	if err != nil {
 		return err
+	}
+	match := &ExternalMatch{Ref: key.Ref(), Labels: identity.AttributesFromProto(labels)}
+	if err := addNames(names, key, addressEntry{match, ports}, a.GetFqdns()); err != nil {
+		return err
+	}
+	if len(a.GetCidrs()) == 0 {
+		return nil
 	}
 	t := tables[key.Namespace]
 	if t == nil {
 		t = &addressTable{prefixes: make(map[netip.Prefix]*addressEntries)}
 		tables[key.Namespace] = t
 	}
-	match := &ExternalMatch{Ref: key.Ref(), Labels: identity.AttributesFromProto(labels)}
 	for _, s := range a.GetCidrs() {
 		p, m := parsePrefix(s)
 		if m != nil {
@@ -147,18 +156,32 @@ func on(protocol string, port uint16) chooser {
 // both stand on the namespace's chain the longer prefix counts, and among equals the
 // Service, since nobody may be talked out of a tunnel. Nil and "" is neither: a
 // destination that must answer as a tunnel.
-func (c *Compiled) Destination(namespace string, addr netip.Addr, protocol string, port uint16) (external *ExternalMatch, service string) {
+//
+// names are those that the address is known to have. One counts as the whole address,
+// behind a network that is no more than that; and not at all where a Service has the
+// address by its network.
+func (c *Compiled) Destination(namespace string, addr netip.Addr, protocol string, port uint16, names ...string) (external *ExternalMatch, service string) {
 	e, el := c.find(c.externals, namespace, addr, on(protocol, port))
 	s, sl := c.find(c.services, namespace, addr, on(protocol, port))
-	if s != nil && sl >= el {
+	switch {
+	case s != nil && sl >= el:
 		return nil, s.Ref
+	case len(names) == 0, s != nil, e != nil && el == addr.Unmap().BitLen():
+		return e, ""
+	}
+	if m := c.findNamed(c.serviceNames, namespace, names, protocol, port); m != nil {
+		return nil, m.Ref
+	}
+	if m := c.findNamed(c.externalNames, namespace, names, protocol, port); m != nil {
+		m.byName, m.beneath = true, e
+		return m, ""
 	}
 	return e, ""
 }
 
 // Source finds the External that a client without a proxy belongs to, by its
-// address alone: an External's ports are those that it serves on, and say nothing
-// of what it calls. Where several of the namespace that decides have the same
+// address alone, never by a name: an External's ports are those that it serves on, and
+// say nothing of what it calls. Where several of the namespace that decides have the same
 // network, each with ports of its own, the client is all of them: it has the labels
 // of each, so that no policy on one of them is missed, and the Ref of the first by
 // name.

@@ -61,9 +61,9 @@ func checkResource(r *symbolonv1.Resource, z zones) []problem {
 		c.policy(k.Policy)
 	case *symbolonv1.Resource_External:
 		c.labels("labels", k.External.GetLabels())
-		c.addresses(k.External.GetAddresses())
+		c.addresses(k.External.GetAddresses(), false)
 	case *symbolonv1.Resource_Service:
-		c.addresses(k.Service.GetAddresses())
+		c.addresses(k.Service.GetAddresses(), true)
 	case *symbolonv1.Resource_PolicyTest:
 		c.policyTest(k.PolicyTest)
 	case *symbolonv1.Resource_TrustDomain:

@@ -8,7 +8,7 @@ import (
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 )
 
-func (c *checker) addresses(a *symbolonv1.Addresses) {
+func (c *checker) addresses(a *symbolonv1.Addresses, service bool) {
 	if len(a.GetCidrs()) == 0 && len(a.GetFqdns()) == 0 {
 		c.failf([]any{"addresses"}, "write {cidrs: [203.0.113.0/24]}", "there are no addresses")
 	}
@@ -17,7 +17,12 @@ func (c *checker) addresses(a *symbolonv1.Addresses) {
 		c.add(m, "addresses", "cidrs", s)
 	}
 	for _, s := range a.GetFqdns() {
-		c.add(checkFQDN(s), "addresses", "fqdns", s)
+		m := checkFQDN(s)
+		if m == nil && service && strings.HasPrefix(s, "*.") {
+			m = wrong("name each, or write its networks under cidrs",
+				"%s: a Service cannot have a wildcard: which names there are is not known before a client asks for one", s)
+		}
+		c.add(m, "addresses", "fqdns", s)
 	}
 	c.ports([]any{"addresses", "ports"}, a.GetPorts())
 }
@@ -42,11 +47,18 @@ func parsePrefix(s string) (netip.Prefix, *mistake) {
 
 // checkFQDN: a DNS name (RFC 1123), or "*." and one.
 func checkFQDN(s string) *mistake {
-	name := strings.TrimPrefix(s, "*.")
+	name, wild := strings.CutPrefix(s, "*.")
 	if len(name) == 0 || len(name) > 253 {
 		return wrong("", "%s is not a DNS name", printable(s))
 	}
-	for _, label := range strings.Split(name, ".") {
+	labels := strings.Split(name, ".")
+	if wild && len(labels) == 1 {
+		return wrong("write one more label, such as *.example."+name, "%s is wider than a name that somebody owns", printable(s))
+	}
+	if last := labels[len(labels)-1]; last != "" && strings.Trim(last, "0123456789") == "" {
+		return wrong("write addresses under cidrs", "%s is not a DNS name", printable(s))
+	}
+	for _, label := range labels {
 		ok := len(label) > 0 && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-'
 		for i := 0; i < len(label); i++ {
 			b := label[i]

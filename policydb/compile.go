@@ -37,6 +37,9 @@ type Compiled struct {
 	services  map[string]*addressTable
 	foreign   foreignClaims
 	byID      byID
+	// By name; fqdns is how each External is written, by its Ref.
+	externalNames, serviceNames map[string]*nameTable
+	fqdns                       map[string][]string
 	// observing: some policy is in observe mode, so that there are two verdicts.
 	observing bool
 	// timeless takes every window as open: PolicyTests must not depend on the hour.
@@ -91,6 +94,9 @@ func Compile(resources []*symbolonv1.Resource, generation uint64) (*Compiled, er
 		externals:  make(map[string]*addressTable),
 		services:   make(map[string]*addressTable),
 		foreign:    make(foreignClaims),
+		fqdns:      make(map[string][]string),
+
+		externalNames: make(map[string]*nameTable), serviceNames: make(map[string]*nameTable),
 	}
 	z := make(zones)
 	seen := make(map[Key]struct{}, len(resources))
@@ -115,9 +121,12 @@ func Compile(resources []*symbolonv1.Resource, generation uint64) (*Compiled, er
 				byNamespace[r.GetNamespace()] = append(byNamespace[r.GetNamespace()], p)
 			}
 		case *symbolonv1.Resource_External:
-			err = addAddresses(c.externals, key, k.External.GetAddresses(), k.External.GetLabels())
+			err = addAddresses(c.externals, c.externalNames, key, k.External.GetAddresses(), k.External.GetLabels())
+			if names := k.External.GetAddresses().GetFqdns(); len(names) > 0 {
+				c.fqdns[key.Ref()] = names
+			}
 		case *symbolonv1.Resource_Service:
-			err = addAddresses(c.services, key, k.Service.GetAddresses(), nil)
+			err = addAddresses(c.services, c.serviceNames, key, k.Service.GetAddresses(), nil)
 		case *symbolonv1.Resource_TrustDomain:
 			if r.GetNamespace() != "/" {
 				err = errors.New("a TrustDomain below the root")

@@ -101,6 +101,7 @@ func (p *planner) check(upserts []Document, deletes []Key) bool {
 	}
 	p.checkWords()
 	p.checkOverlaps()
+	p.checkNames()
 	p.checkDeciders()
 	return p.ok()
 }
@@ -130,9 +131,6 @@ func (p *planner) checkAlone(upserts []Document) {
 		for _, x := range checkResource(doc.Resource, z) {
 			p.errs.add(doc.at(x))
 		}
-		for _, x := range checkAvailable(doc.Resource) {
-			p.errs.add(doc.at(x))
-		}
 		if doc.Resource.GetTrustDomain() != nil && doc.Resource.GetName() == p.own {
 			p.errs.add(doc.at(problem{[]any{"name", theValue{}}, mistake{
 				fmt.Sprintf("%s is this controller's own trust domain", p.own), "leave it out: its workloads are known; a TrustDomain is another one's",
@@ -149,18 +147,6 @@ func (p *planner) checkAlone(upserts []Document) {
 		}
 		p.documents[key] = doc
 	}
-}
-
-// checkAvailable refuses what the schema has but the proxies do not do yet: better
-// refused than silently not enforced.
-func checkAvailable(r *symbolonv1.Resource) []problem {
-	c := &checker{}
-	for _, a := range []*symbolonv1.Addresses{r.GetExternal().GetAddresses(), r.GetService().GetAddresses()} {
-		if len(a.GetFqdns()) > 0 {
-			c.failf([]any{"addresses", "fqdns"}, "use cidrs", "fqdns are not available in this version")
-		}
-	}
-	return c.problems
 }
 
 // apply makes the candidate, and lists the changes.

@@ -52,7 +52,8 @@ type Simulated struct {
 func Simulate(current, draft *Compiled, edges []Edge, now time.Time) []Simulated {
 	out := make([]Simulated, len(edges))
 	for i := range edges {
-		out[i].Before, out[i].After = current.judge(&edges[i], now), draft.judge(&edges[i], now)
+		names := current.namesOf(&edges[i])
+		out[i].Before, out[i].After = current.judge(&edges[i], now, names), draft.judge(&edges[i], now, names)
 		out[i].Difference = difference(&out[i].Before, &out[i].After)
 	}
 	return out
@@ -86,8 +87,8 @@ func (c *Compiled) judgeUnprotected(side Side, own *Endpoint, e *Edge, now time.
 	return v
 }
 
-// judge decides an edge by both sides.
-func (c *Compiled) judge(e *Edge, now time.Time) EdgeVerdict {
+// judge decides an edge by both sides. names are those that its destination has.
+func (c *Compiled) judge(e *Edge, now time.Time, names []string) EdgeVerdict {
 	q := Query{From: e.From, To: e.To, Protocol: e.Protocol, Port: e.Port}
 	if e.FromAddress.IsValid() {
 		m, ok := c.Source(q.To.Namespace, e.FromAddress)
@@ -97,14 +98,17 @@ func (c *Compiled) judge(e *Edge, now time.Time) EdgeVerdict {
 		q.From = Endpoint{External: m.Ref, Attributes: m.Labels}
 	}
 	if e.ToAddress.IsValid() {
-		m, service := c.Destination(q.From.Namespace, e.ToAddress, q.Protocol, q.Port)
+		m, service := c.Destination(q.From.Namespace, e.ToAddress, q.Protocol, q.Port, names...)
 		if m == nil && service != "" {
 			return unprotected
 		}
 		if m == nil {
 			return c.judgeUnprotected(Client, &q.From, e, now)
 		}
-		q.To = Endpoint{External: m.Ref, Attributes: m.Labels}
+		if q.To = m.Endpoint(); m.beneath != nil {
+			d := c.DecideExternal(&q.From, m, q.Protocol, q.Port, now)
+			return EdgeVerdict{Allow: d.Allow, Reason: d.Reason, ClientPolicy: d.Policy}
+		}
 	}
 	v := EdgeVerdict{Allow: true}
 	for _, side := range []Side{Client, Server} {
