@@ -119,26 +119,32 @@ func explainSource(c *policydb.Compiled, text, namespace string) (policydb.Endpo
 // explainDestination is the External that an address is part of, as seen from the
 // namespace of the client.
 func explainDestination(c *policydb.Compiled, text, namespace, protocol string, port uint16) (policydb.Endpoint, error) {
+	var names []string
 	addr, err := parseAddress(text)
-	if err != nil {
+	if policydb.IsName(text) {
+		names = append(names, text) // which addresses it has, each host finds out for itself
+	} else if err != nil {
 		return policydb.Endpoint{}, err
 	}
-	m, service := c.Destination(namespace, addr, protocol, port)
+	m, service := c.Destination(namespace, addr, protocol, port, names...)
 	switch {
 	case m != nil:
-		return policydb.Endpoint{External: m.Ref, Attributes: m.Labels}, nil
+		return m.Endpoint(), nil
 	case service != "":
 		return policydb.Endpoint{}, connect.NewError(connect.CodeFailedPrecondition,
-			fmt.Errorf("%s belongs to Service %s: protected workloads are behind it, and which of them answers decides; ask for one of those", addr, service))
+			fmt.Errorf("%s belongs to Service %s: protected workloads are behind it, and which of them answers decides; ask for one of those", text, service))
+	case names == nil && c.NamesMatter(namespace):
+		return policydb.Endpoint{}, connect.NewError(connect.CodeNotFound,
+			fmt.Errorf("no External that %s sees has %s, %s/%d by its network. One may have it by a name, which hosts resolve: ask for the name, or 'symbolon-proxy debug policies --from .. --to %s' on the host", namespace, addr, protocol, port, addr))
 	}
 	return policydb.Endpoint{}, connect.NewError(connect.CodeNotFound,
-		fmt.Errorf("no External that %s sees has %s, %s/%d: what is there must answer as a protected workload, or is refused", namespace, addr, protocol, port))
+		fmt.Errorf("no External that %s sees has %s, %s/%d: what is there must answer as a protected workload, or is refused", namespace, text, protocol, port))
 }
 
 func parseAddress(text string) (netip.Addr, error) {
 	addr, err := netip.ParseAddr(text)
 	if err != nil {
-		return addr, invalidf("address %q: want an IP address without a port", text)
+		return addr, invalidf("%q: want an IP address without a port, or as a destination a DNS name", text)
 	}
 	return addr.Unmap(), nil
 }

@@ -33,7 +33,7 @@ func known(id string) *symbolonv1.ExplainEndpoint {
 
 func TestExplain(t *testing.T) {
 	w := newWorld(t)
-	w.apply(tree)
+	w.apply(tree + "---\nkind: External\nnamespace: /acme\nname: cards-by-name\nlabels: {ext: cards}\naddresses: {fqdns: [\"*.cards.example.com\"], ports: [tcp/443]}\n")
 	h := w.enrol("/acme/prod", map[string]string{"role": "db"})
 	for _, exe := range []string{"/usr/sbin/nginx", "/usr/bin/postgres"} {
 		if _, err := h.issue(t.Context(), t, "proc.exe", exe); err != nil {
@@ -54,6 +54,7 @@ func TestExplain(t *testing.T) {
 		"described":                  {described("/acme/prod", "app", "web"), described("/acme/dev", "app", "db"), 5432, true, "client server", "/acme/web-to-db"},
 		"to an External":             {web, at("203.0.113.9"), 443, true, "client", "/acme/prod/web-to-cards"},
 		"to an External, not by web": {db, at("203.0.113.9"), 443, false, "client", ""},
+		"to an External by name":     {web, at("eu.cards.example.com"), 443, true, "client", "/acme/prod/web-to-cards"},
 		"from an External":           {at("203.0.113.9"), web, 443, false, "server", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,7 +98,9 @@ func TestExplainRefuses(t *testing.T) {
 		"port":           {&symbolonv1.ExplainRequest{From: web, To: web, Port: 70000}, connect.CodeInvalidArgument, []string{"70000"}},
 		"protocol":       {&symbolonv1.ExplainRequest{From: web, To: web, Port: 1, Protocol: "sctp"}, connect.CodeInvalidArgument, []string{"sctp"}},
 		"two addresses":  {&symbolonv1.ExplainRequest{From: at("10.0.0.1"), To: at("10.0.0.2"), Port: 1}, connect.CodeInvalidArgument, []string{"both"}},
-		"no address":     {&symbolonv1.ExplainRequest{From: web, To: at("example.com"), Port: 1}, connect.CodeInvalidArgument, []string{"to:", "example.com"}},
+		"no address":     {&symbolonv1.ExplainRequest{From: web, To: at("example.com:443"), Port: 1}, connect.CodeInvalidArgument, []string{"to:", "example.com"}},
+		"nobody's name":  {&symbolonv1.ExplainRequest{From: web, To: at("example.com"), Port: 1}, connect.CodeNotFound, []string{"to:", "no External", "example.com"}},
+		"a client's":     {&symbolonv1.ExplainRequest{From: at("example.com"), To: web, Port: 1}, connect.CodeInvalidArgument, []string{"from:", "example.com"}},
 		"unknown":        {&symbolonv1.ExplainRequest{From: web, To: known("spiffe://acme.example/acme/prod/x"), Port: 1}, connect.CodeNotFound, []string{"to:"}},
 		"not an ID":      {&symbolonv1.ExplainRequest{From: known("web"), To: web, Port: 1}, connect.CodeInvalidArgument, []string{"from:"}},
 		"no namespace":   {&symbolonv1.ExplainRequest{From: described("/none"), To: web, Port: 1}, connect.CodeNotFound, []string{"/none"}},

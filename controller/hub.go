@@ -34,8 +34,9 @@ type visibleSet struct {
 	encoded []byte
 	// profiles is a hash of the Profiles in it: SVIDs depend on them.
 	profiles [sha256.Size]byte
-	// learns: one of the namespaces that the hosts' workloads may be in is in learn.
-	learns bool
+	// needsPeers: one of the namespaces that the hosts' workloads may be in is in learn, or
+	// an External has names: those must not lead past a proxy.
+	needsPeers bool
 }
 
 func (d *distribution) generation() uint64 { return d.snapshot.Generation() }
@@ -57,7 +58,10 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 	h := sha256.New()
 	for _, r := range resources {
 		if r.GetNamespaceKind().GetMode() == symbolonv1.Mode_MODE_LEARN && within(r.GetNamespace(), namespace) {
-			set.learns = true
+			set.needsPeers = true
+		}
+		if len(r.GetExternal().GetAddresses().GetFqdns()) > 0 {
+			set.needsPeers = true
 		}
 		if ns := r.GetNamespace(); r.GetProfile() == nil || !within(ns, namespace) && !within(namespace, ns) {
 			continue // the last: a Profile of elsewhere, by which peers are known
@@ -82,7 +86,7 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 // unchanged, and the receiver reads one whole message.
 func (v *visibleSet) message(host *hostRecord, peers *peerSet) *symbolonv1.SessionResponse {
 	g := &symbolonv1.Generation{HostAttributes: host.attributes().Proto()}
-	if v.learns {
+	if v.needsPeers {
 		g.Peers = peers.addresses
 	}
 	g.ProtoReflect().SetUnknown(v.encoded)

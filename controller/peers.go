@@ -23,8 +23,9 @@ const (
 )
 
 // peers are the addresses of all enrolled hosts, as each told them last, connected or
-// not. Hosts in learn are told them: where to use a tunnel. A host can lie here, and so
-// make others in learn ask it, or nobody, for a tunnel; who enforces never looks.
+// not. Hosts in learn are told them: where to use a tunnel; and hosts that see Externals
+// by name, which none of them is. A host can lie here, and so make others ask it, or
+// nobody, for a tunnel; it opens nothing.
 // Safe for concurrent use.
 type peers struct {
 	log *zap.Logger

@@ -79,8 +79,15 @@ func TestHostsInLearnAreToldWhoHasAProxy(t *testing.T) {
 	}
 	s.peers("10.0.0.1")
 
-	// No learn, no list.
-	w.apply(tree)
+	// An External by name must not be one of them; and without that and learn there is no list.
+	const byName = "\n---\nkind: External\nnamespace: /acme\nname: api\naddresses: {fqdns: [api.example.com]}\n"
+	w.apply(tree + byName)
+	g = s.generation()
+	if diff := cmp.Diff([]string{"10.0.0.1"}, readable(g.GetPeers())); diff != "" {
+		t.Errorf("with an External by name: %s", diff)
+	}
+	s.ack(g.GetNumber(), "")
+	w.apply(strings.Replace(byName, "fqdns: [api.example.com]", "cidrs: [192.0.2.0/24]", 1))
 	if g := s.generation(); len(g.GetPeers()) > 0 {
 		t.Errorf("told of %v", readable(g.GetPeers()))
 	}

@@ -47,9 +47,9 @@ type session struct {
 	sent        *distribution
 	outstanding bool
 	profiles    [32]byte
-	// learns: the host needs the peers' addresses; peers are those that it has.
-	learns bool
-	peers  *peerSet
+	// needsPeers: the host is told the peers' addresses; peers are those that it has.
+	needsPeers bool
+	peers      *peerSet
 }
 
 // Session distributes until the host leaves, is removed or its certificate ends.
@@ -220,7 +220,7 @@ func (e *session) send(ctx context.Context, d *distribution, has uint64) error {
 		return e.internal("session", err)
 	}
 	e.sent, e.outstanding, e.profiles = d, true, set.profiles
-	e.learns, e.peers = set.learns, peers
+	e.needsPeers, e.peers = set.needsPeers, peers
 	return nil
 }
 
@@ -231,10 +231,10 @@ func (e *session) sendReissue(ctx context.Context) error {
 	}})
 }
 
-// sendPeers tells a host in learn which addresses have a proxy now, if that has changed
+// sendPeers tells a host that needs it which addresses have a proxy now, if that has changed
 // since it was told. The channel closes when it should be called again; nil: never.
 func (e *session) sendPeers(ctx context.Context) (<-chan struct{}, error) {
-	if !e.learns {
+	if !e.needsPeers {
 		return nil, nil
 	}
 	peers, changed := e.Server.peers.now()

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 )
@@ -12,10 +13,21 @@ import (
 // hello is the first flight of a client.
 func hello(t testing.TB, protos ...string) []byte {
 	t.Helper()
+	return firstFlight(t, &tls.Config{InsecureSkipVerify: true, NextProtos: protos, MinVersion: tls.VersionTLS13})
+}
+
+// helloFor is that of a client that asks for a name.
+func helloFor(t testing.TB, name string) []byte {
+	t.Helper()
+	return firstFlight(t, &tls.Config{ServerName: name})
+}
+
+func firstFlight(t testing.TB, c *tls.Config) []byte {
+	t.Helper()
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	go tls.Client(a, &tls.Config{InsecureSkipVerify: true, NextProtos: protos, MinVersion: tls.VersionTLS13}).Handshake()
+	go tls.Client(a, c).Handshake()
 	buf := make([]byte, 8<<10)
 	n, err := b.Read(buf)
 	if err != nil {
@@ -83,6 +95,47 @@ func TestPeek(t *testing.T) {
 	}
 }
 
+func TestPeekServerName(t *testing.T) {
+	asks := helloFor(t, "API.Pay.example.com")
+	if len(asks) < 1400 {
+		t.Fatalf("a ClientHello of %d bytes", len(asks))
+	}
+	long := helloFor(t, strings.Repeat("a.", 120)+"example.com")
+	for _, tc := range []struct {
+		name   string
+		pieces [][]byte
+		want   string
+	}{
+		{"a name", [][]byte{asks}, "api.pay.example.com"},
+		{"in pieces", [][]byte{asks[:1], asks[1:9], asks[9:100], asks[100:]}, "api.pay.example.com"},
+		{"a long one", [][]byte{long}, strings.Repeat("a.", 120) + "example.com"},
+		{"none", [][]byte{hello(t)}, ""},
+		{"cut short", [][]byte{asks[:len(asks)-1]}, ""},
+		{"no TLS", [][]byte{[]byte("GET / HTTP/1.1\r\nHost: api.pay.example.com\r\n\r\n")}, ""},
+		{"silent", nil, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			c, s := pair(t)
+			go func() {
+				for _, p := range tc.pieces {
+					c.Write(p)
+				}
+			}()
+			name, err := PeekServerName(s, time.Now().Add(400*time.Millisecond), time.Now().Add(800*time.Millisecond))
+			if err != nil || name != tc.want {
+				t.Fatalf("got %q, %v; want %q", name, err, tc.want)
+			}
+			if sent := bytes.Join(tc.pieces, nil); len(sent) > 0 {
+				got := make([]byte, len(sent))
+				if _, err := io.ReadFull(s, got); err != nil || !bytes.Equal(got, sent) {
+					t.Errorf("bytes after the peek differ: %v", err)
+				}
+			}
+		})
+	}
+}
+
 func TestPeekReset(t *testing.T) {
 	c, s := pair(t)
 	c.SetLinger(0)
@@ -98,6 +151,7 @@ func FuzzClassify(f *testing.F) {
 	f.Add(ours[:200])
 	f.Add(hello(f, "h2"))
 	f.Add([]byte("GET / HTTP/1.1\r\n"))
+	f.Add(helloFor(f, "api.pay.example.com"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == 0 {
 			return
@@ -111,6 +165,9 @@ func FuzzClassify(f *testing.F) {
 		}
 		if need > recordHeader+maxPlaintext {
 			t.Fatalf("needs %d bytes", need)
+		}
+		if name, n := serverName(b); n != need || len(name) > 2*len(b) {
+			t.Fatalf("the name %q, and needs %d bytes", name, n)
 		}
 	})
 }

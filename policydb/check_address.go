@@ -45,6 +45,9 @@ func parsePrefix(s string) (netip.Prefix, *mistake) {
 	return p, nil
 }
 
+// IsName tells whether text is a DNS name as fqdns has them, and no address.
+func IsName(text string) bool { return checkFQDN(text) == nil }
+
 // checkFQDN: a DNS name (RFC 1123), or "*." and one.
 func checkFQDN(s string) *mistake {
 	name, wild := strings.CutPrefix(s, "*.")

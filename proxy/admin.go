@@ -71,10 +71,15 @@ type shownPolicies struct {
 	Generation uint64   `json:"generation"`
 	Since      string   `json:"since,omitempty"`
 	Resources  []string `json:"resources"`
+	// Names are what the names of Externals and Services resolve to.
+	Names any `json:"names,omitempty"`
 }
 
 func (p *Proxy) policies() shownPolicies {
 	out := shownPolicies{Generation: p.Generation(), Resources: []string{}}
+	if p.names != nil {
+		out.Names = p.names.Snapshot()
+	}
 	set := p.applied.Load()
 	if set == nil {
 		return out

@@ -26,6 +26,8 @@ type question struct {
 	// address is the other end's, where that is all that is known of it.
 	address netip.Addr
 	port    uint16
+	// names are those by which the address was an External when the connection was made.
+	names string
 }
 
 type questionKind uint8

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -57,9 +58,11 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	if x.p.isLocal(tuple.Dst.Addr()) {
 		return x.serveLocal(setup, c, me, tuple)
 	}
-	ext, service := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
+	names := x.names(setup, c, me, tuple.Dst)
+	c = x.p.policy.Load() // the client may have taken its time
+	ext, service := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
 	if ext != nil || service == "" && x.untouched(c, me, tuple.Dst.Addr()) {
-		return x.serveExternal(setup, c, me, ext, tuple)
+		return x.serveExternal(setup, c, me, ext, tuple, names)
 	}
 	x.rec.Destination.External = service
 	if own := me.endpoint(c); !c.MayReach(&own, x.p.now()) {
@@ -95,8 +98,9 @@ func (x *conn) addressed(tuple redirect.Tuple, err error) (redirect.Tuple, error
 }
 
 // serveExternal connects to a destination that has no proxy, if policy allows it: an
-// External, or with nil one that is let through untouched by a namespace in learn.
-func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple) error {
+// External, or with nil one that is let through untouched by a namespace in learn. names
+// are those that its address has.
+func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *party, ext *policydb.ExternalMatch, tuple redirect.Tuple, names []string) error {
 	outside(x.rec.GetDestination(), &x.ends[1], ext)
 	d := x.judgeExternal(c, me, ext, tuple)
 	if err := x.decided(policydb.Client, c, &d); err != nil {
@@ -108,9 +112,11 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 	}
 	r := &relay{near: &socket{TCPConn: x.accepted}, plain: &socket{TCPConn: remote}, started: x.started}
 	return x.open(r, &live{
-		question: question{kind: toAddress, near: me, address: tuple.Dst.Addr(), port: tuple.Dst.Port()},
+		question: question{kind: toAddress, near: me, address: tuple.Dst.Addr(), port: tuple.Dst.Port(), names: strings.Join(names, " ")},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
-			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port())
+			// By the names that it was made with: that a name has other addresses now is
+			// no reason to cut, that policy does not know the name any more is one.
+			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
 			d := x.judgeExternal(c, me, ext, tuple)
 			return d.Allow, d.Until
 		},
@@ -123,10 +129,7 @@ func (x *conn) judgeExternal(c *policydb.Compiled, me *party, ext *policydb.Exte
 	if ext == nil {
 		return c.DecideUnprotected(policydb.Client, &own, tcp, tuple.Dst.Port(), x.p.now())
 	}
-	return c.Decide(policydb.Client, &policydb.Query{
-		From: own, To: policydb.Endpoint{External: ext.Ref, Attributes: ext.Labels},
-		Protocol: tcp, Port: tuple.Dst.Port(),
-	}, x.p.now())
+	return c.DecideExternal(&own, ext, tcp, tuple.Dst.Port(), x.p.now())
 }
 
 // serveTunnel connects to a destination that has a proxy, or must have one: on a

@@ -75,6 +75,7 @@ type Options struct {
 	Connects    *redirect.Connects // nil where the kernel keeps no connect records
 	Workloads   Resolver
 	Credentials Credentials
+	Names       NameSource // nil: no address has one
 	Records     flow.Sink
 	Edges       flow.EdgeSink // nil: none
 	Log         *zap.Logger
@@ -117,6 +118,7 @@ type Proxy struct {
 	connects          *redirect.Connects
 	workloads         Resolver
 	credentials       Credentials
+	names             NameSource
 	records           flow.Sink
 	edges             flow.EdgeSink
 	log               *zap.Logger
@@ -180,7 +182,7 @@ func New(o Options) *Proxy {
 	*p = Proxy{
 		host: o.Host, admin: o.Admin, outboundListeners: o.Outbound, inboundListeners: o.Inbound, keepAlive: o.KeepAlive,
 		diag: o.Diag, conntrack: o.Conntrack, cgroups: o.Cgroups, connects: o.Connects,
-		workloads: o.Workloads, credentials: o.Credentials, records: o.Records, edges: o.Edges, log: o.Log,
+		workloads: o.Workloads, credentials: o.Credentials, names: o.Names, records: o.Records, edges: o.Edges, log: o.Log,
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},
 	}
@@ -210,6 +212,9 @@ func (p *Proxy) SetPolicy(resources []*symbolonv1.Resource, generation uint64) e
 	c, err := policydb.Compile(resources, generation)
 	if err != nil {
 		return err
+	}
+	if p.names != nil { // first, so that nobody asks for what is not looked up yet
+		p.names.Want(c.Names())
 	}
 	publish := func() {
 		p.policy.Store(c)

@@ -32,6 +32,7 @@ import (
 	"github.com/symbolon/symbolon/internal/handover"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/proxy"
+	"github.com/symbolon/symbolon/proxy/names"
 	"github.com/symbolon/symbolon/redirect"
 )
 
@@ -55,6 +56,7 @@ type daemonParts struct {
 	resolver *identity.Resolver
 	source   source
 	manager  *identity.Manager
+	names    *names.Names
 	proxy    *proxy.Proxy
 	session  *proxy.Session
 	reports  *flow.Reporter
@@ -145,10 +147,11 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	timeouts := proxy.DefaultTimeouts
 	timeouts.Drain, timeouts.Quiet = d.cfg.DrainTimeout, d.cfg.QuietTimeout
 	admin, _ := netip.ParseAddrPort(d.cfg.Admin) // validated; zero if none
+	d.names = names.New(names.Options{Dial: redirect.Dialer(redirect.MarkControl, redirect.DefaultKeepAlive).DialContext, Log: d.log})
 	d.proxy = proxy.New(proxy.Options{
 		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound, KeepAlive: redirect.DefaultKeepAlive,
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups, Connects: kernel.connects,
-		Workloads: resolver, Credentials: d.manager, Records: records, Edges: d.reports, Log: d.log,
+		Workloads: resolver, Credentials: d.manager, Names: d.names, Records: records, Edges: d.reports, Log: d.log,
 		Admin: admin, Timeouts: timeouts, Limits: d.cfg.Limits, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock", Curves: d.cfg.Tunnel.Curves()},
 		Idle: proxy.Idle{Open: d.cfg.Tunnel.IdleTimeout, HalfClosed: d.cfg.Tunnel.HalfCloseTimeout}, NoReuse: !d.cfg.Tunnel.Reuse,
 		Loops: d.loops, PreserveSource: d.cfg.Redirect.PreserveSource,
@@ -227,6 +230,7 @@ func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
 	parts.Go(func() {
 		d.resolver.WatchUsers(background, usersEvery, func() { d.manager.Refresh(d.resolver.Refresh) })
 	})
+	parts.Go(func() { d.names.Run(background) })
 	if limit := d.cfg.Tunnel.PeerTimeout; limit > 0 {
 		parts.Go(func() {
 			d.kernel.diag.WatchVanished(background, limit, func(err error) { d.log.Warn("vanished peers are not found", zap.Error(err)) })

@@ -22,6 +22,9 @@ func parseEndpoint(flag, s string) (*symbolonv1.ExplainEndpoint, error) {
 	}
 	// The last "@/": a value may hold one too.
 	i := strings.LastIndex(s, "@/")
+	if i < 0 && flag == "to" && strings.Contains(s, ".") && strings.Trim(strings.ToLower(s), "*-.0123456789abcdefghijklmnopqrstuvwxyz") == "" {
+		return &symbolonv1.ExplainEndpoint{Address: strings.ToLower(s)}, nil // a DNS name
+	}
 	if i < 0 {
 		return nil, usagef("--%s %q: want a SPIFFE ID, an address, or key=value,...@/namespace", flag, s)
 	}

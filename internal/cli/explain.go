@@ -24,6 +24,7 @@ Each end is one of
   spiffe://acme.example/acme/prod/web   a workload that holds an SVID
   app=web,env=prod@/acme/prod           attributes, in a namespace
   203.0.113.10                          an address outside, judged as External
+  api.pay.example.com                   as destination: a name that an External has (fqdns)
 
 For each side it prints the chain of namespaces with their defaults, every candidate
 policy with the first clause that failed, what decided, and what the connection would
