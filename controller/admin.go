@@ -38,6 +38,7 @@ func (s adminService) GetStatus(ctx context.Context, _ *connect.Request[symbolon
 		Policies:       uint32(len(snapshot.List(policydb.KindPolicy, ""))),
 		Namespaces:     uint32(len(snapshot.List(policydb.KindNamespace, ""))),
 		FlowsLost:      s.flows.lostCount(),
+		TrustDomains:   s.trustDomainsInBrief(),
 	}), nil
 }
 

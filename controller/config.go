@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/symbolon/symbolon/controller/federation"
 	"github.com/symbolon/symbolon/internal/settings"
 )
 
@@ -32,6 +33,8 @@ type Config struct {
 	Store   StoreConfig `yaml:"store"`
 	CA      CAConfig    `yaml:"ca"`
 	Edges   EdgesConfig `yaml:"edges"`
+	// Federation is about other trust domains.
+	Federation FederationConfig `yaml:"federation"`
 }
 
 // StoreConfig says where state is kept.
@@ -61,11 +64,12 @@ type EdgesConfig struct {
 // DefaultConfig is what holds where nothing is said. TrustDomain has no default.
 func DefaultConfig() Config {
 	return Config{
-		Listen:  "0.0.0.0:7443",
-		DataDir: "/var/lib/symbolon",
-		Store:   StoreConfig{Kind: "bbolt"},
-		CA:      CAConfig{SVIDTTL: 24 * time.Hour, RotateEvery: 30 * time.Minute},
-		Edges:   EdgesConfig{Retention: 30 * 24 * time.Hour, PerNamespace: 10_000},
+		Listen:     "0.0.0.0:7443",
+		DataDir:    "/var/lib/symbolon",
+		Store:      StoreConfig{Kind: "bbolt"},
+		CA:         CAConfig{SVIDTTL: 24 * time.Hour, RotateEvery: 30 * time.Minute},
+		Edges:      EdgesConfig{Retention: 30 * 24 * time.Hour, PerNamespace: 10_000},
+		Federation: FederationConfig{Profile: profileSPIFFE, RefreshHint: federation.DefaultRefresh},
 	}
 }
 
@@ -130,6 +134,7 @@ func (c Config) Validate() error {
 	if c.Edges.PerNamespace < minEdges || c.Edges.PerNamespace > maxEdges {
 		bad("edges.per_namespace", "%d is out of range; use %d to %d", c.Edges.PerNamespace, minEdges, maxEdges)
 	}
+	c.Federation.validate(bad)
 	return errors.Join(errs...)
 }
 

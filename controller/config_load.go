@@ -10,7 +10,7 @@ import (
 // Settings are all keys, in the order of the file.
 func Settings() []settings.Setting[Config] {
 	type c = Config
-	return []settings.Setting[c]{
+	return append([]settings.Setting[c]{
 		{Key: "trust_domain", Usage: "trust domain, such as acme.example", Set: settings.Text(func(x *c) *string { return &x.TrustDomain })},
 		{Key: "listen", Usage: "address:port to listen on (default 0.0.0.0:7443)", Set: settings.Text(func(x *c) *string { return &x.Listen })},
 		{Key: "advertise", Usage: "further names and addresses for the certificate, separated by commas", Set: settings.List(func(x *c) *[]string { return &x.Advertise })},
@@ -24,7 +24,7 @@ func Settings() []settings.Setting[Config] {
 			x.Edges.PerNamespace, err = strconv.Atoi(v)
 			return err
 		}},
-	}
+	}, federationSettings()...)
 }
 
 // LoadConfig puts the configuration together and validates it; see settings.Load.

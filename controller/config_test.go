@@ -45,7 +45,7 @@ edges: {retention: 48h, per_namespace: 200}
 		TrustDomain: "file.example", Listen: "127.0.0.1:2", DataDir: "/srv/symbolon",
 		Advertise: []string{"a.example", "192.0.2.1"}, Store: controller.StoreConfig{Kind: "bbolt"},
 		CA:    controller.CAConfig{SVIDTTL: 6 * time.Hour, RotateEvery: 10 * time.Minute, KeyFile: "/etc/symbolon/seal.key"},
-		Edges: controller.EdgesConfig{Retention: 48 * time.Hour, PerNamespace: 500},
+		Edges: controller.EdgesConfig{Retention: 48 * time.Hour, PerNamespace: 500}, Federation: controller.DefaultConfig().Federation,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -131,7 +131,8 @@ func TestSettingsCoverTheFile(t *testing.T) {
 			t.Errorf("%s: environment %s, want %s", s.Key, s.Env(), want)
 		}
 	}
-	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file", "edges-retention", "edges-per-namespace"}
+	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file", "edges-retention", "edges-per-namespace",
+		"federation-listen", "federation-profile", "federation-cert-file", "federation-key-file", "federation-refresh-hint", "federation-web-ca-file"}
 	if diff := cmp.Diff(want, flags); diff != "" {
 		t.Error(diff)
 	}

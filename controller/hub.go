@@ -23,6 +23,10 @@ type distribution struct {
 	snapshot           *policydb.Snapshot
 	profilesGeneration uint64
 	bundle             [][]byte
+	// bundles are those of other trust domains. They change without a generation, so
+	// distributions have a number of their own.
+	bundles []*symbolonv1.TrustBundle
+	serial  uint64
 
 	mu   sync.Mutex
 	sets map[string]*visibleSet // by the hosts' namespace
@@ -41,6 +45,11 @@ type visibleSet struct {
 
 func (d *distribution) generation() uint64 { return d.snapshot.Generation() }
 
+// newer tells whether d is to follow e.
+func (d *distribution) newer(e *distribution) bool {
+	return d.generation() > e.generation() || d.generation() == e.generation() && d.serial > e.serial
+}
+
 func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -49,7 +58,7 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 	}
 	resources := d.snapshot.VisibleTo(namespace)
 	encoded, err := proto.Marshal(&symbolonv1.Generation{
-		Number: d.generation(), HostNamespace: namespace, Resources: resources, Bundle: d.bundle,
+		Number: d.generation(), HostNamespace: namespace, Resources: resources, Bundle: d.bundle, Bundles: d.bundles,
 	})
 	if err != nil {
 		return nil, err
@@ -149,7 +158,7 @@ func newHub(now func() time.Time, first *distribution) *hub {
 func (h *hub) publish(d *distribution) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if d.generation() < h.current.generation() || h.next != nil && d.generation() < h.next.generation() {
+	if h.current.newer(d) || h.next != nil && h.next.newer(d) {
 		return // of two changes at once, the later got here first
 	}
 	h.next = d

@@ -28,6 +28,9 @@ type policies struct {
 	state    state
 	stateRev int64
 	history  *history
+	serial   uint64 // of the last distribution
+	// served is what the endpoints of other trust domains have served last, by name.
+	served map[string]*trustBundle
 
 	compileMu sync.Mutex
 	compiled  *policydb.Compiled
@@ -62,6 +65,9 @@ func openPolicies(ctx context.Context, st store.Store, h *hosts, bundle [][]byte
 		}
 	}
 	if err := p.db.Load(resources, p.state.Generation); err != nil {
+		return nil, fmt.Errorf("policies: %w", err)
+	}
+	if p.served, err = loadTrustBundles(ctx, st); err != nil {
 		return nil, fmt.Errorf("policies: %w", err)
 	}
 	if p.history, err = openHistory(ctx, st, p.state.Generation, now()); err != nil {
@@ -108,7 +114,12 @@ func (p *policies) distribution() *distribution {
 }
 
 func (p *policies) distributionLocked() *distribution {
-	return &distribution{snapshot: p.db.Snapshot(), profilesGeneration: p.state.ProfilesGeneration, bundle: p.bundle}
+	p.serial++
+	s := p.db.Snapshot()
+	return &distribution{
+		snapshot: s, serial: p.serial, profilesGeneration: p.state.ProfilesGeneration, bundle: p.bundle,
+		bundles: p.trustBundlesLocked(s),
+	}
 }
 
 // change is a request to change the set.
@@ -180,6 +191,8 @@ func (p *policies) apply(ctx context.Context, c change) (plan *policydb.Plan, ge
 		return nil, 0, nil, err
 	}
 	ops = append(ops, kept...)
+	forget, domains := forgetServed(plan.Changes)
+	ops = append(ops, forget...)
 	rev, ok, err := p.store.Txn(ctx, []store.Cond{{Key: keyState, ModRevision: p.stateRev}}, append(ops, op))
 	if err != nil {
 		return nil, 0, nil, err
@@ -188,6 +201,9 @@ func (p *policies) apply(ctx context.Context, c change) (plan *policydb.Plan, ge
 		return nil, 0, nil, policydb.ErrConflict
 	}
 	p.state, p.stateRev, p.history.records = next, rev, records
+	for _, domain := range domains {
+		delete(p.served, domain)
+	}
 	if err := p.db.Commit(plan, next.Generation); err != nil {
 		return nil, 0, nil, err
 	}

@@ -24,6 +24,8 @@ import (
 //	history/<generation>           generationRecord, JSON
 //	undo/<generation>/<n>          what undoes it, in chunks (history.go)
 //	edge<namespace>|<hash>         EdgeSet of one edge, protobuf
+//	trust-bundle/<trust domain>    trustBundleRecord, JSON
+//	bundle-sequence                bundleSequence, JSON: of our own bundle
 //	hits<policy>                   policyHits, JSON
 //	scan/<subject>|<scanner>       scanRecord, JSON
 const (
@@ -37,6 +39,9 @@ const (
 	edgePrefix     = "edge"
 	hitsPrefix     = "hits"
 	scanPrefix     = "scan/"
+
+	trustBundlePrefix = "trust-bundle/"
+	keyBundleSequence = "bundle-sequence"
 )
 
 // hostIDLabel is the host.* attribute that every host has.

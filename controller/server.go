@@ -73,6 +73,12 @@ type Server struct {
 	adminToken [sha256.Size]byte
 	// claimsToken is for composers.
 	claimsToken [sha256.Size]byte
+	ownBundle   *ownBundle
+	followers   *followers
+
+	// federation and bundleEndpoint serve the own bundle; nil: not served.
+	federation     net.Listener
+	bundleEndpoint *http.Server
 
 	listener net.Listener
 	http     *http.Server
@@ -138,12 +144,21 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 	if s.scans, err = openScans(ctx, s.store, cfg.CA.SVIDTTL, opts.Now); err != nil {
 		return nil, err
 	}
+	s.policies.db.TrustDomain = cfg.TrustDomain
 	s.hub = newHub(opts.Now, s.policies.distribution())
 	enrolled, _, err := s.hosts.list(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.peers = newPeers(s.log, enrolled)
+	if err := s.federate(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && s.federation != nil {
+			_ = s.federation.Close()
+		}
+	}()
 	if s.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("controller: %w", err)
 	}
@@ -216,9 +231,13 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.workers.Go(func() { s.janitor(s.work) })
 	s.workers.Go(func() { s.followHosts(s.work) })
 	s.workers.Go(func() { s.followScans(s.work) })
+	s.workers.Go(func() { s.followers.run(s.work) })
 
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- s.http.ServeTLS(s.listener, "", "") }()
+	if s.bundleEndpoint != nil {
+		go func() { served <- s.bundleEndpoint.ServeTLS(s.federation, "", "") }()
+	}
 	s.ready.Store(true)
 	s.log.Info("serving", zap.Stringer("address", s.Addr()), zap.String("trust_domain", s.cfg.TrustDomain),
 		zap.Uint64("generation", s.policies.snapshot().Generation()), zap.String("ca_pin", s.ca.Pin()))
@@ -247,6 +266,10 @@ func (s *Server) Close() (err error) {
 			err = errors.Join(err, s.http.Close())
 		}
 		_ = s.listener.Close() // for a server that never served
+		if s.bundleEndpoint != nil {
+			err = errors.Join(err, s.bundleEndpoint.Close())
+			_ = s.federation.Close()
+		}
 		s.endWork()
 		s.workers.Wait()
 		err = errors.Join(err, s.store.Close())

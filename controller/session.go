@@ -147,7 +147,7 @@ func (e *session) run(ctx context.Context, a *attachment, has uint64) error {
 	for {
 		want, changed := e.hub.wanted(e.sent == nil)
 		if !e.outstanding {
-			if e.sent == nil || want.generation() > e.sent.generation() {
+			if e.sent == nil || want.newer(e.sent) {
 				if err := e.send(ctx, want, has); err != nil {
 					return err
 				}

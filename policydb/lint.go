@@ -27,6 +27,9 @@ const (
 	LintExpired = "expired"
 	// LintWeakProfile: a Profile by a program that any user may run.
 	LintWeakProfile = "weak-profile"
+	// LintForeignLabel: an allow that workloads of another trust domain can meet by what
+	// they may claim.
+	LintForeignLabel = "foreign-label"
 	// LintNotCompared: there are too many policies to compare each with each.
 	LintNotCompared = "not-compared"
 )
@@ -142,6 +145,7 @@ func (l *linter) alone(r *symbolonv1.Resource) {
 		}
 		l.matchable(r, k.Policy)
 		l.broad(r, k.Policy)
+		l.foreign(r, k.Policy)
 	}
 }
 

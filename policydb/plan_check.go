@@ -194,10 +194,15 @@ func anybodysProgram(p *symbolonv1.Profile) string {
 type givenLabels struct {
 	profiles, externals int
 	values              map[string]map[string]bool
+	// foreign are the claims that other trust domains may assert, with any value.
+	foreign foreignClaims
 }
 
 func (s *Snapshot) givenLabels() *givenLabels {
-	g := &givenLabels{values: make(map[string]map[string]bool)}
+	g := &givenLabels{values: make(map[string]map[string]bool), foreign: make(foreignClaims)}
+	for _, r := range s.List(KindTrustDomain, "/") {
+		g.foreign[r.GetName()] = newClaimSet(r.GetTrustDomain())
+	}
 	add := func(labels map[string]*symbolonv1.LabelValues) {
 		for k, vs := range labels {
 			if g.values[k] == nil {
@@ -238,7 +243,7 @@ func (g *givenLabels) missing(s *symbolonv1.Selector) string {
 func (g *givenLabels) missingTerm(t *symbolonv1.Term) string {
 	for _, c := range t.GetClauses() {
 		key := c.GetKey()
-		if !isLabel(key) {
+		if !isLabel(key) || g.foreign.any(key) {
 			continue
 		}
 		ok := true

@@ -191,6 +191,16 @@ func quoteJSON(s string) string {
 // foreignClaims is what other trust domains may say of their workloads.
 type foreignClaims map[string]*claimSet // by trust domain
 
+// any tells whether some domain may assert a key.
+func (f foreignClaims) any(key string) bool {
+	for _, s := range f {
+		if s.has(key) {
+			return true
+		}
+	}
+	return false
+}
+
 // claimSet is a TrustDomain's claims, to be looked up.
 type claimSet struct {
 	keys     map[string]struct{}

@@ -105,3 +105,34 @@ func TestEveryHostGetsTheTrustDomains(t *testing.T) {
 		}
 	}
 }
+
+// TestLintTellsWhatAForeignerCanMeet: and only where nothing says whose workload is meant.
+func TestLintTellsWhatAForeignerCanMeet(t *testing.T) {
+	const domain = "kind: TrustDomain\nnamespace: /\nname: partner.example\nclaims: [app]\n---\n"
+	policy := func(subject string) string {
+		return "kind: Policy\nnamespace: /acme\nname: p\nsubject: " + subject + "\nverb: allow\nobject: {tier: db}\nports: [tcp/1]\n"
+	}
+	for subject, want := range map[string]bool{
+		"{app: web}":                                          true,
+		"{app: web, env: {exists: false}}":                    true,
+		"[{app: a, env: qa}, {app: b}]":                       true,
+		"{app: web, env: prod}":                               false,
+		"{app: web, spiffe.trust_domain: acme.example}":       false,
+		"{app: web, spiffe.id: {prefix: spiffe://a.example}}": false,
+		"{env: prod}":                                         false,
+	} {
+		db := newDB(t, tree+domain+policy(subject))
+		findings, _ := Lint(db.Snapshot(), nil, noon)
+		got, unknown := false, false
+		for _, f := range findings {
+			got = got || f.Code == LintForeignLabel
+			unknown = unknown || f.Code == LintNoKnownWorkload && strings.Contains(f.Message, "gives app")
+		}
+		if got != want {
+			t.Errorf("%s: told %t, want %t", subject, got, want)
+		}
+		if unknown {
+			t.Errorf("%s: app is known, the partner may claim it", subject)
+		}
+	}
+}

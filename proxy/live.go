@@ -231,6 +231,9 @@ func (t *table) ask(l *live, c *policydb.Compiled, now time.Time) (why symbolonv
 	if l.question.withdrawn() {
 		return symbolonv1.Reason_REASON_NO_IDENTITY, due
 	}
+	if l.question.disbelieved() {
+		return symbolonv1.Reason_REASON_WRONG_TRUST_DOMAIN, due
+	}
 	if c == nil {
 		return 0, due
 	}

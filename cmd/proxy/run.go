@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -67,6 +69,7 @@ type daemonParts struct {
 	page   *net.TCPListener // metrics and health; nil: none
 	// generation is the policy in force, as it came; nil: none.
 	generation atomic.Pointer[symbolonv1.Generation]
+	foreign    map[spiffeid.TrustDomain][]*x509.Certificate // of the generation in force; apply's alone
 	keeper     *keeper
 	requests   chan os.Signal // to hand over
 	unused     []string       // names of what was inherited and is not needed
@@ -285,6 +288,11 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	if err != nil {
 		return err
 	}
+	own := d.host.cred.Load().TrustDomain
+	foreign, err := foreignBundles(g, own)
+	if err != nil {
+		return err
+	}
 	if peers := g.GetPeers(); len(peers) > 0 { // first, lest learn pass by a proxy that is known
 		d.proxy.SetPeers(peers)
 	}
@@ -295,8 +303,9 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 		return err
 	}
 	if len(roots) > 0 {
-		d.source.SetBundle(d.host.cred.Load().TrustDomain, roots)
+		d.source.SetBundle(own, roots)
 	}
+	d.federate(foreign)
 	d.generation.Store(g)
 	d.keeper.save() // before the controller hears of it
 	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
@@ -310,7 +319,7 @@ func (d *daemonParts) setPeers(addresses [][]byte) {
 	if was := d.generation.Load(); was != nil {
 		d.generation.Store(&symbolonv1.Generation{
 			Number: was.GetNumber(), HostNamespace: was.GetHostNamespace(), Resources: was.GetResources(),
-			Bundle: was.GetBundle(), HostAttributes: was.GetHostAttributes(), Peers: addresses,
+			Bundle: was.GetBundle(), HostAttributes: was.GetHostAttributes(), Peers: addresses, Bundles: was.GetBundles(),
 		})
 		d.keeper.changed()
 	}

@@ -124,7 +124,7 @@ found); 2 wrong usage or input; 3 no answer; 4 refused; 5 conflict.`,
 	f.StringVar(&a.color, "color", "auto", "colours: auto (on a terminal, unless NO_COLOR is set), always, never")
 	f.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long to wait for the controller's answer")
 	root.AddCommand(
-		a.statusCommand(), a.hostCommand(), a.namespaceCommand(), a.workloadCommand(), a.learnCommand(),
+		a.statusCommand(), a.hostCommand(), a.namespaceCommand(), a.workloadCommand(), a.trustDomainCommand(), a.learnCommand(),
 		a.policyCommand(), a.explainCommand(), a.flowsCommand(), a.simulateCommand(), a.scanCommand(),
 		a.configCommand(), a.versionCommand(),
 	)

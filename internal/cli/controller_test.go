@@ -18,10 +18,12 @@ type operator struct {
 	env map[string]string
 }
 
-func newOperator(t *testing.T) operator {
+func newOperator(t *testing.T) operator { return newOperatorOf(t, "acme.example") }
+
+func newOperatorOf(t *testing.T, trustDomain string) operator {
 	t.Helper()
 	cfg := controller.DefaultConfig()
-	cfg.TrustDomain, cfg.Listen, cfg.DataDir = "acme.example", "127.0.0.1:0", filepath.Join(t.TempDir(), "data")
+	cfg.TrustDomain, cfg.Listen, cfg.DataDir = trustDomain, "127.0.0.1:0", filepath.Join(t.TempDir(), "data")
 	server, err := controller.New(t.Context(), cfg, controller.Options{Version: "0.1.0"})
 	if err != nil {
 		t.Fatal(err)

@@ -57,16 +57,22 @@ func (a *app) status(ctx context.Context, _ []string) error {
 	if n := s.GetFlowsLost(); n > 0 {
 		lost = warn(fmt.Sprintf("%d records lost", n))
 	}
-	return a.pairs(
-		pair{"controller", text(fmt.Sprintf("%s, started %s", s.GetVersion(), ago(a.Now(), s.GetStarted())))},
-		pair{"trust domain", text(s.GetTrustDomain())},
-		pair{"generation", text(fmt.Sprint(s.GetGeneration()))},
-		pair{"hosts", hosts},
-		pair{"workloads", text(fmt.Sprint(s.GetWorkloads()))},
-		pair{"policies", text(fmt.Sprintf("%d in %d namespaces", s.GetPolicies(), s.GetNamespaces()))},
-		pair{"ca", ca},
-		pair{"flows", lost},
-	)
+	lines := []pair{
+		{"controller", text(fmt.Sprintf("%s, started %s", s.GetVersion(), ago(a.Now(), s.GetStarted())))},
+		{"trust domain", text(s.GetTrustDomain())},
+		{"generation", text(fmt.Sprint(s.GetGeneration()))},
+		{"hosts", hosts},
+		{"workloads", text(fmt.Sprint(s.GetWorkloads()))},
+		{"policies", text(fmt.Sprintf("%d in %d namespaces", s.GetPolicies(), s.GetNamespaces()))},
+		{"ca", ca},
+		{"flows", lost},
+	}
+	for _, d := range s.GetTrustDomains() {
+		c := bundleCell(d)
+		c.text += ", confirmed " + a.confirmed(d)
+		lines = append(lines, pair{d.GetName(), c})
+	}
+	return a.pairs(lines...)
 }
 
 // pair is a line of a thing shown by itself.

@@ -235,8 +235,10 @@ type GetStatusResponse struct {
 	Policies       uint32                 `protobuf:"varint,9,opt,name=policies,proto3" json:"policies,omitempty"`
 	Namespaces     uint32                 `protobuf:"varint,10,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
 	FlowsLost      uint64                 `protobuf:"varint,11,opt,name=flows_lost,json=flowsLost,proto3" json:"flows_lost,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The other trust domains, without their bundles.
+	TrustDomains  []*TrustDomainStatus `protobuf:"bytes,30,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -344,6 +346,13 @@ func (x *GetStatusResponse) GetFlowsLost() uint64 {
 		return x.FlowsLost
 	}
 	return 0
+}
+
+func (x *GetStatusResponse) GetTrustDomains() []*TrustDomainStatus {
+	if x != nil {
+		return x.TrustDomains
+	}
+	return nil
 }
 
 type SourceFile struct {
@@ -4805,12 +4814,352 @@ func (x *RemoveScansResponse) GetHosts() uint32 {
 	return 0
 }
 
+type ListTrustDomainsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTrustDomainsRequest) Reset() {
+	*x = ListTrustDomainsRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTrustDomainsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTrustDomainsRequest) ProtoMessage() {}
+
+func (x *ListTrustDomainsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTrustDomainsRequest.ProtoReflect.Descriptor instead.
+func (*ListTrustDomainsRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{70}
+}
+
+type ListTrustDomainsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The controller's own: name, endpoint_id, bundle and what is in it.
+	Own *TrustDomainStatus `protobuf:"bytes,1,opt,name=own,proto3" json:"own,omitempty"`
+	// The others, by name.
+	TrustDomains  []*TrustDomainStatus `protobuf:"bytes,2,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTrustDomainsResponse) Reset() {
+	*x = ListTrustDomainsResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTrustDomainsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTrustDomainsResponse) ProtoMessage() {}
+
+func (x *ListTrustDomainsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTrustDomainsResponse.ProtoReflect.Descriptor instead.
+func (*ListTrustDomainsResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ListTrustDomainsResponse) GetOwn() *TrustDomainStatus {
+	if x != nil {
+		return x.Own
+	}
+	return nil
+}
+
+func (x *ListTrustDomainsResponse) GetTrustDomains() []*TrustDomainStatus {
+	if x != nil {
+		return x.TrustDomains
+	}
+	return nil
+}
+
+// TrustDomainStatus is a trust domain and the bundle that its SVIDs are verified by.
+type TrustDomainStatus struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Endpoint   string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Profile    BundleEndpointProfile  `protobuf:"varint,3,opt,name=profile,proto3,enum=symbolon.v1.BundleEndpointProfile" json:"profile,omitempty"`
+	EndpointId string                 `protobuf:"bytes,4,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	Claims     []string               `protobuf:"bytes,5,rep,name=claims,proto3" json:"claims,omitempty"`
+	// SPIFFE bundle, JSON; empty: there is none, and nobody of the domain is believed.
+	Bundle string `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Of the bundle.
+	Roots       uint32                 `protobuf:"varint,7,opt,name=roots,proto3" json:"roots,omitempty"`
+	NotAfter    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"` // the first root's to end
+	Sequence    uint64                 `protobuf:"varint,9,opt,name=sequence,proto3" json:"sequence,omitempty"`                // 0: it has none
+	RefreshHint *durationpb.Duration   `protobuf:"bytes,10,opt,name=refresh_hint,json=refreshHint,proto3" json:"refresh_hint,omitempty"`
+	// When the endpoint has confirmed it last, and when it said so first; not there: it
+	// is the one that the operator has written.
+	Fetched *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=fetched,proto3" json:"fetched,omitempty"`
+	Changed *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Why the last fetch has failed, and since when they do.
+	Error         string                 `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	FailingSince  *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"`
+	NextFetch     *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=next_fetch,json=nextFetch,proto3" json:"next_fetch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustDomainStatus) Reset() {
+	*x = TrustDomainStatus{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustDomainStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustDomainStatus) ProtoMessage() {}
+
+func (x *TrustDomainStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustDomainStatus.ProtoReflect.Descriptor instead.
+func (*TrustDomainStatus) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *TrustDomainStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TrustDomainStatus) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *TrustDomainStatus) GetProfile() BundleEndpointProfile {
+	if x != nil {
+		return x.Profile
+	}
+	return BundleEndpointProfile_BUNDLE_ENDPOINT_PROFILE_UNSPECIFIED
+}
+
+func (x *TrustDomainStatus) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *TrustDomainStatus) GetClaims() []string {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+func (x *TrustDomainStatus) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *TrustDomainStatus) GetRoots() uint32 {
+	if x != nil {
+		return x.Roots
+	}
+	return 0
+}
+
+func (x *TrustDomainStatus) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *TrustDomainStatus) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *TrustDomainStatus) GetRefreshHint() *durationpb.Duration {
+	if x != nil {
+		return x.RefreshHint
+	}
+	return nil
+}
+
+func (x *TrustDomainStatus) GetFetched() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Fetched
+	}
+	return nil
+}
+
+func (x *TrustDomainStatus) GetChanged() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Changed
+	}
+	return nil
+}
+
+func (x *TrustDomainStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *TrustDomainStatus) GetFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FailingSince
+	}
+	return nil
+}
+
+func (x *TrustDomainStatus) GetNextFetch() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextFetch
+	}
+	return nil
+}
+
+type RefreshTrustDomainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshTrustDomainRequest) Reset() {
+	*x = RefreshTrustDomainRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshTrustDomainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshTrustDomainRequest) ProtoMessage() {}
+
+func (x *RefreshTrustDomainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshTrustDomainRequest.ProtoReflect.Descriptor instead.
+func (*RefreshTrustDomainRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *RefreshTrustDomainRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RefreshTrustDomainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   *TrustDomainStatus     `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefreshTrustDomainResponse) Reset() {
+	*x = RefreshTrustDomainResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefreshTrustDomainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefreshTrustDomainResponse) ProtoMessage() {}
+
+func (x *RefreshTrustDomainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefreshTrustDomainResponse.ProtoReflect.Descriptor instead.
+func (*RefreshTrustDomainResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *RefreshTrustDomainResponse) GetTrustDomain() *TrustDomainStatus {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return nil
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x17symbolon/v1/admin.proto\x12\vsymbolon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\x9c\x03\n" +
+	"\x10GetStatusRequest\"\xe1\x03\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x1e\n" +
@@ -4829,7 +5178,8 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	" \x01(\rR\n" +
 	"namespaces\x12\x1d\n" +
 	"\n" +
-	"flows_lost\x18\v \x01(\x04R\tflowsLost\":\n" +
+	"flows_lost\x18\v \x01(\x04R\tflowsLost\x12C\n" +
+	"\rtrust_domains\x18\x1e \x03(\v2\x1e.symbolon.v1.TrustDomainStatusR\ftrustDomains\":\n" +
 	"\n" +
 	"SourceFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -5216,7 +5566,34 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fimage_digest\x18\x03 \x01(\tR\vimageDigest\"E\n" +
 	"\x13RemoveScansResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x01(\rR\aremoved\x12\x14\n" +
-	"\x05hosts\x18\x02 \x01(\rR\x05hosts*\x8f\x01\n" +
+	"\x05hosts\x18\x02 \x01(\rR\x05hosts\"\x19\n" +
+	"\x17ListTrustDomainsRequest\"\x91\x01\n" +
+	"\x18ListTrustDomainsResponse\x120\n" +
+	"\x03own\x18\x01 \x01(\v2\x1e.symbolon.v1.TrustDomainStatusR\x03own\x12C\n" +
+	"\rtrust_domains\x18\x02 \x03(\v2\x1e.symbolon.v1.TrustDomainStatusR\ftrustDomains\"\xf9\x04\n" +
+	"\x11TrustDomainStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12<\n" +
+	"\aprofile\x18\x03 \x01(\x0e2\".symbolon.v1.BundleEndpointProfileR\aprofile\x12\x1f\n" +
+	"\vendpoint_id\x18\x04 \x01(\tR\n" +
+	"endpointId\x12\x16\n" +
+	"\x06claims\x18\x05 \x03(\tR\x06claims\x12\x16\n" +
+	"\x06bundle\x18\x06 \x01(\tR\x06bundle\x12\x14\n" +
+	"\x05roots\x18\a \x01(\rR\x05roots\x127\n" +
+	"\tnot_after\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x1a\n" +
+	"\bsequence\x18\t \x01(\x04R\bsequence\x12<\n" +
+	"\frefresh_hint\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\vrefreshHint\x124\n" +
+	"\afetched\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\afetched\x124\n" +
+	"\achanged\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\achanged\x12\x14\n" +
+	"\x05error\x18\r \x01(\tR\x05error\x12?\n" +
+	"\rfailing_since\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\ffailingSince\x129\n" +
+	"\n" +
+	"next_fetch\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tnextFetch\"/\n" +
+	"\x19RefreshTrustDomainRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"_\n" +
+	"\x1aRefreshTrustDomainResponse\x12A\n" +
+	"\ftrust_domain\x18\x01 \x01(\v2\x1e.symbolon.v1.TrustDomainStatusR\vtrustDomain*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -5233,7 +5610,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\xf4\x0f\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\xbc\x11\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -5264,7 +5641,9 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x10AcceptSuggestion\x12$.symbolon.v1.AcceptSuggestionRequest\x1a%.symbolon.v1.AcceptSuggestionResponse\x12G\n" +
 	"\bPushScan\x12\x1c.symbolon.v1.PushScanRequest\x1a\x1d.symbolon.v1.PushScanResponse\x12J\n" +
 	"\tListScans\x12\x1d.symbolon.v1.ListScansRequest\x1a\x1e.symbolon.v1.ListScansResponse\x12P\n" +
-	"\vRemoveScans\x12\x1f.symbolon.v1.RemoveScansRequest\x1a .symbolon.v1.RemoveScansResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\vRemoveScans\x12\x1f.symbolon.v1.RemoveScansRequest\x1a .symbolon.v1.RemoveScansResponse\x12_\n" +
+	"\x10ListTrustDomains\x12$.symbolon.v1.ListTrustDomainsRequest\x1a%.symbolon.v1.ListTrustDomainsResponse\x12e\n" +
+	"\x12RefreshTrustDomain\x12&.symbolon.v1.RefreshTrustDomainRequest\x1a'.symbolon.v1.RefreshTrustDomainResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_admin_proto_rawDescOnce sync.Once
@@ -5279,242 +5658,263 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_symbolon_v1_admin_proto_goTypes = []any{
-	(ChangeType)(0),                  // 0: symbolon.v1.ChangeType
-	(SimulatedType)(0),               // 1: symbolon.v1.SimulatedType
-	(LintSeverity)(0),                // 2: symbolon.v1.LintSeverity
-	(*GetStatusRequest)(nil),         // 3: symbolon.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 4: symbolon.v1.GetStatusResponse
-	(*SourceFile)(nil),               // 5: symbolon.v1.SourceFile
-	(*ApplyRequest)(nil),             // 6: symbolon.v1.ApplyRequest
-	(*Change)(nil),                   // 7: symbolon.v1.Change
-	(*FieldChange)(nil),              // 8: symbolon.v1.FieldChange
-	(*ApplyResponse)(nil),            // 9: symbolon.v1.ApplyResponse
-	(*TestResult)(nil),               // 10: symbolon.v1.TestResult
-	(*ResourceKey)(nil),              // 11: symbolon.v1.ResourceKey
-	(*DeleteRequest)(nil),            // 12: symbolon.v1.DeleteRequest
-	(*DeleteResponse)(nil),           // 13: symbolon.v1.DeleteResponse
-	(*ListResourcesRequest)(nil),     // 14: symbolon.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),    // 15: symbolon.v1.ListResourcesResponse
-	(*CreateJoinTokenRequest)(nil),   // 16: symbolon.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),  // 17: symbolon.v1.CreateJoinTokenResponse
-	(*ListHostsRequest)(nil),         // 18: symbolon.v1.ListHostsRequest
-	(*Host)(nil),                     // 19: symbolon.v1.Host
-	(*ListHostsResponse)(nil),        // 20: symbolon.v1.ListHostsResponse
-	(*RemoveHostRequest)(nil),        // 21: symbolon.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),       // 22: symbolon.v1.RemoveHostResponse
-	(*ListWorkloadsRequest)(nil),     // 23: symbolon.v1.ListWorkloadsRequest
-	(*Workload)(nil),                 // 24: symbolon.v1.Workload
-	(*ListWorkloadsResponse)(nil),    // 25: symbolon.v1.ListWorkloadsResponse
-	(*ExplainRequest)(nil),           // 26: symbolon.v1.ExplainRequest
-	(*ExplainEndpoint)(nil),          // 27: symbolon.v1.ExplainEndpoint
-	(*ExplainSide)(nil),              // 28: symbolon.v1.ExplainSide
-	(*Candidate)(nil),                // 29: symbolon.v1.Candidate
-	(*ExplainResponse)(nil),          // 30: symbolon.v1.ExplainResponse
-	(*WatchFlowsRequest)(nil),        // 31: symbolon.v1.WatchFlowsRequest
-	(*WatchFlowsResponse)(nil),       // 32: symbolon.v1.WatchFlowsResponse
-	(*ListEdgesRequest)(nil),         // 33: symbolon.v1.ListEdgesRequest
-	(*ListEdgesResponse)(nil),        // 34: symbolon.v1.ListEdgesResponse
-	(*ListPolicyHitsRequest)(nil),    // 35: symbolon.v1.ListPolicyHitsRequest
-	(*ListPolicyHitsResponse)(nil),   // 36: symbolon.v1.ListPolicyHitsResponse
-	(*PolicyHits)(nil),               // 37: symbolon.v1.PolicyHits
-	(*SimulateRequest)(nil),          // 38: symbolon.v1.SimulateRequest
-	(*SimulatedVerdict)(nil),         // 39: symbolon.v1.SimulatedVerdict
-	(*SimulatedEdge)(nil),            // 40: symbolon.v1.SimulatedEdge
-	(*SimulateResponse)(nil),         // 41: symbolon.v1.SimulateResponse
-	(*SimulatedCount)(nil),           // 42: symbolon.v1.SimulatedCount
-	(*PolicyGeneration)(nil),         // 43: symbolon.v1.PolicyGeneration
-	(*ListGenerationsRequest)(nil),   // 44: symbolon.v1.ListGenerationsRequest
-	(*ListGenerationsResponse)(nil),  // 45: symbolon.v1.ListGenerationsResponse
-	(*GetGenerationRequest)(nil),     // 46: symbolon.v1.GetGenerationRequest
-	(*GetGenerationResponse)(nil),    // 47: symbolon.v1.GetGenerationResponse
-	(*RollbackRequest)(nil),          // 48: symbolon.v1.RollbackRequest
-	(*RollbackResponse)(nil),         // 49: symbolon.v1.RollbackResponse
-	(*TestPolicyRequest)(nil),        // 50: symbolon.v1.TestPolicyRequest
-	(*TestPolicyResponse)(nil),       // 51: symbolon.v1.TestPolicyResponse
-	(*TestCase)(nil),                 // 52: symbolon.v1.TestCase
-	(*LintPolicyRequest)(nil),        // 53: symbolon.v1.LintPolicyRequest
-	(*LintFinding)(nil),              // 54: symbolon.v1.LintFinding
-	(*LintPolicyResponse)(nil),       // 55: symbolon.v1.LintPolicyResponse
-	(*StartLearnRequest)(nil),        // 56: symbolon.v1.StartLearnRequest
-	(*StartLearnResponse)(nil),       // 57: symbolon.v1.StartLearnResponse
-	(*ListLearningRequest)(nil),      // 58: symbolon.v1.ListLearningRequest
-	(*ListLearningResponse)(nil),     // 59: symbolon.v1.ListLearningResponse
-	(*Learning)(nil),                 // 60: symbolon.v1.Learning
-	(*SuggestPoliciesRequest)(nil),   // 61: symbolon.v1.SuggestPoliciesRequest
-	(*SuggestPoliciesResponse)(nil),  // 62: symbolon.v1.SuggestPoliciesResponse
-	(*AcceptSuggestionRequest)(nil),  // 63: symbolon.v1.AcceptSuggestionRequest
-	(*AcceptSuggestionResponse)(nil), // 64: symbolon.v1.AcceptSuggestionResponse
-	(*ScanFinding)(nil),              // 65: symbolon.v1.ScanFinding
-	(*PushScanRequest)(nil),          // 66: symbolon.v1.PushScanRequest
-	(*PushScanResponse)(nil),         // 67: symbolon.v1.PushScanResponse
-	(*Scan)(nil),                     // 68: symbolon.v1.Scan
-	(*ListScansRequest)(nil),         // 69: symbolon.v1.ListScansRequest
-	(*ListScansResponse)(nil),        // 70: symbolon.v1.ListScansResponse
-	(*RemoveScansRequest)(nil),       // 71: symbolon.v1.RemoveScansRequest
-	(*RemoveScansResponse)(nil),      // 72: symbolon.v1.RemoveScansResponse
-	nil,                              // 73: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                              // 74: symbolon.v1.Host.AttributesEntry
-	nil,                              // 75: symbolon.v1.Workload.AttributesEntry
-	nil,                              // 76: symbolon.v1.ExplainEndpoint.AttributesEntry
-	nil,                              // 77: symbolon.v1.ScanFinding.AttributesEntry
-	(*timestamppb.Timestamp)(nil),    // 78: google.protobuf.Timestamp
-	(*Resource)(nil),                 // 79: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),      // 80: google.protobuf.Duration
-	(Reason)(0),                      // 81: symbolon.v1.Reason
-	(Protection)(0),                  // 82: symbolon.v1.Protection
-	(Verb)(0),                        // 83: symbolon.v1.Verb
-	(Mode)(0),                        // 84: symbolon.v1.Mode
-	(Outcome)(0),                     // 85: symbolon.v1.Outcome
-	(*FlowRecord)(nil),               // 86: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),                  // 87: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                  // 88: symbolon.v1.EdgeEnd
-	(*LabelValues)(nil),              // 89: symbolon.v1.LabelValues
+	(ChangeType)(0),                    // 0: symbolon.v1.ChangeType
+	(SimulatedType)(0),                 // 1: symbolon.v1.SimulatedType
+	(LintSeverity)(0),                  // 2: symbolon.v1.LintSeverity
+	(*GetStatusRequest)(nil),           // 3: symbolon.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 4: symbolon.v1.GetStatusResponse
+	(*SourceFile)(nil),                 // 5: symbolon.v1.SourceFile
+	(*ApplyRequest)(nil),               // 6: symbolon.v1.ApplyRequest
+	(*Change)(nil),                     // 7: symbolon.v1.Change
+	(*FieldChange)(nil),                // 8: symbolon.v1.FieldChange
+	(*ApplyResponse)(nil),              // 9: symbolon.v1.ApplyResponse
+	(*TestResult)(nil),                 // 10: symbolon.v1.TestResult
+	(*ResourceKey)(nil),                // 11: symbolon.v1.ResourceKey
+	(*DeleteRequest)(nil),              // 12: symbolon.v1.DeleteRequest
+	(*DeleteResponse)(nil),             // 13: symbolon.v1.DeleteResponse
+	(*ListResourcesRequest)(nil),       // 14: symbolon.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),      // 15: symbolon.v1.ListResourcesResponse
+	(*CreateJoinTokenRequest)(nil),     // 16: symbolon.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),    // 17: symbolon.v1.CreateJoinTokenResponse
+	(*ListHostsRequest)(nil),           // 18: symbolon.v1.ListHostsRequest
+	(*Host)(nil),                       // 19: symbolon.v1.Host
+	(*ListHostsResponse)(nil),          // 20: symbolon.v1.ListHostsResponse
+	(*RemoveHostRequest)(nil),          // 21: symbolon.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),         // 22: symbolon.v1.RemoveHostResponse
+	(*ListWorkloadsRequest)(nil),       // 23: symbolon.v1.ListWorkloadsRequest
+	(*Workload)(nil),                   // 24: symbolon.v1.Workload
+	(*ListWorkloadsResponse)(nil),      // 25: symbolon.v1.ListWorkloadsResponse
+	(*ExplainRequest)(nil),             // 26: symbolon.v1.ExplainRequest
+	(*ExplainEndpoint)(nil),            // 27: symbolon.v1.ExplainEndpoint
+	(*ExplainSide)(nil),                // 28: symbolon.v1.ExplainSide
+	(*Candidate)(nil),                  // 29: symbolon.v1.Candidate
+	(*ExplainResponse)(nil),            // 30: symbolon.v1.ExplainResponse
+	(*WatchFlowsRequest)(nil),          // 31: symbolon.v1.WatchFlowsRequest
+	(*WatchFlowsResponse)(nil),         // 32: symbolon.v1.WatchFlowsResponse
+	(*ListEdgesRequest)(nil),           // 33: symbolon.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),          // 34: symbolon.v1.ListEdgesResponse
+	(*ListPolicyHitsRequest)(nil),      // 35: symbolon.v1.ListPolicyHitsRequest
+	(*ListPolicyHitsResponse)(nil),     // 36: symbolon.v1.ListPolicyHitsResponse
+	(*PolicyHits)(nil),                 // 37: symbolon.v1.PolicyHits
+	(*SimulateRequest)(nil),            // 38: symbolon.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),           // 39: symbolon.v1.SimulatedVerdict
+	(*SimulatedEdge)(nil),              // 40: symbolon.v1.SimulatedEdge
+	(*SimulateResponse)(nil),           // 41: symbolon.v1.SimulateResponse
+	(*SimulatedCount)(nil),             // 42: symbolon.v1.SimulatedCount
+	(*PolicyGeneration)(nil),           // 43: symbolon.v1.PolicyGeneration
+	(*ListGenerationsRequest)(nil),     // 44: symbolon.v1.ListGenerationsRequest
+	(*ListGenerationsResponse)(nil),    // 45: symbolon.v1.ListGenerationsResponse
+	(*GetGenerationRequest)(nil),       // 46: symbolon.v1.GetGenerationRequest
+	(*GetGenerationResponse)(nil),      // 47: symbolon.v1.GetGenerationResponse
+	(*RollbackRequest)(nil),            // 48: symbolon.v1.RollbackRequest
+	(*RollbackResponse)(nil),           // 49: symbolon.v1.RollbackResponse
+	(*TestPolicyRequest)(nil),          // 50: symbolon.v1.TestPolicyRequest
+	(*TestPolicyResponse)(nil),         // 51: symbolon.v1.TestPolicyResponse
+	(*TestCase)(nil),                   // 52: symbolon.v1.TestCase
+	(*LintPolicyRequest)(nil),          // 53: symbolon.v1.LintPolicyRequest
+	(*LintFinding)(nil),                // 54: symbolon.v1.LintFinding
+	(*LintPolicyResponse)(nil),         // 55: symbolon.v1.LintPolicyResponse
+	(*StartLearnRequest)(nil),          // 56: symbolon.v1.StartLearnRequest
+	(*StartLearnResponse)(nil),         // 57: symbolon.v1.StartLearnResponse
+	(*ListLearningRequest)(nil),        // 58: symbolon.v1.ListLearningRequest
+	(*ListLearningResponse)(nil),       // 59: symbolon.v1.ListLearningResponse
+	(*Learning)(nil),                   // 60: symbolon.v1.Learning
+	(*SuggestPoliciesRequest)(nil),     // 61: symbolon.v1.SuggestPoliciesRequest
+	(*SuggestPoliciesResponse)(nil),    // 62: symbolon.v1.SuggestPoliciesResponse
+	(*AcceptSuggestionRequest)(nil),    // 63: symbolon.v1.AcceptSuggestionRequest
+	(*AcceptSuggestionResponse)(nil),   // 64: symbolon.v1.AcceptSuggestionResponse
+	(*ScanFinding)(nil),                // 65: symbolon.v1.ScanFinding
+	(*PushScanRequest)(nil),            // 66: symbolon.v1.PushScanRequest
+	(*PushScanResponse)(nil),           // 67: symbolon.v1.PushScanResponse
+	(*Scan)(nil),                       // 68: symbolon.v1.Scan
+	(*ListScansRequest)(nil),           // 69: symbolon.v1.ListScansRequest
+	(*ListScansResponse)(nil),          // 70: symbolon.v1.ListScansResponse
+	(*RemoveScansRequest)(nil),         // 71: symbolon.v1.RemoveScansRequest
+	(*RemoveScansResponse)(nil),        // 72: symbolon.v1.RemoveScansResponse
+	(*ListTrustDomainsRequest)(nil),    // 73: symbolon.v1.ListTrustDomainsRequest
+	(*ListTrustDomainsResponse)(nil),   // 74: symbolon.v1.ListTrustDomainsResponse
+	(*TrustDomainStatus)(nil),          // 75: symbolon.v1.TrustDomainStatus
+	(*RefreshTrustDomainRequest)(nil),  // 76: symbolon.v1.RefreshTrustDomainRequest
+	(*RefreshTrustDomainResponse)(nil), // 77: symbolon.v1.RefreshTrustDomainResponse
+	nil,                                // 78: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                                // 79: symbolon.v1.Host.AttributesEntry
+	nil,                                // 80: symbolon.v1.Workload.AttributesEntry
+	nil,                                // 81: symbolon.v1.ExplainEndpoint.AttributesEntry
+	nil,                                // 82: symbolon.v1.ScanFinding.AttributesEntry
+	(*timestamppb.Timestamp)(nil),      // 83: google.protobuf.Timestamp
+	(*Resource)(nil),                   // 84: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),        // 85: google.protobuf.Duration
+	(Reason)(0),                        // 86: symbolon.v1.Reason
+	(Protection)(0),                    // 87: symbolon.v1.Protection
+	(Verb)(0),                          // 88: symbolon.v1.Verb
+	(Mode)(0),                          // 89: symbolon.v1.Mode
+	(Outcome)(0),                       // 90: symbolon.v1.Outcome
+	(*FlowRecord)(nil),                 // 91: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),                    // 92: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                    // 93: symbolon.v1.EdgeEnd
+	(BundleEndpointProfile)(0),         // 94: symbolon.v1.BundleEndpointProfile
+	(*LabelValues)(nil),                // 95: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	78,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	78,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
-	5,   // 2: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
-	0,   // 3: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
-	8,   // 4: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
-	7,   // 5: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 6: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
-	11,  // 7: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	79,  // 8: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	73,  // 9: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	80,  // 10: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	78,  // 11: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	74,  // 12: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	78,  // 13: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	78,  // 14: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	78,  // 15: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
-	19,  // 16: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	75,  // 17: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	78,  // 18: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	78,  // 19: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
-	24,  // 20: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
-	27,  // 21: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
-	27,  // 22: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	76,  // 23: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	81,  // 24: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	82,  // 25: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
-	29,  // 26: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	83,  // 27: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	84,  // 28: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	82,  // 29: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
-	28,  // 30: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	85,  // 31: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	86,  // 32: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	85,  // 33: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	80,  // 34: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	87,  // 35: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
-	37,  // 36: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	78,  // 37: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
-	5,   // 38: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	80,  // 39: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	82,  // 40: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	81,  // 41: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
-	1,   // 42: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	88,  // 43: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	88,  // 44: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
-	39,  // 45: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
-	39,  // 46: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	78,  // 47: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	78,  // 48: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
-	40,  // 49: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
-	7,   // 50: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 51: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
-	42,  // 52: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
-	1,   // 53: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	78,  // 54: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
-	43,  // 55: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
-	43,  // 56: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
-	7,   // 57: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	79,  // 58: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
-	7,   // 59: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 60: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
-	5,   // 61: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	52,  // 62: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
-	28,  // 63: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
-	5,   // 64: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	2,   // 65: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
-	54,  // 66: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
-	60,  // 67: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	78,  // 68: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	78,  // 69: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	80,  // 70: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	79,  // 71: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	80,  // 72: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
-	5,   // 73: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
-	9,   // 74: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	77,  // 75: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	80,  // 76: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
-	65,  // 77: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	78,  // 78: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
-	65,  // 79: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	78,  // 80: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	78,  // 81: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
-	68,  // 82: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
-	89,  // 83: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	89,  // 84: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	89,  // 85: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	89,  // 86: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 87: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 88: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 89: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 90: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 91: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 92: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 93: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 94: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 95: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 96: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 97: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 98: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 99: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 100: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 101: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 102: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 103: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 104: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 105: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 106: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 107: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 108: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	66,  // 109: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	69,  // 110: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	71,  // 111: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	4,   // 112: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 113: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 114: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 115: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 116: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 117: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 118: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 119: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 120: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 121: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 122: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 123: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 124: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 125: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 126: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 127: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 128: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 129: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 130: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 131: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 132: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 133: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	67,  // 134: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	70,  // 135: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	72,  // 136: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	112, // [112:137] is the sub-list for method output_type
-	87,  // [87:112] is the sub-list for method input_type
-	87,  // [87:87] is the sub-list for extension type_name
-	87,  // [87:87] is the sub-list for extension extendee
-	0,   // [0:87] is the sub-list for field type_name
+	83,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	83,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	75,  // 2: symbolon.v1.GetStatusResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
+	5,   // 3: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
+	0,   // 4: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
+	8,   // 5: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
+	7,   // 6: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 7: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
+	11,  // 8: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
+	84,  // 9: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	78,  // 10: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	85,  // 11: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	83,  // 12: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	79,  // 13: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	83,  // 14: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	83,  // 15: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	83,  // 16: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	19,  // 17: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
+	80,  // 18: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	83,  // 19: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	83,  // 20: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	24,  // 21: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
+	27,  // 22: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
+	27,  // 23: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
+	81,  // 24: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	86,  // 25: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	87,  // 26: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	29,  // 27: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
+	88,  // 28: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	89,  // 29: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	87,  // 30: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	28,  // 31: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
+	90,  // 32: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	91,  // 33: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	90,  // 34: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	85,  // 35: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	92,  // 36: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	37,  // 37: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
+	83,  // 38: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	5,   // 39: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
+	85,  // 40: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	87,  // 41: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	86,  // 42: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	1,   // 43: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
+	93,  // 44: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	93,  // 45: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	39,  // 46: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
+	39,  // 47: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
+	83,  // 48: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	83,  // 49: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	40,  // 50: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
+	7,   // 51: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 52: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
+	42,  // 53: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
+	1,   // 54: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
+	83,  // 55: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	43,  // 56: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
+	43,  // 57: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
+	7,   // 58: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
+	84,  // 59: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	7,   // 60: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 61: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
+	5,   // 62: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	52,  // 63: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
+	28,  // 64: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
+	5,   // 65: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	2,   // 66: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
+	54,  // 67: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
+	60,  // 68: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
+	83,  // 69: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	83,  // 70: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	85,  // 71: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	84,  // 72: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	85,  // 73: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	5,   // 74: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
+	9,   // 75: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
+	82,  // 76: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	85,  // 77: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	65,  // 78: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
+	83,  // 79: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	65,  // 80: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
+	83,  // 81: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	83,  // 82: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	68,  // 83: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
+	75,  // 84: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
+	75,  // 85: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
+	94,  // 86: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	83,  // 87: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	85,  // 88: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	83,  // 89: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	83,  // 90: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	83,  // 91: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	83,  // 92: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	75,  // 93: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
+	95,  // 94: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	95,  // 95: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	95,  // 96: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	95,  // 97: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 98: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 99: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 100: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 101: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 102: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 103: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 104: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 105: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 106: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 107: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 108: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 109: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 110: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 111: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 112: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 113: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 114: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 115: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 116: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 117: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 118: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 119: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	66,  // 120: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	69,  // 121: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	71,  // 122: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	73,  // 123: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	76,  // 124: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	4,   // 125: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 126: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 127: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 128: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 129: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 130: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 131: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 132: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 133: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 134: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 135: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 136: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 137: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 138: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 139: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 140: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 141: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 142: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 143: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 144: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 145: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 146: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	67,  // 147: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	70,  // 148: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	72,  // 149: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	74,  // 150: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	77,  // 151: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	125, // [125:152] is the sub-list for method output_type
+	98,  // [98:125] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -5532,7 +5932,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   75,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

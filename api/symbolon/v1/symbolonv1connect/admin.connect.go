@@ -95,6 +95,12 @@ const (
 	// AdminServiceRemoveScansProcedure is the fully-qualified name of the AdminService's RemoveScans
 	// RPC.
 	AdminServiceRemoveScansProcedure = "/symbolon.v1.AdminService/RemoveScans"
+	// AdminServiceListTrustDomainsProcedure is the fully-qualified name of the AdminService's
+	// ListTrustDomains RPC.
+	AdminServiceListTrustDomainsProcedure = "/symbolon.v1.AdminService/ListTrustDomains"
+	// AdminServiceRefreshTrustDomainProcedure is the fully-qualified name of the AdminService's
+	// RefreshTrustDomain RPC.
+	AdminServiceRefreshTrustDomainProcedure = "/symbolon.v1.AdminService/RefreshTrustDomain"
 )
 
 // AdminServiceClient is a client for the symbolon.v1.AdminService service.
@@ -142,6 +148,12 @@ type AdminServiceClient interface {
 	PushScan(context.Context, *connect.Request[v1.PushScanRequest]) (*connect.Response[v1.PushScanResponse], error)
 	ListScans(context.Context, *connect.Request[v1.ListScansRequest]) (*connect.Response[v1.ListScansResponse], error)
 	RemoveScans(context.Context, *connect.Request[v1.RemoveScansRequest]) (*connect.Response[v1.RemoveScansResponse], error)
+	// ListTrustDomains tells whose workloads are believed besides one's own, by what, and
+	// how old that is.
+	ListTrustDomains(context.Context, *connect.Request[v1.ListTrustDomainsRequest]) (*connect.Response[v1.ListTrustDomainsResponse], error)
+	// RefreshTrustDomain asks its endpoint now, and answers when that is done.
+	// Errors: not_found, failed_precondition (it has no endpoint, or the fetch has failed).
+	RefreshTrustDomain(context.Context, *connect.Request[v1.RefreshTrustDomainRequest]) (*connect.Response[v1.RefreshTrustDomainResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the symbolon.v1.AdminService service. By default,
@@ -305,36 +317,50 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("RemoveScans")),
 			connect.WithClientOptions(opts...),
 		),
+		listTrustDomains: connect.NewClient[v1.ListTrustDomainsRequest, v1.ListTrustDomainsResponse](
+			httpClient,
+			baseURL+AdminServiceListTrustDomainsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListTrustDomains")),
+			connect.WithClientOptions(opts...),
+		),
+		refreshTrustDomain: connect.NewClient[v1.RefreshTrustDomainRequest, v1.RefreshTrustDomainResponse](
+			httpClient,
+			baseURL+AdminServiceRefreshTrustDomainProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RefreshTrustDomain")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // adminServiceClient implements AdminServiceClient.
 type adminServiceClient struct {
-	getStatus        *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
-	apply            *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	delete           *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
-	listResources    *connect.Client[v1.ListResourcesRequest, v1.ListResourcesResponse]
-	createJoinToken  *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
-	listHosts        *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
-	removeHost       *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
-	listWorkloads    *connect.Client[v1.ListWorkloadsRequest, v1.ListWorkloadsResponse]
-	explain          *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
-	listGenerations  *connect.Client[v1.ListGenerationsRequest, v1.ListGenerationsResponse]
-	getGeneration    *connect.Client[v1.GetGenerationRequest, v1.GetGenerationResponse]
-	rollback         *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
-	testPolicy       *connect.Client[v1.TestPolicyRequest, v1.TestPolicyResponse]
-	lintPolicy       *connect.Client[v1.LintPolicyRequest, v1.LintPolicyResponse]
-	watchFlows       *connect.Client[v1.WatchFlowsRequest, v1.WatchFlowsResponse]
-	listEdges        *connect.Client[v1.ListEdgesRequest, v1.ListEdgesResponse]
-	listPolicyHits   *connect.Client[v1.ListPolicyHitsRequest, v1.ListPolicyHitsResponse]
-	simulate         *connect.Client[v1.SimulateRequest, v1.SimulateResponse]
-	startLearn       *connect.Client[v1.StartLearnRequest, v1.StartLearnResponse]
-	listLearning     *connect.Client[v1.ListLearningRequest, v1.ListLearningResponse]
-	suggestPolicies  *connect.Client[v1.SuggestPoliciesRequest, v1.SuggestPoliciesResponse]
-	acceptSuggestion *connect.Client[v1.AcceptSuggestionRequest, v1.AcceptSuggestionResponse]
-	pushScan         *connect.Client[v1.PushScanRequest, v1.PushScanResponse]
-	listScans        *connect.Client[v1.ListScansRequest, v1.ListScansResponse]
-	removeScans      *connect.Client[v1.RemoveScansRequest, v1.RemoveScansResponse]
+	getStatus          *connect.Client[v1.GetStatusRequest, v1.GetStatusResponse]
+	apply              *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	delete             *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	listResources      *connect.Client[v1.ListResourcesRequest, v1.ListResourcesResponse]
+	createJoinToken    *connect.Client[v1.CreateJoinTokenRequest, v1.CreateJoinTokenResponse]
+	listHosts          *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
+	removeHost         *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
+	listWorkloads      *connect.Client[v1.ListWorkloadsRequest, v1.ListWorkloadsResponse]
+	explain            *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
+	listGenerations    *connect.Client[v1.ListGenerationsRequest, v1.ListGenerationsResponse]
+	getGeneration      *connect.Client[v1.GetGenerationRequest, v1.GetGenerationResponse]
+	rollback           *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
+	testPolicy         *connect.Client[v1.TestPolicyRequest, v1.TestPolicyResponse]
+	lintPolicy         *connect.Client[v1.LintPolicyRequest, v1.LintPolicyResponse]
+	watchFlows         *connect.Client[v1.WatchFlowsRequest, v1.WatchFlowsResponse]
+	listEdges          *connect.Client[v1.ListEdgesRequest, v1.ListEdgesResponse]
+	listPolicyHits     *connect.Client[v1.ListPolicyHitsRequest, v1.ListPolicyHitsResponse]
+	simulate           *connect.Client[v1.SimulateRequest, v1.SimulateResponse]
+	startLearn         *connect.Client[v1.StartLearnRequest, v1.StartLearnResponse]
+	listLearning       *connect.Client[v1.ListLearningRequest, v1.ListLearningResponse]
+	suggestPolicies    *connect.Client[v1.SuggestPoliciesRequest, v1.SuggestPoliciesResponse]
+	acceptSuggestion   *connect.Client[v1.AcceptSuggestionRequest, v1.AcceptSuggestionResponse]
+	pushScan           *connect.Client[v1.PushScanRequest, v1.PushScanResponse]
+	listScans          *connect.Client[v1.ListScansRequest, v1.ListScansResponse]
+	removeScans        *connect.Client[v1.RemoveScansRequest, v1.RemoveScansResponse]
+	listTrustDomains   *connect.Client[v1.ListTrustDomainsRequest, v1.ListTrustDomainsResponse]
+	refreshTrustDomain *connect.Client[v1.RefreshTrustDomainRequest, v1.RefreshTrustDomainResponse]
 }
 
 // GetStatus calls symbolon.v1.AdminService.GetStatus.
@@ -462,6 +488,16 @@ func (c *adminServiceClient) RemoveScans(ctx context.Context, req *connect.Reque
 	return c.removeScans.CallUnary(ctx, req)
 }
 
+// ListTrustDomains calls symbolon.v1.AdminService.ListTrustDomains.
+func (c *adminServiceClient) ListTrustDomains(ctx context.Context, req *connect.Request[v1.ListTrustDomainsRequest]) (*connect.Response[v1.ListTrustDomainsResponse], error) {
+	return c.listTrustDomains.CallUnary(ctx, req)
+}
+
+// RefreshTrustDomain calls symbolon.v1.AdminService.RefreshTrustDomain.
+func (c *adminServiceClient) RefreshTrustDomain(ctx context.Context, req *connect.Request[v1.RefreshTrustDomainRequest]) (*connect.Response[v1.RefreshTrustDomainResponse], error) {
+	return c.refreshTrustDomain.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the symbolon.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -507,6 +543,12 @@ type AdminServiceHandler interface {
 	PushScan(context.Context, *connect.Request[v1.PushScanRequest]) (*connect.Response[v1.PushScanResponse], error)
 	ListScans(context.Context, *connect.Request[v1.ListScansRequest]) (*connect.Response[v1.ListScansResponse], error)
 	RemoveScans(context.Context, *connect.Request[v1.RemoveScansRequest]) (*connect.Response[v1.RemoveScansResponse], error)
+	// ListTrustDomains tells whose workloads are believed besides one's own, by what, and
+	// how old that is.
+	ListTrustDomains(context.Context, *connect.Request[v1.ListTrustDomainsRequest]) (*connect.Response[v1.ListTrustDomainsResponse], error)
+	// RefreshTrustDomain asks its endpoint now, and answers when that is done.
+	// Errors: not_found, failed_precondition (it has no endpoint, or the fetch has failed).
+	RefreshTrustDomain(context.Context, *connect.Request[v1.RefreshTrustDomainRequest]) (*connect.Response[v1.RefreshTrustDomainResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -666,6 +708,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("RemoveScans")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceListTrustDomainsHandler := connect.NewUnaryHandler(
+		AdminServiceListTrustDomainsProcedure,
+		svc.ListTrustDomains,
+		connect.WithSchema(adminServiceMethods.ByName("ListTrustDomains")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRefreshTrustDomainHandler := connect.NewUnaryHandler(
+		AdminServiceRefreshTrustDomainProcedure,
+		svc.RefreshTrustDomain,
+		connect.WithSchema(adminServiceMethods.ByName("RefreshTrustDomain")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/symbolon.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -718,6 +772,10 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListScansHandler.ServeHTTP(w, r)
 		case AdminServiceRemoveScansProcedure:
 			adminServiceRemoveScansHandler.ServeHTTP(w, r)
+		case AdminServiceListTrustDomainsProcedure:
+			adminServiceListTrustDomainsHandler.ServeHTTP(w, r)
+		case AdminServiceRefreshTrustDomainProcedure:
+			adminServiceRefreshTrustDomainHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -825,4 +883,12 @@ func (UnimplementedAdminServiceHandler) ListScans(context.Context, *connect.Requ
 
 func (UnimplementedAdminServiceHandler) RemoveScans(context.Context, *connect.Request[v1.RemoveScansRequest]) (*connect.Response[v1.RemoveScansResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.RemoveScans is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListTrustDomains(context.Context, *connect.Request[v1.ListTrustDomainsRequest]) (*connect.Response[v1.ListTrustDomainsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.ListTrustDomains is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RefreshTrustDomain(context.Context, *connect.Request[v1.RefreshTrustDomainRequest]) (*connect.Response[v1.RefreshTrustDomainResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.RefreshTrustDomain is not implemented"))
 }
