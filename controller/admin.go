@@ -39,6 +39,9 @@ func (s adminService) GetStatus(ctx context.Context, _ *connect.Request[symbolon
 		Namespaces:     uint32(len(snapshot.List(policydb.KindNamespace, ""))),
 		FlowsLost:      s.flows.lostCount(),
 		TrustDomains:   s.trustDomainsInBrief(),
+
+		Revocations:             uint32(s.revocations.current().Len()),
+		HostsWithoutRevocations: uint32(len(s.hub.withoutRevocations(s.revocations.current().Number()))),
 	}), nil
 }
 
@@ -90,9 +93,16 @@ func (s adminService) ListHosts(ctx context.Context, _ *connect.Request[symbolon
 	return connect.NewResponse(res), nil
 }
 
-// RemoveHost ends a host: its session is cut, and nothing more is issued to it.
+// RemoveHost ends a host: its session is cut, nothing more is issued to it, and what was
+// is revoked.
 func (s adminService) RemoveHost(ctx context.Context, req *connect.Request[symbolonv1.RemoveHostRequest]) (*connect.Response[symbolonv1.RemoveHostResponse], error) {
 	id := req.Msg.GetId()
+	if _, _, err := s.hosts.get(ctx, id); err == nil {
+		// First: what fails in between leaves it refused, not let in.
+		if err := s.revokeRemoved(ctx, id, actorOf(req.Peer())); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.hosts.remove(ctx, id); errors.Is(err, store.ErrNotFound) {
 		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no host %q", id))
 	} else if err != nil {
@@ -108,7 +118,7 @@ func (s adminService) ListWorkloads(_ context.Context, req *connect.Request[symb
 	for _, w := range s.inventory.list(req.Msg.GetNamespace()) {
 		res.Workloads = append(res.Workloads, &symbolonv1.Workload{
 			SpiffeId: w.SPIFFEID, Namespace: w.Namespace, Name: w.Name, Attributes: w.Claims.Proto(), HostId: w.HostID,
-			Issued: timestamppb.New(w.Issued), NotAfter: timestamppb.New(w.NotAfter),
+			Issued: timestamppb.New(w.Issued), NotAfter: timestamppb.New(w.NotAfter), Serial: w.Serial,
 		})
 	}
 	return connect.NewResponse(res), nil

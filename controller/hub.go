@@ -93,8 +93,8 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 // message is the Generation for one host, with the peers it should know. The shared part goes in as it was
 // encoded, as fields that this message does not know: protobuf writes them out
 // unchanged, and the receiver reads one whole message.
-func (v *visibleSet) message(host *hostRecord, peers *peerSet) *symbolonv1.SessionResponse {
-	g := &symbolonv1.Generation{HostAttributes: host.attributes().Proto()}
+func (v *visibleSet) message(host *hostRecord, peers *peerSet, revoked *symbolonv1.Revocations) *symbolonv1.SessionResponse {
+	g := &symbolonv1.Generation{HostAttributes: host.attributes().Proto(), Revocations: revoked}
 	if v.needsPeers {
 		g.Peers = peers.addresses
 	}
@@ -111,6 +111,8 @@ type presence struct {
 	refusal   string
 	version   string
 	addresses []string
+	// revocations is the number that the host has acknowledged.
+	revocations uint64
 }
 
 // attachment is one session's place in the hub.
@@ -247,6 +249,29 @@ func (h *hub) acknowledged(hostID string, generation uint64, refusal string) {
 	if refusal == "" {
 		p.acked = generation
 	}
+}
+
+// heardOfRevocations notes what a host has in force.
+func (h *hub) heardOfRevocations(hostID string, number uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.hosts[hostID]; p != nil {
+		p.lastSeen, p.revocations = h.now(), number
+	}
+}
+
+// withoutRevocations are the connected hosts that have not acknowledged a number.
+func (h *hub) withoutRevocations(number uint64) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for id := range h.sessions {
+		if p := h.hosts[id]; p == nil || p.revocations != number {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // remove cuts a host's session and forgets it.

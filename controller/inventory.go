@@ -255,6 +255,18 @@ func (i *inventory) find(spiffeID string) (workloadRecord, bool) {
 	return newest, found
 }
 
+// bySerial returns the record whose last SVID has a serial number.
+func (i *inventory) bySerial(serial string) (workloadRecord, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, e := range i.records {
+		if r := e.Value.(*workloadRecord); r.Serial == serial {
+			return *r, true
+		}
+	}
+	return workloadRecord{}, false
+}
+
 // within tells whether a namespace is another or below it; "" is above all.
 func within(namespace, ancestor string) bool {
 	ancestor = strings.TrimSuffix(ancestor, "/")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/zap"
 
 	"github.com/symbolon/symbolon/controller/store"
@@ -84,6 +85,9 @@ func (s *Server) hostGate(ctx context.Context, _ connect.Spec, _ connect.Peer, _
 	if !ok || strings.Contains(id, "/") {
 		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is not a host", cert.URIs[0]))
 	}
+	if err := s.refuseRevokedPeer(ctx); err != nil {
+		return nil, err
+	}
 	h, _, err := s.hosts.get(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, errRemoved(id)
@@ -92,6 +96,21 @@ func (s *Server) hostGate(ctx context.Context, _ connect.Spec, _ connect.Peer, _
 		return nil, s.internal("read host", err)
 	}
 	return context.WithValue(ctx, hostKey{}, h), nil
+}
+
+// refuseRevokedPeer ends what runs under a certificate that was revoked. A host that was
+// revoked with all that it has keeps its session: so it hears of it, and of the end of
+// it; nothing is issued to it.
+func (s *Server) refuseRevokedPeer(ctx context.Context) error {
+	cert := callOf(ctx).peer
+	id, err := spiffeid.FromURI(cert.URIs[0])
+	if err == nil {
+		err = s.revocations.current().CheckCertificate(identity.SerialOf(cert), &identity.Principal{ID: id})
+	}
+	if err != nil {
+		return connect.NewError(connect.CodeUnauthenticated, err)
+	}
+	return nil
 }
 
 func errRemoved(id string) error {

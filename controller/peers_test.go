@@ -77,6 +77,7 @@ func TestHostsInLearnAreToldWhoHasAProxy(t *testing.T) {
 	if _, err := w.admin().RemoveHost(t.Context(), connect.NewRequest(&symbolonv1.RemoveHostRequest{Id: dev.HostID})); err != nil {
 		t.Fatal(err)
 	}
+	s.revocations() // at once; the addresses a little later
 	s.peers("10.0.0.1")
 
 	// An External by name must not be one of them; and without that and learn there is no list.

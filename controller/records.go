@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/proto"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -28,6 +29,8 @@ import (
 //	bundle-sequence                bundleSequence, JSON: of our own bundle
 //	hits<policy>                   policyHits, JSON
 //	scan/<subject>|<scanner>       scanRecord, JSON
+//	revocations                    revocationState, JSON
+//	revocation/<id>                revocationRecord, JSON
 const (
 	keyState       = "state"
 	resourcePrefix = "resource/"
@@ -42,6 +45,8 @@ const (
 
 	trustBundlePrefix = "trust-bundle/"
 	keyBundleSequence = "bundle-sequence"
+	keyRevocations    = "revocations"
+	revocationPrefix  = "revocation/"
 )
 
 // hostIDLabel is the host.* attribute that every host has.
@@ -102,6 +107,22 @@ type workloadRecord struct {
 	// Subjects are what scanners may speak of in it: each executable and image that it
 	// ran with an SVID that may still be valid, and when the last such was issued.
 	Subjects map[string]time.Time `json:"subjects,omitempty"`
+	Serial   string               `json:"serial,omitempty"` // hexadecimal
+}
+
+// principal is who the SVID speaks for.
+func (w *workloadRecord) principal() (*identity.Principal, error) {
+	id, err := spiffeid.FromString(w.SPIFFEID)
+	if err != nil {
+		return nil, err
+	}
+	p, err := identity.NewPrincipal(id, w.Claims)
+	return &p, err
+}
+
+func (w *workloadRecord) serial() identity.Serial {
+	s, _ := identity.ParseSerial(w.Serial) // as it was written, or not at all
+	return s
 }
 
 // path is the SPIFFE ID's.

@@ -57,20 +57,21 @@ type Server struct {
 	log     *zap.Logger
 	started time.Time
 
-	store      store.Store
-	ca         *ca.CA
-	policies   *policies
-	hosts      *hosts
-	inventory  *inventory
-	hub        *hub
-	peers      *peers
-	edges      *edgeBook
-	flows      *flowRing
-	scans      *scanBook
-	enrolLimit *limiter
-	issueLimit *hostLimits
-	renewLimit *hostLimits
-	adminToken [sha256.Size]byte
+	store       store.Store
+	ca          *ca.CA
+	policies    *policies
+	hosts       *hosts
+	inventory   *inventory
+	hub         *hub
+	peers       *peers
+	revocations *revocations
+	edges       *edgeBook
+	flows       *flowRing
+	scans       *scanBook
+	enrolLimit  *limiter
+	issueLimit  *hostLimits
+	renewLimit  *hostLimits
+	adminToken  [sha256.Size]byte
 	// claimsToken is for composers.
 	claimsToken [sha256.Size]byte
 	ownBundle   *ownBundle
@@ -136,6 +137,9 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.inventory, err = openInventory(ctx, s.store, opts.Now); err != nil {
+		return nil, err
+	}
+	if s.revocations, err = openRevocations(ctx, s.store, opts.Now); err != nil {
 		return nil, err
 	}
 	if s.edges, err = openEdges(ctx, s.store, cfg.Edges, cfg.trustDomain(), opts.Now); err != nil {
@@ -296,7 +300,8 @@ func (s *Server) janitor(ctx context.Context) {
 	for {
 		s.inventory.prune(nil)
 		s.edges.prune(s.policies.hasPolicy)
-		if err := errors.Join(s.sweepTokens(ctx), s.scans.sweep(ctx), s.ca.Renew(ctx)); err != nil && ctx.Err() == nil {
+		_, pruned := s.revocations.prune(ctx)
+		if err := errors.Join(s.sweepTokens(ctx), s.scans.sweep(ctx), s.ca.Renew(ctx), pruned); err != nil && ctx.Err() == nil {
 			s.log.Error("housekeeping", zap.Error(err))
 		}
 		select {

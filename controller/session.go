@@ -50,6 +50,8 @@ type session struct {
 	// needsPeers: the host is told the peers' addresses; peers are those that it has.
 	needsPeers bool
 	peers      *peerSet
+	// revoked is the number of the revocations sent; 0 before the first.
+	revoked uint64
 }
 
 // Session distributes until the host leaves, is removed or its certificate ends.
@@ -160,8 +162,16 @@ func (e *session) run(ctx context.Context, a *attachment, has uint64) error {
 		if err != nil {
 			return err
 		}
+		revocationsChanged, err := e.sendRevocations(ctx)
+		if err != nil {
+			return err
+		}
+		if err := e.refuseRevokedPeer(ctx); err != nil {
+			return err
+		}
 		select {
 		case <-changed:
+		case <-revocationsChanged:
 		case <-peersChanged:
 		case m := <-e.inbox:
 			if err := e.acknowledge(m); err != nil {
@@ -205,7 +215,12 @@ func (e *session) send(ctx context.Context, d *distribution, has uint64) error {
 		return e.internal("session", err)
 	}
 	peers, _ := e.Server.peers.now()
-	if err := e.stream.Send(set.message(e.host, peers)); err != nil {
+	var revoked *symbolonv1.Revocations
+	if e.revoked == 0 {
+		revoked, _ = e.revocations.since(0)
+		e.revoked = revoked.GetNumber()
+	}
+	if err := e.stream.Send(set.message(e.host, peers, revoked)); err != nil {
 		return err
 	}
 	if e.reissue(d, set, has) {
@@ -273,6 +288,22 @@ func (e *session) timed(ctx context.Context, m *symbolonv1.SessionResponse) erro
 	return nil
 }
 
+// sendRevocations tells a host what is revoked beyond what it was told, at once: it does
+// not wait for a generation to be acknowledged. The channel closes when it should be
+// called again.
+func (e *session) sendRevocations(ctx context.Context) (<-chan struct{}, error) {
+	revoked, changed := e.revocations.since(e.revoked)
+	if revoked == nil {
+		return changed, nil
+	}
+	err := e.timed(ctx, &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Revocations{Revocations: revoked}})
+	if err != nil {
+		return nil, err
+	}
+	e.revoked = revoked.GetNumber()
+	return changed, nil
+}
+
 // reissue compares with what this session sent before. At its start, all that is
 // known is the generation that the host comes with; a host that comes with none
 // has no SVIDs either.
@@ -285,6 +316,14 @@ func (e *session) reissue(d *distribution, set *visibleSet, has uint64) bool {
 }
 
 func (e *session) acknowledge(m *symbolonv1.SessionRequest) error {
+	if r := m.GetRevoked(); r != nil {
+		e.hub.heardOfRevocations(e.host.ID, r.GetNumber())
+		if r.GetError() != "" {
+			e.log.Error("a host does not understand all that is revoked", zap.String("host", e.host.ID),
+				zap.Uint64("revocations", r.GetNumber()), zap.String("error", cleanText(r.GetError(), maxRefusal)))
+		}
+		return nil
+	}
 	ack := m.GetAck()
 	if ack == nil || !e.outstanding || ack.GetGeneration() != e.sent.generation() {
 		return connect.NewError(connect.CodeInvalidArgument, errors.New("an ack for the outstanding generation was expected"))

@@ -45,7 +45,15 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 	if err != nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("workload %q in %s: %w", a.Workload, a.Namespace, err))
 	}
-	issued, err := s.ca.IssueWorkload(pub, id, a.Claims)
+	who, err := identity.NewPrincipal(id, a.Claims)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
+	}
+	if err := s.refuseRevoked(host.ID, &who); err != nil {
+		s.log.Warn("SVID refused", zap.String("host", host.ID), zap.Error(err))
+		return nil, err
+	}
+	issued, err := s.ca.IssueWorkload(pub, id, a.Claims, host.ID)
 	switch {
 	case errors.Is(err, ca.ErrClaims):
 		return nil, connect.NewError(connect.CodeFailedPrecondition,
@@ -58,6 +66,7 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 	s.inventory.record(workloadRecord{
 		SPIFFEID: id.String(), Namespace: a.Namespace, Name: a.Workload, Claims: a.Claims,
 		HostID: host.ID, Issued: now, NotAfter: issued.Leaf.NotAfter, Subjects: issuedAt(subjects, now),
+		Serial: identity.SerialOf(issued.Leaf).String(),
 	})
 	// Who pushed meanwhile did not find this host in the inventory.
 	if !slices.Equal(scanned, s.scans.of(subjects...)) {
@@ -86,6 +95,9 @@ func (s proxyService) RenewHost(ctx context.Context, req *connect.Request[symbol
 	pub, err := ca.PublicKey(req.Msg.GetCsr())
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	if err := s.refuseRevoked(host.ID, nil); err != nil {
+		return nil, err
 	}
 	issued, err := s.ca.IssueHost(pub, host.ID)
 	if err != nil {

@@ -57,6 +57,7 @@ type ControllerSource struct {
 type sourceState struct {
 	bundles  *x509bundle.Set // never changed in place; nil: not known yet
 	reissues uint64
+	retries  uint64
 	changed  chan struct{} // closed when this state is no more the last
 }
 
@@ -93,7 +94,7 @@ func (s *ControllerSource) SetBundle(td spiffeid.TrustDomain, roots []*x509.Cert
 		}
 		next.Add(b)
 	}
-	s.replace(sourceState{bundles: next, reissues: s.state.reissues})
+	s.replace(sourceState{bundles: next, reissues: s.state.reissues, retries: s.state.retries})
 }
 
 // Reissue asks for all SVIDs anew, at once: names, labels or claims may have
@@ -101,7 +102,15 @@ func (s *ControllerSource) SetBundle(td spiffeid.TrustDomain, roots []*x509.Cert
 func (s *ControllerSource) Reissue() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.replace(sourceState{bundles: s.state.bundles, reissues: s.state.reissues + 1})
+	s.replace(sourceState{bundles: s.state.bundles, reissues: s.state.reissues + 1, retries: s.state.retries})
+}
+
+// Retry asks once more, at once, for the SVIDs that could not be had: what was in the
+// way may be gone.
+func (s *ControllerSource) Retry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.replace(sourceState{bundles: s.state.bundles, reissues: s.state.reissues, retries: s.state.retries + 1})
 }
 
 func (s *ControllerSource) replace(next sourceState) {
@@ -214,7 +223,7 @@ func (w *controllerWatch) wait(ctx context.Context, state sourceState, pause tim
 				return state
 			}
 		}
-		if state.reissues != was.reissues {
+		if state.reissues != was.reissues || state.retries != was.retries && w.failures > 0 {
 			w.failures = 0
 			return state
 		}

@@ -183,6 +183,9 @@ func newSVID(p Principal, chain []*x509.Certificate, key crypto.Signer) *SVID {
 // NotAfter is the end of the leaf's validity.
 func (s *SVID) NotAfter() time.Time { return s.Chain[0].NotAfter }
 
+// Serial is the leaf's serial number.
+func (s *SVID) Serial() Serial { return SerialOf(s.Chain[0]) }
+
 // Credential is what a workload brings to a handshake: its SVID, and the bundles
 // by which it judges others. Immutable; a newer one replaces it.
 type Credential struct {

@@ -67,9 +67,6 @@ func (c *VerifiedCache) Verify(chain []*x509.Certificate, bundles x509bundle.Sou
 // Len is how many chains are remembered.
 func (c *VerifiedCache) Len() int { return c.seen.Len() }
 
-// Purge forgets everything; for revocation.
-func (c *VerifiedCache) Purge() { c.seen.Purge() }
-
 func verifiedKey(lists ...[]*x509.Certificate) [sha256.Size]byte {
 	h := sha256.New()
 	var n [4]byte

@@ -34,6 +34,9 @@ type Peer struct {
 	Host bool
 }
 
+// Serial is the leaf's serial number.
+func (p *Peer) Serial() identity.Serial { return identity.SerialOf(p.Leaf) }
+
 // Info is what was negotiated, for the record.
 type Info struct {
 	Version, CipherSuite, KeyExchange string

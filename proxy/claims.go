@@ -39,6 +39,9 @@ func endpointOf(p *identity.Principal) policydb.Endpoint {
 
 // admitPeer is asked on every handshake, on resumed ones too.
 func (p *Proxy) admitPeer(local *identity.Credential, _ *x509.Certificate, peer *mtls.Peer) error {
+	if err := p.refuseRevokedPeer(local, peer); err != nil {
+		return err
+	}
 	if c := p.policy.Load(); c != nil {
 		return p.checkClaims(c, local.SVID.ID.TrustDomain(), &peer.Principal)
 	}

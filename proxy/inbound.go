@@ -249,6 +249,9 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	}
 	if err == nil {
 		x.identified(x.rec.GetSource(), me.sees(c, peer))
+		err = x.p.refuseRevoked(t.Peer().Serial(), me.sees(c, peer)) // the handshake may have been long ago
+	}
+	if err == nil {
 		err = checkClaims(c)
 	}
 	if err != nil {
@@ -291,6 +294,8 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		},
 		expires:  in.endpoint.Credential().SVID.NotAfter,
 		notAfter: t.Peer().NotAfter,
+		leaf:     t.Peer().Leaf,
+		peer:     peer,
 	}, me)
 }
 

@@ -1,11 +1,13 @@
 package proxy
 
 import (
+	"crypto/x509"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/policydb"
 )
 
@@ -25,6 +27,9 @@ type live struct {
 	expires func() time.Time
 	// notAfter is when the peer's certificate ends; zero: there is none.
 	notAfter time.Time
+	// leaf is that certificate, peer whose it is; nil: there is none.
+	leaf *x509.Certificate
+	peer *identity.Principal
 	// cut ends both directions at once.
 	cut func()
 
@@ -69,6 +74,7 @@ type table struct {
 	expiring  queue[*live]  // by the peer's certificate
 	uncertain queue[*group] // by when to judge again
 	policy    *policydb.Compiled
+	revoked   atomic.Pointer[identity.Revocations]
 	closed    symbolonv1.Reason // why no connection lives any more; 0: they may
 	judged    atomic.Uint64     // decisions made on live connections
 }
@@ -94,6 +100,10 @@ func (t *table) add(l *live, now time.Time) {
 	}
 	if past(l.notAfter, now) {
 		l.end(symbolonv1.Reason_REASON_SVID_EXPIRED)
+		return
+	}
+	if l.isRevoked(t.revoked.Load(), c) {
+		l.end(symbolonv1.Reason_REASON_REVOKED)
 		return
 	}
 	// The others of the group are left to whoever made the change.
@@ -233,6 +243,9 @@ func (t *table) ask(l *live, c *policydb.Compiled, now time.Time) (why symbolonv
 	}
 	if l.question.disbelieved() {
 		return symbolonv1.Reason_REASON_WRONG_TRUST_DOMAIN, due
+	}
+	if l.groupRevoked(t.revoked.Load(), c) {
+		return symbolonv1.Reason_REASON_REVOKED, due
 	}
 	if c == nil {
 		return 0, due

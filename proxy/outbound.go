@@ -144,6 +144,10 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 			if t == nil {
 				break
 			}
+			if x.p.refuseRevoked(t.Peer().Serial(), &t.Peer().Principal) != nil {
+				_ = t.Close() // a handshake shows whether the peer has another certificate
+				continue
+			}
 			if done, err := out.again(ctx, t, way); done {
 				return err
 			}
@@ -210,6 +214,9 @@ func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error
 	o.policy = o.p.policy.Load() // dialling may have taken its time
 	o.identified(o.rec.GetSource(), o.me.known(o.policy))
 	o.identified(o.rec.GetDestination(), o.me.sees(o.policy, o.peer))
+	if err := o.p.refuseRevoked(peer.Serial(), o.me.sees(o.policy, o.peer)); err != nil {
+		return nil, err
+	}
 	if err := o.checkClaims(o.policy); err != nil {
 		return nil, err
 	}
@@ -263,6 +270,8 @@ func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 		},
 		expires:  o.endpoint.Credential().SVID.NotAfter,
 		notAfter: t.Peer().NotAfter,
+		leaf:     t.Peer().Leaf,
+		peer:     o.peer,
 	}, o.me)
 }
 

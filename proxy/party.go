@@ -242,7 +242,7 @@ func (p *Proxy) cgroupPath(id uint64) (string, error) {
 }
 
 // identify finds the workload behind a listening socket and its credential.
-// Errors carry UNKNOWN_WORKLOAD or NO_IDENTITY.
+// Errors carry UNKNOWN_WORKLOAD, NO_IDENTITY or REVOKED.
 func (p *Proxy) identify(ctx context.Context, owner redirect.SocketOwner) (*party, error) {
 	s, err := p.socket(owner)
 	if err != nil {
@@ -265,6 +265,9 @@ func (p *Proxy) identifySocket(ctx context.Context, s identity.Socket) (*party, 
 	// Whoever withdraws it from now on finds the party; before, it shows here.
 	if _, err := p.credentials.Get(ctx, w); err != nil {
 		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))
+	}
+	if err := p.refuseRevoked(cred.SVID.Serial(), me.known(p.policy.Load())); err != nil {
+		return nil, err
 	}
 	return me, nil
 }

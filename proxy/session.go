@@ -14,6 +14,7 @@ import (
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
+	"github.com/symbolon/symbolon/identity"
 )
 
 const (
@@ -35,6 +36,9 @@ type Session struct {
 	Apply func(*symbolonv1.Generation) error
 	// Peers puts other addresses in the place of Generation.peers.
 	Peers func([][]byte)
+	// Revoked puts a change of what is revoked in force, and says what of it was not
+	// understood.
+	Revoked func(*symbolonv1.Revocations) error
 	// Reissue asks for new SVIDs, since profiles have changed.
 	Reissue func()
 	Log     *zap.Logger
@@ -44,6 +48,8 @@ type Session struct {
 
 // Connected tells whether the controller is there now.
 func (s *Session) Connected() bool { return s.connected.Load() }
+
+type sessionStream = *connect.BidiStreamForClient[symbolonv1.SessionRequest, symbolonv1.SessionResponse]
 
 // ErrRemoved: the controller does not know this host any more.
 var ErrRemoved = errors.New("the controller refuses this host: it was removed, and must enrol again with a new join token")
@@ -105,7 +111,17 @@ func (s *Session) once(ctx context.Context) error {
 			s.Log.Info("session with the controller")
 		}
 		switch m := m.GetMessage().(type) {
+		case *symbolonv1.SessionResponse_Revocations:
+			if err := s.revoke(stream, m.Revocations); err != nil {
+				return err
+			}
 		case *symbolonv1.SessionResponse_Generation:
+			// First, and whatever becomes of the rest.
+			if r := m.Generation.GetRevocations(); r != nil {
+				if err := s.revoke(stream, r); err != nil {
+					return err
+				}
+			}
 			ack := &symbolonv1.Ack{Generation: m.Generation.GetNumber()}
 			if err := s.Apply(m.Generation); err != nil {
 				s.Log.Error("generation refused; the last good one stays in force", zap.Uint64("generation", m.Generation.GetNumber()), zap.Error(err))
@@ -120,4 +136,19 @@ func (s *Session) once(ctx context.Context) error {
 			s.Reissue()
 		}
 	}
+}
+
+// revoke puts a change of what is revoked in force, and acknowledges it.
+func (s *Session) revoke(stream sessionStream, r *symbolonv1.Revocations) error {
+	ack := &symbolonv1.RevocationsAck{Number: r.GetNumber()}
+	if err := s.Revoked(r); errors.Is(err, identity.ErrRevocationsMissed) {
+		return err // a new session begins with the whole
+	} else if err != nil {
+		s.Log.Error("not all of what is revoked is understood", zap.Uint64("revocations", r.GetNumber()), zap.Error(err))
+		ack.Error = err.Error()
+	}
+	if err := stream.Send(&symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Revoked{Revoked: ack}}); err != nil {
+		return fmt.Errorf("ack: %w", err)
+	}
+	return nil
 }

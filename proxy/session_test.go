@@ -63,6 +63,7 @@ func newSession(t *testing.T, serve func(context.Context, *stream) error) (*Sess
 		Apply:   func(*symbolonv1.Generation) error { return nil },
 		Reissue: func() {},
 		Peers:   func([][]byte) {},
+		Revoked: func(*symbolonv1.Revocations) error { return nil },
 		Log:     zap.NewNop(),
 	}, c
 }

@@ -177,7 +177,8 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 			d.tellPredecessor(handover.Policy, g)
 			return nil
 		},
-		Peers: d.setPeers,
+		Peers:   d.setPeers,
+		Revoked: d.revokedByController,
 		Reissue: func() {
 			d.source.Reissue()
 			d.tellPredecessor(handover.Reissue, nil)
@@ -306,6 +307,7 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 		d.source.SetBundle(own, roots)
 	}
 	d.federate(foreign)
+	g.Revocations = d.proxy.Revocations().Proto() // it may say nothing of them
 	d.generation.Store(g)
 	d.keeper.save() // before the controller hears of it
 	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
@@ -317,10 +319,9 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 func (d *daemonParts) setPeers(addresses [][]byte) {
 	d.proxy.SetPeers(addresses)
 	if was := d.generation.Load(); was != nil {
-		d.generation.Store(&symbolonv1.Generation{
-			Number: was.GetNumber(), HostNamespace: was.GetHostNamespace(), Resources: was.GetResources(),
-			Bundle: was.GetBundle(), HostAttributes: was.GetHostAttributes(), Peers: addresses, Bundles: was.GetBundles(),
-		})
+		next := shallow(was)
+		next.Peers = addresses
+		d.generation.Store(next)
 		d.keeper.changed()
 	}
 }

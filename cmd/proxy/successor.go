@@ -124,7 +124,7 @@ func (d *daemonParts) restore(e *estate) {
 	if e.policy == nil {
 		return
 	}
-	if err := d.apply(e.policy); err != nil {
+	if err := d.applyKept(e.policy); err != nil {
 		d.log.Warn("the policy that an earlier run left is not used", zap.Error(err))
 	}
 }
@@ -168,6 +168,17 @@ func (d *daemonParts) applyPassed(payload []byte) error {
 	g := new(symbolonv1.Generation)
 	if err := proto.Unmarshal(payload, g); err != nil {
 		return fmt.Errorf("policy: %w", err)
+	}
+	return d.applyKept(g)
+}
+
+// applyKept puts in force what another process of this host had in force: first what is
+// revoked, whatever becomes of the rest.
+func (d *daemonParts) applyKept(g *symbolonv1.Generation) error {
+	if r := g.GetRevocations(); r != nil {
+		if err := d.revoke(r); err != nil {
+			d.log.Error("not all of what is revoked is understood", zap.Error(err))
+		}
 	}
 	return d.apply(g)
 }

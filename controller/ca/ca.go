@@ -68,6 +68,8 @@ type CA struct {
 
 	mu           sync.Mutex
 	intermediate *signer
+
+	validity validity
 }
 
 // signer is a CA certificate with its key.
@@ -121,7 +123,7 @@ func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
 	if c.intermediate, err = c.load(ctx, keyIntermediate); err != nil {
 		return nil, err
 	}
-	if err := c.Renew(ctx); err != nil {
+	if err := errors.Join(c.openValidity(ctx), c.Renew(ctx)); err != nil {
 		return nil, err
 	}
 	return c, nil

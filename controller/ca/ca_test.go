@@ -110,7 +110,7 @@ func TestWorkloadSVIDForm(t *testing.T) {
 	claims := identity.NewAttributes(map[string][]string{"app": {"web"}, "os.user": {"www-data"}})
 	id := spiffeid.RequireFromPath(w.td, "/acme/prod/web")
 	key := ecKey(t, elliptic.P256())
-	issued, err := c.IssueWorkload(key.Public(), id, claims)
+	issued, err := c.IssueWorkload(key.Public(), id, claims, "h1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestWorkloadSVIDForm(t *testing.T) {
 	if !issued.RotateAt.Equal(w.now.Add(30 * time.Minute)) {
 		t.Errorf("rotate at %v", issued.RotateAt)
 	}
-	if n := leaf.SerialNumber.BitLen(); n < 64 || n > 129 || leaf.SerialNumber.Sign() <= 0 {
+	if n := leaf.SerialNumber.BitLen(); n < 72 || n > 159 || leaf.SerialNumber.Sign() <= 0 {
 		t.Errorf("serial number of %d bits", n)
 	}
 	if len(leaf.SubjectKeyId) == 0 || !bytes.Equal(leaf.AuthorityKeyId, intermediate.SubjectKeyId) {
@@ -167,7 +167,7 @@ func TestWorkloadSVIDForm(t *testing.T) {
 func TestIntermediateIsConstrained(t *testing.T) {
 	w := newWorld(t, "acme.example")
 	c := w.open()
-	issued, err := c.IssueWorkload(ecKey(t, elliptic.P256()).Public(), spiffeid.RequireFromPath(w.td, "/a/b"), nil)
+	issued, err := c.IssueWorkload(ecKey(t, elliptic.P256()).Public(), spiffeid.RequireFromPath(w.td, "/a/b"), nil, "h1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestTrustDomainsThatVerify(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, name)
 			c := w.open()
-			issued, err := c.IssueWorkload(ecKey(t, elliptic.P256()).Public(), spiffeid.RequireFromPath(w.td, "/a/b"), nil)
+			issued, err := c.IssueWorkload(ecKey(t, elliptic.P256()).Public(), spiffeid.RequireFromPath(w.td, "/a/b"), nil, "h1")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -249,7 +249,7 @@ func TestIssueRefuses(t *testing.T) {
 		"65 claims":            {id: "spiffe://acme.example/a/b", claims: many, want: ca.ErrClaims},
 		"5 KiB of claims":      {id: "spiffe://acme.example/a/b", claims: map[string][]string{"k": {strings.Repeat("x", 5<<10)}}, want: ca.ErrClaims},
 	} {
-		issued, err := c.IssueWorkload(pub, spiffeid.RequireFromString(test.id), identity.NewAttributes(test.claims))
+		issued, err := c.IssueWorkload(pub, spiffeid.RequireFromString(test.id), identity.NewAttributes(test.claims), "h1")
 		if !errors.Is(err, test.want) || issued != nil {
 			t.Errorf("%s: %v, %v; want %v", name, issued, err, test.want)
 		}
@@ -412,7 +412,7 @@ func TestIntermediateRenews(t *testing.T) {
 	c := w.open()
 	id := spiffeid.RequireFromPath(w.td, "/a/b")
 	pub := ecKey(t, elliptic.P256()).Public()
-	before, err := c.IssueWorkload(pub, id, nil)
+	before, err := c.IssueWorkload(pub, id, nil, "h1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +420,7 @@ func TestIntermediateRenews(t *testing.T) {
 	if err := c.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	after, err := c.IssueWorkload(pub, id, nil)
+	after, err := c.IssueWorkload(pub, id, nil, "h1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"net/url"
 	"time"
@@ -80,9 +79,9 @@ func PublicKey(csr []byte) (crypto.PublicKey, error) {
 	return req.PublicKey, nil
 }
 
-// IssueWorkload signs a workload's SVID with its claims.
+// IssueWorkload signs the SVID of a workload on a host, with its claims.
 // Errors: ErrID, ErrClaims.
-func (c *CA) IssueWorkload(pub crypto.PublicKey, id spiffeid.ID, claims identity.Attributes) (*Issued, error) {
+func (c *CA) IssueWorkload(pub crypto.PublicKey, id spiffeid.ID, claims identity.Attributes, hostID string) (*Issued, error) {
 	if _, err := identity.NewPrincipal(id, nil); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrID, err)
 	}
@@ -93,6 +92,7 @@ func (c *CA) IssueWorkload(pub crypto.PublicKey, id spiffeid.ID, claims identity
 		return nil, fmt.Errorf("%w: %w", ErrClaims, err)
 	}
 	t.ExtraExtensions = []pkix.Extension{ext}
+	t.SerialNumber = identity.NewSerial(hostID)
 	return c.sign(pub, id, t)
 }
 
@@ -102,7 +102,9 @@ func (c *CA) IssueHost(pub crypto.PublicKey, hostID string) (*Issued, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrID, err)
 	}
-	return c.sign(pub, id, c.leaf(id))
+	t := c.leaf(id)
+	t.SerialNumber = identity.NewSerial(hostID)
+	return c.sign(pub, id, t)
 }
 
 // IssueController signs the controller's own server certificate: its SPIFFE ID,
@@ -194,14 +196,12 @@ func (c *CA) authority(what string, validity time.Duration) *x509.Certificate {
 	}
 }
 
-// create adds what every certificate has: a random 128-bit serial number, and a
-// key identifier: 160 bits of the SHA-256 of its SubjectPublicKeyInfo.
+// create adds what every certificate has: a random serial number, unless it has one,
+// and a key identifier: 160 bits of the SHA-256 of its SubjectPublicKeyInfo.
 func create(t, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 128))
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+	if t.SerialNumber == nil {
+		t.SerialNumber = identity.NewSerial("")
 	}
-	t.SerialNumber = serial.Add(serial, big.NewInt(1)) // RFC 5280: positive
 	spki, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return nil, fmt.Errorf("ca: %w", err)

@@ -126,7 +126,7 @@ found); 2 wrong usage or input; 3 no answer; 4 refused; 5 conflict.`,
 	root.AddCommand(
 		a.statusCommand(), a.hostCommand(), a.namespaceCommand(), a.workloadCommand(), a.trustDomainCommand(), a.learnCommand(),
 		a.policyCommand(), a.explainCommand(), a.flowsCommand(), a.simulateCommand(), a.scanCommand(),
-		a.configCommand(), a.versionCommand(),
+		a.caCommand(), a.configCommand(), a.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {

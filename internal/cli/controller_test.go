@@ -282,3 +282,38 @@ func TestScansWithAController(t *testing.T) {
 	o.runs(usage, "", "scan", "remove", "--yes")
 	o.runs(usage, "", "scan", "push")
 }
+
+// What is revoked is listed with its reason, and can be ended.
+func TestRevocationWithAController(t *testing.T) {
+	o := newOperator(t)
+	const web = "spiffe://acme.example/acme/prod/web"
+	out, _ := o.runs(cli.ExitOK, "", "ca", "revocations", "-o", "name")
+	if out != "" {
+		t.Errorf("revoked from the start: %s", out)
+	}
+	o.runs(cli.ExitUsage, "", "ca", "revoke", web)
+	o.runs(cli.ExitUsage, "", "ca", "revoke", "--reason", "r")
+	o.runs(cli.ExitUsage, "", "ca", "revoke", web, "--serial", "01", "--reason", "r")
+	o.runs(cli.ExitUsage, "", "ca", "revoke", "--label", "app", "--reason", "r")
+	o.runs(cli.ExitUsage, "", "ca", "revoke", "--label", "app=a", "--label", "app=b", "--reason", "r")
+	o.runs(cli.ExitNegative, "", "ca", "revoke", "--host", "web-1", "--reason", "r")
+	id, talk := o.runs(cli.ExitOK, "", "ca", "revoke", web, "--reason", "key leaked")
+	contains(t, talk, "revoked: "+web, "workloads known to have it: 0")
+	again, talk := o.runs(cli.ExitOK, "", "ca", "revoke", web, "--reason", "key leaked")
+	if contains(t, talk, "revoked already"); again != id {
+		t.Errorf("revocation %s, and again %s", id, again)
+	}
+	labels, _ := o.runs(cli.ExitOK, "", "ca", "revoke", "--label", "env=prod", "--label", "app=web", "--reason", "r")
+	o.runs(cli.ExitOK, "", "ca", "revoke", "--serial", "0A:0B", "--trust-domain", "partner.example", "--reason", "r")
+	out, _ = o.runs(cli.ExitOK, "", "ca", "revocations", "-o", "wide")
+	contains(t, out, strings.TrimSpace(id), web, "key leaked", "label app=web,env=prod", "serial 0a0b of partner.example", "unrevoked", "admin token from 127.0.0.1")
+	out, _ = o.runs(cli.ExitOK, "", "status")
+	contains(t, out, "revocations   3, known to all connected hosts")
+	o.runs(cli.ExitOK, "", "ca", "unrevoke", web)
+	o.runs(cli.ExitOK, "", "ca", "unrevoke", strings.TrimSpace(labels))
+	o.runs(cli.ExitNegative, "", "ca", "unrevoke", web)
+	out, _ = o.runs(cli.ExitOK, "", "ca", "revocations", "-o", "name")
+	if n := len(strings.Fields(out)); n != 1 {
+		t.Errorf("%d are left", n)
+	}
+}

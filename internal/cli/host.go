@@ -252,9 +252,9 @@ func (a *app) hostRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove ID|HOSTNAME",
 		Short: "Remove a host",
-		Long: `Remove a host: its session is cut, and neither its own certificate nor those of its
-workloads are renewed. Certificates that it already has stay valid until they expire.
-To come back it needs a new join token.`,
+		Long: `Remove a host: its session is cut, its own certificate and those of its workloads are
+revoked and not renewed, and their connections are cut. To come back it needs a new join
+token.`,
 		Example: `  symbolon host remove web-1
   symbolon host remove 7f3c9a10 --yes`,
 		Args:              cobra.ExactArgs(1),

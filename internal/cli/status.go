@@ -57,6 +57,13 @@ func (a *app) status(ctx context.Context, _ []string) error {
 	if n := s.GetFlowsLost(); n > 0 {
 		lost = warn(fmt.Sprintf("%d records lost", n))
 	}
+	revocations := text(fmt.Sprintf("%d, known to all connected hosts", s.GetRevocations()))
+	if s.GetRevocations() == 0 {
+		revocations = text("none")
+	}
+	if n := s.GetHostsWithoutRevocations(); n > 0 {
+		revocations = warn(fmt.Sprintf("%d, not acknowledged by %d connected hosts", s.GetRevocations(), n))
+	}
 	lines := []pair{
 		{"controller", text(fmt.Sprintf("%s, started %s", s.GetVersion(), ago(a.Now(), s.GetStarted())))},
 		{"trust domain", text(s.GetTrustDomain())},
@@ -65,6 +72,7 @@ func (a *app) status(ctx context.Context, _ []string) error {
 		{"workloads", text(fmt.Sprint(s.GetWorkloads()))},
 		{"policies", text(fmt.Sprintf("%d in %d namespaces", s.GetPolicies(), s.GetNamespaces()))},
 		{"ca", ca},
+		{"revocations", revocations},
 		{"flows", lost},
 	}
 	for _, d := range s.GetTrustDomains() {

@@ -54,14 +54,14 @@ func (a *app) workloadList(ctx context.Context, namespace string) error {
 		l.names = append(l.names, w.GetSpiffeId())
 	}
 	l.table = func(wide bool) *table {
-		t := a.newTable(wide, "SPIFFE ID", "HOST", "LABELS", "SVID EXPIRES", "|", "ISSUED", "ATTRIBUTES")
+		t := a.newTable(wide, "SPIFFE ID", "HOST", "LABELS", "SVID EXPIRES", "|", "ISSUED", "SERIAL", "ATTRIBUTES")
 		for _, w := range resp.GetWorkloads() {
 			expires := text(ago(a.Now(), w.GetNotAfter()))
 			if wide {
 				expires = text(absolute(a.Location, w.GetNotAfter()))
 			}
 			t.row(text(w.GetSpiffeId()), text(w.GetHostId()), text(attributes(labels(w.GetAttributes()))), expires,
-				text(absolute(a.Location, w.GetIssued())), text(attributes(w.GetAttributes())))
+				text(absolute(a.Location, w.GetIssued())), text(w.GetSerial()), text(attributes(w.GetAttributes())))
 		}
 		return t
 	}

@@ -236,9 +236,12 @@ type GetStatusResponse struct {
 	Namespaces     uint32                 `protobuf:"varint,10,opt,name=namespaces,proto3" json:"namespaces,omitempty"`
 	FlowsLost      uint64                 `protobuf:"varint,11,opt,name=flows_lost,json=flowsLost,proto3" json:"flows_lost,omitempty"`
 	// The other trust domains, without their bundles.
-	TrustDomains  []*TrustDomainStatus `protobuf:"bytes,30,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TrustDomains []*TrustDomainStatus `protobuf:"bytes,30,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
+	// How much is revoked, and how many of the connected hosts have not acknowledged it.
+	Revocations             uint32 `protobuf:"varint,20,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	HostsWithoutRevocations uint32 `protobuf:"varint,21,opt,name=hosts_without_revocations,json=hostsWithoutRevocations,proto3" json:"hosts_without_revocations,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -353,6 +356,20 @@ func (x *GetStatusResponse) GetTrustDomains() []*TrustDomainStatus {
 		return x.TrustDomains
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetRevocations() uint32 {
+	if x != nil {
+		return x.Revocations
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetHostsWithoutRevocations() uint32 {
+	if x != nil {
+		return x.HostsWithoutRevocations
+	}
+	return 0
 }
 
 type SourceFile struct {
@@ -1498,14 +1515,16 @@ func (x *ListWorkloadsRequest) GetNamespace() string {
 }
 
 type Workload struct {
-	state         protoimpl.MessageState  `protogen:"open.v1"`
-	SpiffeId      string                  `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	Namespace     string                  `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string                  `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	Attributes    map[string]*LabelValues `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	HostId        string                  `protobuf:"bytes,5,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
-	Issued        *timestamppb.Timestamp  `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
-	NotAfter      *timestamppb.Timestamp  `protobuf:"bytes,7,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	state      protoimpl.MessageState  `protogen:"open.v1"`
+	SpiffeId   string                  `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	Namespace  string                  `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name       string                  `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Attributes map[string]*LabelValues `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	HostId     string                  `protobuf:"bytes,5,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	Issued     *timestamppb.Timestamp  `protobuf:"bytes,6,opt,name=issued,proto3" json:"issued,omitempty"`
+	NotAfter   *timestamppb.Timestamp  `protobuf:"bytes,7,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// Of the last SVID, hexadecimal.
+	Serial        string `protobuf:"bytes,20,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1587,6 +1606,13 @@ func (x *Workload) GetNotAfter() *timestamppb.Timestamp {
 		return x.NotAfter
 	}
 	return nil
+}
+
+func (x *Workload) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
 }
 
 type ListWorkloadsResponse struct {
@@ -5154,12 +5180,445 @@ func (x *RefreshTrustDomainResponse) GetTrustDomain() *TrustDomainStatus {
 	return nil
 }
 
+// RevokeRequest names exactly one of spiffe_id, serial, host and labels.
+type RevokeRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	// Hexadecimal, colons allowed.
+	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	// Whose serial; empty: the controller's.
+	TrustDomain string `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// A host's id.
+	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// All of them must be among an identity's attributes.
+	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Why, for people.
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRequest) Reset() {
+	*x = RevokeRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRequest) ProtoMessage() {}
+
+func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *RevokeRequest) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *RevokeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RevocationRecord struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Revocation *Revocation            `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	Reason     string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor      string                 `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Time       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
+	// When nothing that is valid can match any more; not there: until unrevoked.
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationRecord) Reset() {
+	*x = RevocationRecord{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationRecord) ProtoMessage() {}
+
+func (x *RevocationRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationRecord.ProtoReflect.Descriptor instead.
+func (*RevocationRecord) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *RevocationRecord) GetRevocation() *Revocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+func (x *RevocationRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RevocationRecord) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *RevocationRecord) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *RevocationRecord) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type RevokeResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Record *RevocationRecord      `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	// It was revoked before.
+	Already bool `protobuf:"varint,2,opt,name=already,proto3" json:"already,omitempty"`
+	// Workloads known to the controller that it refuses.
+	Workloads uint32 `protobuf:"varint,3,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	// Hosts that are told now, and those that will be when they come back.
+	HostsConnected uint32 `protobuf:"varint,4,opt,name=hosts_connected,json=hostsConnected,proto3" json:"hosts_connected,omitempty"`
+	HostsAway      uint32 `protobuf:"varint,5,opt,name=hosts_away,json=hostsAway,proto3" json:"hosts_away,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RevokeResponse) Reset() {
+	*x = RevokeResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeResponse) ProtoMessage() {}
+
+func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *RevokeResponse) GetRecord() *RevocationRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *RevokeResponse) GetAlready() bool {
+	if x != nil {
+		return x.Already
+	}
+	return false
+}
+
+func (x *RevokeResponse) GetWorkloads() uint32 {
+	if x != nil {
+		return x.Workloads
+	}
+	return 0
+}
+
+func (x *RevokeResponse) GetHostsConnected() uint32 {
+	if x != nil {
+		return x.HostsConnected
+	}
+	return 0
+}
+
+func (x *RevokeResponse) GetHostsAway() uint32 {
+	if x != nil {
+		return x.HostsAway
+	}
+	return 0
+}
+
+type ListRevocationsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsRequest) Reset() {
+	*x = ListRevocationsRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsRequest) ProtoMessage() {}
+
+func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
+func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{78}
+}
+
+type ListRevocationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The oldest first.
+	Records []*RevocationRecord `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	Number  uint64              `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	// Connected hosts that have not acknowledged the number.
+	HostsBehind   []string `protobuf:"bytes,3,rep,name=hosts_behind,json=hostsBehind,proto3" json:"hosts_behind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsResponse) Reset() {
+	*x = ListRevocationsResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsResponse) ProtoMessage() {}
+
+func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *ListRevocationsResponse) GetRecords() []*RevocationRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *ListRevocationsResponse) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ListRevocationsResponse) GetHostsBehind() []string {
+	if x != nil {
+		return x.HostsBehind
+	}
+	return nil
+}
+
+type UnrevokeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A revocation's id, or the SPIFFE ID that it names.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnrevokeRequest) Reset() {
+	*x = UnrevokeRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnrevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnrevokeRequest) ProtoMessage() {}
+
+func (x *UnrevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnrevokeRequest.ProtoReflect.Descriptor instead.
+func (*UnrevokeRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *UnrevokeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type UnrevokeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Record        *RevocationRecord      `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnrevokeResponse) Reset() {
+	*x = UnrevokeResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnrevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnrevokeResponse) ProtoMessage() {}
+
+func (x *UnrevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnrevokeResponse.ProtoReflect.Descriptor instead.
+func (*UnrevokeResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *UnrevokeResponse) GetRecord() *RevocationRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17symbolon/v1/admin.proto\x12\vsymbolon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe1\x03\n" +
+	"\x17symbolon/v1/admin.proto\x12\vsymbolon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19symbolon/v1/control.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x12\n" +
+	"\x10GetStatusRequest\"\xbf\x04\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x1e\n" +
@@ -5179,7 +5638,9 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"namespaces\x12\x1d\n" +
 	"\n" +
 	"flows_lost\x18\v \x01(\x04R\tflowsLost\x12C\n" +
-	"\rtrust_domains\x18\x1e \x03(\v2\x1e.symbolon.v1.TrustDomainStatusR\ftrustDomains\":\n" +
+	"\rtrust_domains\x18\x1e \x03(\v2\x1e.symbolon.v1.TrustDomainStatusR\ftrustDomains\x12 \n" +
+	"\vrevocations\x18\x14 \x01(\rR\vrevocations\x12:\n" +
+	"\x19hosts_without_revocations\x18\x15 \x01(\rR\x17hostsWithoutRevocations\":\n" +
 	"\n" +
 	"SourceFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -5274,7 +5735,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x14\n" +
 	"\x12RemoveHostResponse\"4\n" +
 	"\x14ListWorkloadsRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"\xff\x02\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"\x97\x03\n" +
 	"\bWorkload\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -5284,7 +5745,8 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"attributes\x12\x17\n" +
 	"\ahost_id\x18\x05 \x01(\tR\x06hostId\x122\n" +
 	"\x06issued\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x127\n" +
-	"\tnot_after\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x1aW\n" +
+	"\tnot_after\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x16\n" +
+	"\x06serial\x18\x14 \x01(\tR\x06serial\x1aW\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"L\n" +
@@ -5593,7 +6055,41 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x19RefreshTrustDomainRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"_\n" +
 	"\x1aRefreshTrustDomainResponse\x12A\n" +
-	"\ftrust_domain\x18\x01 \x01(\v2\x1e.symbolon.v1.TrustDomainStatusR\vtrustDomain*\x8f\x01\n" +
+	"\ftrust_domain\x18\x01 \x01(\v2\x1e.symbolon.v1.TrustDomainStatusR\vtrustDomain\"\x8e\x02\n" +
+	"\rRevokeRequest\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12!\n" +
+	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x12>\n" +
+	"\x06labels\x18\x05 \x03(\v2&.symbolon.v1.RevokeRequest.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdf\x01\n" +
+	"\x10RevocationRecord\x127\n" +
+	"\n" +
+	"revocation\x18\x01 \x01(\v2\x17.symbolon.v1.RevocationR\n" +
+	"revocation\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12.\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x124\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xc7\x01\n" +
+	"\x0eRevokeResponse\x125\n" +
+	"\x06record\x18\x01 \x01(\v2\x1d.symbolon.v1.RevocationRecordR\x06record\x12\x18\n" +
+	"\aalready\x18\x02 \x01(\bR\aalready\x12\x1c\n" +
+	"\tworkloads\x18\x03 \x01(\rR\tworkloads\x12'\n" +
+	"\x0fhosts_connected\x18\x04 \x01(\rR\x0ehostsConnected\x12\x1d\n" +
+	"\n" +
+	"hosts_away\x18\x05 \x01(\rR\thostsAway\"\x18\n" +
+	"\x16ListRevocationsRequest\"\x8d\x01\n" +
+	"\x17ListRevocationsResponse\x127\n" +
+	"\arecords\x18\x01 \x03(\v2\x1d.symbolon.v1.RevocationRecordR\arecords\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12!\n" +
+	"\fhosts_behind\x18\x03 \x03(\tR\vhostsBehind\"!\n" +
+	"\x0fUnrevokeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"I\n" +
+	"\x10UnrevokeResponse\x125\n" +
+	"\x06record\x18\x01 \x01(\v2\x1d.symbolon.v1.RevocationRecordR\x06record*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -5610,7 +6106,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\xbc\x11\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\xa6\x13\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -5643,7 +6139,10 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\tListScans\x12\x1d.symbolon.v1.ListScansRequest\x1a\x1e.symbolon.v1.ListScansResponse\x12P\n" +
 	"\vRemoveScans\x12\x1f.symbolon.v1.RemoveScansRequest\x1a .symbolon.v1.RemoveScansResponse\x12_\n" +
 	"\x10ListTrustDomains\x12$.symbolon.v1.ListTrustDomainsRequest\x1a%.symbolon.v1.ListTrustDomainsResponse\x12e\n" +
-	"\x12RefreshTrustDomain\x12&.symbolon.v1.RefreshTrustDomainRequest\x1a'.symbolon.v1.RefreshTrustDomainResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\x12RefreshTrustDomain\x12&.symbolon.v1.RefreshTrustDomainRequest\x1a'.symbolon.v1.RefreshTrustDomainResponse\x12A\n" +
+	"\x06Revoke\x12\x1a.symbolon.v1.RevokeRequest\x1a\x1b.symbolon.v1.RevokeResponse\x12\\\n" +
+	"\x0fListRevocations\x12#.symbolon.v1.ListRevocationsRequest\x1a$.symbolon.v1.ListRevocationsResponse\x12G\n" +
+	"\bUnrevoke\x12\x1c.symbolon.v1.UnrevokeRequest\x1a\x1d.symbolon.v1.UnrevokeResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_admin_proto_rawDescOnce sync.Once
@@ -5658,7 +6157,7 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                    // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),                 // 1: symbolon.v1.SimulatedType
@@ -5738,28 +6237,37 @@ var file_symbolon_v1_admin_proto_goTypes = []any{
 	(*TrustDomainStatus)(nil),          // 75: symbolon.v1.TrustDomainStatus
 	(*RefreshTrustDomainRequest)(nil),  // 76: symbolon.v1.RefreshTrustDomainRequest
 	(*RefreshTrustDomainResponse)(nil), // 77: symbolon.v1.RefreshTrustDomainResponse
-	nil,                                // 78: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                                // 79: symbolon.v1.Host.AttributesEntry
-	nil,                                // 80: symbolon.v1.Workload.AttributesEntry
-	nil,                                // 81: symbolon.v1.ExplainEndpoint.AttributesEntry
-	nil,                                // 82: symbolon.v1.ScanFinding.AttributesEntry
-	(*timestamppb.Timestamp)(nil),      // 83: google.protobuf.Timestamp
-	(*Resource)(nil),                   // 84: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),        // 85: google.protobuf.Duration
-	(Reason)(0),                        // 86: symbolon.v1.Reason
-	(Protection)(0),                    // 87: symbolon.v1.Protection
-	(Verb)(0),                          // 88: symbolon.v1.Verb
-	(Mode)(0),                          // 89: symbolon.v1.Mode
-	(Outcome)(0),                       // 90: symbolon.v1.Outcome
-	(*FlowRecord)(nil),                 // 91: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),                    // 92: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                    // 93: symbolon.v1.EdgeEnd
-	(BundleEndpointProfile)(0),         // 94: symbolon.v1.BundleEndpointProfile
-	(*LabelValues)(nil),                // 95: symbolon.v1.LabelValues
+	(*RevokeRequest)(nil),              // 78: symbolon.v1.RevokeRequest
+	(*RevocationRecord)(nil),           // 79: symbolon.v1.RevocationRecord
+	(*RevokeResponse)(nil),             // 80: symbolon.v1.RevokeResponse
+	(*ListRevocationsRequest)(nil),     // 81: symbolon.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),    // 82: symbolon.v1.ListRevocationsResponse
+	(*UnrevokeRequest)(nil),            // 83: symbolon.v1.UnrevokeRequest
+	(*UnrevokeResponse)(nil),           // 84: symbolon.v1.UnrevokeResponse
+	nil,                                // 85: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                                // 86: symbolon.v1.Host.AttributesEntry
+	nil,                                // 87: symbolon.v1.Workload.AttributesEntry
+	nil,                                // 88: symbolon.v1.ExplainEndpoint.AttributesEntry
+	nil,                                // 89: symbolon.v1.ScanFinding.AttributesEntry
+	nil,                                // 90: symbolon.v1.RevokeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 91: google.protobuf.Timestamp
+	(*Resource)(nil),                   // 92: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),        // 93: google.protobuf.Duration
+	(Reason)(0),                        // 94: symbolon.v1.Reason
+	(Protection)(0),                    // 95: symbolon.v1.Protection
+	(Verb)(0),                          // 96: symbolon.v1.Verb
+	(Mode)(0),                          // 97: symbolon.v1.Mode
+	(Outcome)(0),                       // 98: symbolon.v1.Outcome
+	(*FlowRecord)(nil),                 // 99: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),                    // 100: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                    // 101: symbolon.v1.EdgeEnd
+	(BundleEndpointProfile)(0),         // 102: symbolon.v1.BundleEndpointProfile
+	(*Revocation)(nil),                 // 103: symbolon.v1.Revocation
+	(*LabelValues)(nil),                // 104: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	83,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	83,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	91,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	91,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
 	75,  // 2: symbolon.v1.GetStatusResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
 	5,   // 3: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
 	0,   // 4: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
@@ -5767,57 +6275,57 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	7,   // 6: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 7: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
 	11,  // 8: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	84,  // 9: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	78,  // 10: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	85,  // 11: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	83,  // 12: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	79,  // 13: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	83,  // 14: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	83,  // 15: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	83,  // 16: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	92,  // 9: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	85,  // 10: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	93,  // 11: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	91,  // 12: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	86,  // 13: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	91,  // 14: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	91,  // 15: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	91,  // 16: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
 	19,  // 17: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	80,  // 18: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	83,  // 19: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	83,  // 20: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	87,  // 18: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	91,  // 19: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	91,  // 20: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
 	24,  // 21: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
 	27,  // 22: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
 	27,  // 23: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	81,  // 24: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	86,  // 25: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	87,  // 26: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	88,  // 24: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	94,  // 25: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	95,  // 26: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
 	29,  // 27: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	88,  // 28: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	89,  // 29: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	87,  // 30: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	96,  // 28: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	97,  // 29: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	95,  // 30: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
 	28,  // 31: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	90,  // 32: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	91,  // 33: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	90,  // 34: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	85,  // 35: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	92,  // 36: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	98,  // 32: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	99,  // 33: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	98,  // 34: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	93,  // 35: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	100, // 36: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
 	37,  // 37: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	83,  // 38: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	91,  // 38: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
 	5,   // 39: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	85,  // 40: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	87,  // 41: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	86,  // 42: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	93,  // 40: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	95,  // 41: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	94,  // 42: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
 	1,   // 43: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	93,  // 44: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	93,  // 45: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	101, // 44: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	101, // 45: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
 	39,  // 46: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
 	39,  // 47: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	83,  // 48: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	83,  // 49: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	91,  // 48: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	91,  // 49: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
 	40,  // 50: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
 	7,   // 51: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 52: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
 	42,  // 53: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
 	1,   // 54: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	83,  // 55: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	91,  // 55: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
 	43,  // 56: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
 	43,  // 57: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
 	7,   // 58: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	84,  // 59: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	92,  // 59: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
 	7,   // 60: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 61: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
 	5,   // 62: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
@@ -5827,94 +6335,107 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	2,   // 66: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
 	54,  // 67: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
 	60,  // 68: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	83,  // 69: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	83,  // 70: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	85,  // 71: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	84,  // 72: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	85,  // 73: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	91,  // 69: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	91,  // 70: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	93,  // 71: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	92,  // 72: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	93,  // 73: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
 	5,   // 74: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
 	9,   // 75: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	82,  // 76: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	85,  // 77: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	89,  // 76: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	93,  // 77: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
 	65,  // 78: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	83,  // 79: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	91,  // 79: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
 	65,  // 80: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	83,  // 81: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	83,  // 82: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	91,  // 81: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	91,  // 82: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
 	68,  // 83: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
 	75,  // 84: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
 	75,  // 85: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	94,  // 86: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
-	83,  // 87: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 88: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
-	83,  // 89: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
-	83,  // 90: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
-	83,  // 91: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
-	83,  // 92: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	102, // 86: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	91,  // 87: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	93,  // 88: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	91,  // 89: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	91,  // 90: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	91,  // 91: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	91,  // 92: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
 	75,  // 93: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
-	95,  // 94: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	95,  // 95: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	95,  // 96: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	95,  // 97: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 98: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 99: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 100: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 101: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 102: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 103: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 104: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 105: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 106: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 107: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 108: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 109: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 110: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 111: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 112: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 113: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 114: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 115: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 116: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 117: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 118: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 119: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	66,  // 120: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	69,  // 121: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	71,  // 122: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	73,  // 123: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	76,  // 124: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	4,   // 125: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 126: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 127: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 128: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 129: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 130: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 131: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 132: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 133: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 134: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 135: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 136: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 137: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 138: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 139: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 140: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 141: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 142: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 143: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 144: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 145: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 146: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	67,  // 147: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	70,  // 148: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	72,  // 149: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	74,  // 150: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	77,  // 151: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	125, // [125:152] is the sub-list for method output_type
-	98,  // [98:125] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	90,  // 94: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
+	103, // 95: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	91,  // 96: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	91,  // 97: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	79,  // 98: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	79,  // 99: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
+	79,  // 100: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	104, // 101: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 102: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 103: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 104: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 105: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 106: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 107: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 108: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 109: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 110: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 111: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 112: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 113: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 114: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 115: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 116: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 117: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 118: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 119: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 120: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 121: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 122: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 123: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 124: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 125: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 126: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	66,  // 127: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	69,  // 128: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	71,  // 129: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	73,  // 130: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	76,  // 131: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	78,  // 132: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	81,  // 133: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	83,  // 134: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	4,   // 135: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 136: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 137: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 138: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 139: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 140: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 141: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 142: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 143: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 144: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 145: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 146: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 147: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 148: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 149: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 150: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 151: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 152: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 153: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 154: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 155: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 156: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	67,  // 157: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	70,  // 158: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	72,  // 159: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	74,  // 160: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	77,  // 161: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	80,  // 162: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	82,  // 163: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	84,  // 164: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	135, // [135:165] is the sub-list for method output_type
+	105, // [105:135] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -5922,6 +6443,7 @@ func file_symbolon_v1_admin_proto_init() {
 	if File_symbolon_v1_admin_proto != nil {
 		return
 	}
+	file_symbolon_v1_control_proto_init()
 	file_symbolon_v1_edge_proto_init()
 	file_symbolon_v1_flow_proto_init()
 	file_symbolon_v1_policy_proto_init()
@@ -5932,7 +6454,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   80,
+			NumMessages:   88,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -626,6 +626,7 @@ type SessionRequest struct {
 	//
 	//	*SessionRequest_Hello
 	//	*SessionRequest_Ack
+	//	*SessionRequest_Revoked
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -686,6 +687,15 @@ func (x *SessionRequest) GetAck() *Ack {
 	return nil
 }
 
+func (x *SessionRequest) GetRevoked() *RevocationsAck {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Revoked); ok {
+			return x.Revoked
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -698,9 +708,15 @@ type SessionRequest_Ack struct {
 	Ack *Ack `protobuf:"bytes,2,opt,name=ack,proto3,oneof"`
 }
 
+type SessionRequest_Revoked struct {
+	Revoked *RevocationsAck `protobuf:"bytes,3,opt,name=revoked,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_Ack) isSessionRequest_Message() {}
+
+func (*SessionRequest_Revoked) isSessionRequest_Message() {}
 
 type Hello struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -824,6 +840,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Generation
 	//	*SessionResponse_Reissue
 	//	*SessionResponse_Peers
+	//	*SessionResponse_Revocations
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -893,6 +910,15 @@ func (x *SessionResponse) GetPeers() *Peers {
 	return nil
 }
 
+func (x *SessionResponse) GetRevocations() *Revocations {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Revocations); ok {
+			return x.Revocations
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -912,11 +938,18 @@ type SessionResponse_Peers struct {
 	Peers *Peers `protobuf:"bytes,3,opt,name=peers,proto3,oneof"`
 }
 
+type SessionResponse_Revocations struct {
+	// A change of what is revoked, at once; answered by RevocationsAck.
+	Revocations *Revocations `protobuf:"bytes,4,opt,name=revocations,proto3,oneof"`
+}
+
 func (*SessionResponse_Generation) isSessionResponse_Message() {}
 
 func (*SessionResponse_Reissue) isSessionResponse_Message() {}
 
 func (*SessionResponse_Peers) isSessionResponse_Message() {}
+
+func (*SessionResponse_Revocations) isSessionResponse_Message() {}
 
 type Generation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -933,7 +966,10 @@ type Generation struct {
 	// of one that is not in it, nobody is believed any more.
 	Bundles []*TrustBundle `protobuf:"bytes,7,rep,name=bundles,proto3" json:"bundles,omitempty"`
 	// By which tokens verify; several while the controller changes its key.
-	TokenKeys     []*TokenKey `protobuf:"bytes,8,rep,name=token_keys,json=tokenKeys,proto3" json:"token_keys,omitempty"`
+	TokenKeys []*TokenKey `protobuf:"bytes,8,rep,name=token_keys,json=tokenKeys,proto3" json:"token_keys,omitempty"`
+	// What is revoked, whole; not there: as it was. It holds even if the proxy refuses
+	// the rest.
+	Revocations   *Revocations `protobuf:"bytes,9,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1020,6 +1056,13 @@ func (x *Generation) GetBundles() []*TrustBundle {
 func (x *Generation) GetTokenKeys() []*TokenKey {
 	if x != nil {
 		return x.TokenKeys
+	}
+	return nil
+}
+
+func (x *Generation) GetRevocations() *Revocations {
+	if x != nil {
+		return x.Revocations
 	}
 	return nil
 }
@@ -1133,6 +1176,408 @@ func (x *TokenKey) GetPublicKey() []byte {
 	return nil
 }
 
+// Revocations is who is refused however valid the certificate, or a change of that.
+type Revocations struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Grows with every change.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// The number of the set that this changes; 0: added is the whole set.
+	Base  uint64        `protobuf:"varint,2,opt,name=base,proto3" json:"base,omitempty"`
+	Added []*Revocation `protobuf:"bytes,3,rep,name=added,proto3" json:"added,omitempty"`
+	// Ids.
+	Removed       []string `protobuf:"bytes,4,rep,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocations) Reset() {
+	*x = Revocations{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocations) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocations) ProtoMessage() {}
+
+func (x *Revocations) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocations.ProtoReflect.Descriptor instead.
+func (*Revocations) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Revocations) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Revocations) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *Revocations) GetAdded() []*Revocation {
+	if x != nil {
+		return x.Added
+	}
+	return nil
+}
+
+func (x *Revocations) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+type Revocation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// An unknown subject is reported in RevocationsAck.error.
+	//
+	// Types that are valid to be assigned to Subject:
+	//
+	//	*Revocation_SpiffeId
+	//	*Revocation_Serial
+	//	*Revocation_Host
+	//	*Revocation_Labels
+	Subject       isRevocation_Subject `protobuf_oneof:"subject"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Revocation) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Revocation) GetSubject() isRevocation_Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *Revocation) GetSpiffeId() string {
+	if x != nil {
+		if x, ok := x.Subject.(*Revocation_SpiffeId); ok {
+			return x.SpiffeId
+		}
+	}
+	return ""
+}
+
+func (x *Revocation) GetSerial() *RevokedSerial {
+	if x != nil {
+		if x, ok := x.Subject.(*Revocation_Serial); ok {
+			return x.Serial
+		}
+	}
+	return nil
+}
+
+func (x *Revocation) GetHost() *RevokedHost {
+	if x != nil {
+		if x, ok := x.Subject.(*Revocation_Host); ok {
+			return x.Host
+		}
+	}
+	return nil
+}
+
+func (x *Revocation) GetLabels() *RevokedLabels {
+	if x != nil {
+		if x, ok := x.Subject.(*Revocation_Labels); ok {
+			return x.Labels
+		}
+	}
+	return nil
+}
+
+type isRevocation_Subject interface {
+	isRevocation_Subject()
+}
+
+type Revocation_SpiffeId struct {
+	SpiffeId string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3,oneof"`
+}
+
+type Revocation_Serial struct {
+	Serial *RevokedSerial `protobuf:"bytes,3,opt,name=serial,proto3,oneof"`
+}
+
+type Revocation_Host struct {
+	Host *RevokedHost `protobuf:"bytes,4,opt,name=host,proto3,oneof"`
+}
+
+type Revocation_Labels struct {
+	Labels *RevokedLabels `protobuf:"bytes,5,opt,name=labels,proto3,oneof"`
+}
+
+func (*Revocation_SpiffeId) isRevocation_Subject() {}
+
+func (*Revocation_Serial) isRevocation_Subject() {}
+
+func (*Revocation_Host) isRevocation_Subject() {}
+
+func (*Revocation_Labels) isRevocation_Subject() {}
+
+// One certificate.
+type RevokedSerial struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// Big endian, without leading zeros.
+	Serial        []byte `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedSerial) Reset() {
+	*x = RevokedSerial{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedSerial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedSerial) ProtoMessage() {}
+
+func (x *RevokedSerial) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedSerial.ProtoReflect.Descriptor instead.
+func (*RevokedSerial) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RevokedSerial) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *RevokedSerial) GetSerial() []byte {
+	if x != nil {
+		return x.Serial
+	}
+	return nil
+}
+
+// Every certificate that was issued to a host: its own and its workloads'. The host
+// stands in their serial numbers.
+type RevokedHost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	HostId        string                 `protobuf:"bytes,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedHost) Reset() {
+	*x = RevokedHost{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedHost) ProtoMessage() {}
+
+func (x *RevokedHost) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedHost.ProtoReflect.Descriptor instead.
+func (*RevokedHost) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RevokedHost) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *RevokedHost) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+// Every identity whose attributes have all of these values.
+type RevokedLabels struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedLabels) Reset() {
+	*x = RevokedLabels{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedLabels) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedLabels) ProtoMessage() {}
+
+func (x *RevokedLabels) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedLabels.ProtoReflect.Descriptor instead.
+func (*RevokedLabels) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RevokedLabels) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type RevocationsAck struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Not empty: what of the set the proxy does not understand; the rest is in force.
+	Error         string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationsAck) Reset() {
+	*x = RevocationsAck{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationsAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationsAck) ProtoMessage() {}
+
+func (x *RevocationsAck) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationsAck.ProtoReflect.Descriptor instead.
+func (*RevocationsAck) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RevocationsAck) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RevocationsAck) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type Peers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Addresses     [][]byte               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
@@ -1142,7 +1587,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1599,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1612,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Peers) GetAddresses() [][]byte {
@@ -1186,7 +1631,7 @@ type Reissue struct {
 
 func (x *Reissue) Reset() {
 	*x = Reissue{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1643,7 @@ func (x *Reissue) String() string {
 func (*Reissue) ProtoMessage() {}
 
 func (x *Reissue) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1656,7 @@ func (x *Reissue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
 func (*Reissue) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Reissue) GetGeneration() uint64 {
@@ -1236,7 +1681,7 @@ type ReportFlowsRequest struct {
 
 func (x *ReportFlowsRequest) Reset() {
 	*x = ReportFlowsRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1693,7 @@ func (x *ReportFlowsRequest) String() string {
 func (*ReportFlowsRequest) ProtoMessage() {}
 
 func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1706,7 @@ func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ReportFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReportFlowsRequest) GetRecords() []*FlowRecord {
@@ -1300,7 +1745,7 @@ type ReportFlowsResponse struct {
 
 func (x *ReportFlowsResponse) Reset() {
 	*x = ReportFlowsResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1757,7 @@ func (x *ReportFlowsResponse) String() string {
 func (*ReportFlowsResponse) ProtoMessage() {}
 
 func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1770,7 @@ func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ReportFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 var File_symbolon_v1_control_proto protoreflect.FileDescriptor
@@ -1389,10 +1834,11 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"X\n" +
 	"\x11RenewHostResponse\x12+\n" +
 	"\x04svid\x18\x01 \x01(\v2\x17.symbolon.v1.IssuedSVIDR\x04svid\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"m\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"\xa6\x01\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.symbolon.v1.HelloH\x00R\x05hello\x12$\n" +
-	"\x03ack\x18\x02 \x01(\v2\x10.symbolon.v1.AckH\x00R\x03ackB\t\n" +
+	"\x03ack\x18\x02 \x01(\v2\x10.symbolon.v1.AckH\x00R\x03ack\x127\n" +
+	"\arevoked\x18\x03 \x01(\v2\x1b.symbolon.v1.RevocationsAckH\x00R\arevokedB\t\n" +
 	"\amessage\"_\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1e\n" +
@@ -1404,14 +1850,15 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xb5\x01\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xf3\x01\n" +
 	"\x0fSessionResponse\x129\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2\x17.symbolon.v1.GenerationH\x00R\n" +
 	"generation\x120\n" +
 	"\areissue\x18\x02 \x01(\v2\x14.symbolon.v1.ReissueH\x00R\areissue\x12*\n" +
-	"\x05peers\x18\x03 \x01(\v2\x12.symbolon.v1.PeersH\x00R\x05peersB\t\n" +
-	"\amessage\"\xcb\x03\n" +
+	"\x05peers\x18\x03 \x01(\v2\x12.symbolon.v1.PeersH\x00R\x05peers\x12<\n" +
+	"\vrevocations\x18\x04 \x01(\v2\x18.symbolon.v1.RevocationsH\x00R\vrevocationsB\t\n" +
+	"\amessage\"\x87\x04\n" +
 	"\n" +
 	"Generation\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12%\n" +
@@ -1422,7 +1869,8 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\x05peers\x18\x06 \x03(\fR\x05peers\x122\n" +
 	"\abundles\x18\a \x03(\v2\x18.symbolon.v1.TrustBundleR\abundles\x124\n" +
 	"\n" +
-	"token_keys\x18\b \x03(\v2\x15.symbolon.v1.TokenKeyR\ttokenKeys\x1a[\n" +
+	"token_keys\x18\b \x03(\v2\x15.symbolon.v1.TokenKeyR\ttokenKeys\x12:\n" +
+	"\vrevocations\x18\t \x01(\v2\x18.symbolon.v1.RevocationsR\vrevocations\x1a[\n" +
 	"\x13HostAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"F\n" +
@@ -1432,7 +1880,34 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\bTokenKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\x02 \x01(\fR\tpublicKey\"%\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\"\x82\x01\n" +
+	"\vRevocations\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
+	"\x04base\x18\x02 \x01(\x04R\x04base\x12-\n" +
+	"\x05added\x18\x03 \x03(\v2\x17.symbolon.v1.RevocationR\x05added\x12\x18\n" +
+	"\aremoved\x18\x04 \x03(\tR\aremoved\"\xe2\x01\n" +
+	"\n" +
+	"Revocation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\tspiffe_id\x18\x02 \x01(\tH\x00R\bspiffeId\x124\n" +
+	"\x06serial\x18\x03 \x01(\v2\x1a.symbolon.v1.RevokedSerialH\x00R\x06serial\x12.\n" +
+	"\x04host\x18\x04 \x01(\v2\x18.symbolon.v1.RevokedHostH\x00R\x04host\x124\n" +
+	"\x06labels\x18\x05 \x01(\v2\x1a.symbolon.v1.RevokedLabelsH\x00R\x06labelsB\t\n" +
+	"\asubject\"J\n" +
+	"\rRevokedSerial\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\fR\x06serial\"I\n" +
+	"\vRevokedHost\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x17\n" +
+	"\ahost_id\x18\x02 \x01(\tR\x06hostId\"\x8a\x01\n" +
+	"\rRevokedLabels\x12>\n" +
+	"\x06labels\x18\x01 \x03(\v2&.symbolon.v1.RevokedLabels.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
+	"\x0eRevocationsAck\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"%\n" +
 	"\x05Peers\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\fR\taddresses\")\n" +
 	"\aReissue\x12\x1e\n" +
@@ -1466,7 +1941,7 @@ func file_symbolon_v1_control_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_control_proto_rawDescData
 }
 
-var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_symbolon_v1_control_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: symbolon.v1.EnrolRequest
 	(*EnrolResponse)(nil),         // 1: symbolon.v1.EnrolResponse
@@ -1484,61 +1959,76 @@ var file_symbolon_v1_control_proto_goTypes = []any{
 	(*Generation)(nil),            // 13: symbolon.v1.Generation
 	(*TrustBundle)(nil),           // 14: symbolon.v1.TrustBundle
 	(*TokenKey)(nil),              // 15: symbolon.v1.TokenKey
-	(*Peers)(nil),                 // 16: symbolon.v1.Peers
-	(*Reissue)(nil),               // 17: symbolon.v1.Reissue
-	(*ReportFlowsRequest)(nil),    // 18: symbolon.v1.ReportFlowsRequest
-	(*ReportFlowsResponse)(nil),   // 19: symbolon.v1.ReportFlowsResponse
-	nil,                           // 20: symbolon.v1.EnrolRequest.AttributesEntry
-	nil,                           // 21: symbolon.v1.IssueSVIDRequest.AttributesEntry
-	nil,                           // 22: symbolon.v1.IssueTokenRequest.AttributesEntry
-	nil,                           // 23: symbolon.v1.Generation.HostAttributesEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*Resource)(nil),              // 25: symbolon.v1.Resource
-	(*FlowRecord)(nil),            // 26: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),               // 27: symbolon.v1.EdgeSet
-	(*LabelValues)(nil),           // 28: symbolon.v1.LabelValues
+	(*Revocations)(nil),           // 16: symbolon.v1.Revocations
+	(*Revocation)(nil),            // 17: symbolon.v1.Revocation
+	(*RevokedSerial)(nil),         // 18: symbolon.v1.RevokedSerial
+	(*RevokedHost)(nil),           // 19: symbolon.v1.RevokedHost
+	(*RevokedLabels)(nil),         // 20: symbolon.v1.RevokedLabels
+	(*RevocationsAck)(nil),        // 21: symbolon.v1.RevocationsAck
+	(*Peers)(nil),                 // 22: symbolon.v1.Peers
+	(*Reissue)(nil),               // 23: symbolon.v1.Reissue
+	(*ReportFlowsRequest)(nil),    // 24: symbolon.v1.ReportFlowsRequest
+	(*ReportFlowsResponse)(nil),   // 25: symbolon.v1.ReportFlowsResponse
+	nil,                           // 26: symbolon.v1.EnrolRequest.AttributesEntry
+	nil,                           // 27: symbolon.v1.IssueSVIDRequest.AttributesEntry
+	nil,                           // 28: symbolon.v1.IssueTokenRequest.AttributesEntry
+	nil,                           // 29: symbolon.v1.Generation.HostAttributesEntry
+	nil,                           // 30: symbolon.v1.RevokedLabels.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(*Resource)(nil),              // 32: symbolon.v1.Resource
+	(*FlowRecord)(nil),            // 33: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),               // 34: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 35: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
-	20, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
+	26, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
 	2,  // 1: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	24, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
-	24, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
-	21, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
+	31, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
+	31, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
+	27, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
 	2,  // 5: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	22, // 6: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
-	24, // 7: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	24, // 8: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
+	28, // 6: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
+	31, // 7: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	31, // 8: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
 	2,  // 9: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
 	10, // 10: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
 	11, // 11: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
-	13, // 12: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
-	17, // 13: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
-	16, // 14: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
-	25, // 15: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
-	23, // 16: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
-	14, // 17: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
-	15, // 18: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
-	26, // 19: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	27, // 20: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
-	28, // 21: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	28, // 22: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	28, // 23: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	28, // 24: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	0,  // 25: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	3,  // 26: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	7,  // 27: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	9,  // 28: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	18, // 29: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	1,  // 30: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	4,  // 31: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	8,  // 32: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	12, // 33: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	19, // 34: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	30, // [30:35] is the sub-list for method output_type
-	25, // [25:30] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	21, // 12: symbolon.v1.SessionRequest.revoked:type_name -> symbolon.v1.RevocationsAck
+	13, // 13: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
+	23, // 14: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
+	22, // 15: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
+	16, // 16: symbolon.v1.SessionResponse.revocations:type_name -> symbolon.v1.Revocations
+	32, // 17: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
+	29, // 18: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
+	14, // 19: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
+	15, // 20: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
+	16, // 21: symbolon.v1.Generation.revocations:type_name -> symbolon.v1.Revocations
+	17, // 22: symbolon.v1.Revocations.added:type_name -> symbolon.v1.Revocation
+	18, // 23: symbolon.v1.Revocation.serial:type_name -> symbolon.v1.RevokedSerial
+	19, // 24: symbolon.v1.Revocation.host:type_name -> symbolon.v1.RevokedHost
+	20, // 25: symbolon.v1.Revocation.labels:type_name -> symbolon.v1.RevokedLabels
+	30, // 26: symbolon.v1.RevokedLabels.labels:type_name -> symbolon.v1.RevokedLabels.LabelsEntry
+	33, // 27: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
+	34, // 28: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	35, // 29: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	35, // 30: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	35, // 31: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	35, // 32: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	0,  // 33: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	3,  // 34: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	7,  // 35: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	9,  // 36: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	24, // 37: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	1,  // 38: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	4,  // 39: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	8,  // 40: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	12, // 41: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	25, // 42: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	38, // [38:43] is the sub-list for method output_type
+	33, // [33:38] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -1553,11 +2043,19 @@ func file_symbolon_v1_control_proto_init() {
 	file_symbolon_v1_control_proto_msgTypes[9].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Ack)(nil),
+		(*SessionRequest_Revoked)(nil),
 	}
 	file_symbolon_v1_control_proto_msgTypes[12].OneofWrappers = []any{
 		(*SessionResponse_Generation)(nil),
 		(*SessionResponse_Reissue)(nil),
 		(*SessionResponse_Peers)(nil),
+		(*SessionResponse_Revocations)(nil),
+	}
+	file_symbolon_v1_control_proto_msgTypes[17].OneofWrappers = []any{
+		(*Revocation_SpiffeId)(nil),
+		(*Revocation_Serial)(nil),
+		(*Revocation_Host)(nil),
+		(*Revocation_Labels)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1565,7 +2063,7 @@ func file_symbolon_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_control_proto_rawDesc), len(file_symbolon_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

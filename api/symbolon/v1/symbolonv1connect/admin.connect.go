@@ -101,6 +101,13 @@ const (
 	// AdminServiceRefreshTrustDomainProcedure is the fully-qualified name of the AdminService's
 	// RefreshTrustDomain RPC.
 	AdminServiceRefreshTrustDomainProcedure = "/symbolon.v1.AdminService/RefreshTrustDomain"
+	// AdminServiceRevokeProcedure is the fully-qualified name of the AdminService's Revoke RPC.
+	AdminServiceRevokeProcedure = "/symbolon.v1.AdminService/Revoke"
+	// AdminServiceListRevocationsProcedure is the fully-qualified name of the AdminService's
+	// ListRevocations RPC.
+	AdminServiceListRevocationsProcedure = "/symbolon.v1.AdminService/ListRevocations"
+	// AdminServiceUnrevokeProcedure is the fully-qualified name of the AdminService's Unrevoke RPC.
+	AdminServiceUnrevokeProcedure = "/symbolon.v1.AdminService/Unrevoke"
 )
 
 // AdminServiceClient is a client for the symbolon.v1.AdminService service.
@@ -154,6 +161,12 @@ type AdminServiceClient interface {
 	// RefreshTrustDomain asks its endpoint now, and answers when that is done.
 	// Errors: not_found, failed_precondition (it has no endpoint, or the fetch has failed).
 	RefreshTrustDomain(context.Context, *connect.Request[v1.RefreshTrustDomainRequest]) (*connect.Response[v1.RefreshTrustDomainResponse], error)
+	// Revoke refuses an identity everywhere, and cuts its connections. Revoking again is
+	// no error. Errors: invalid_argument, not_found (host), resource_exhausted.
+	Revoke(context.Context, *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error)
+	ListRevocations(context.Context, *connect.Request[v1.ListRevocationsRequest]) (*connect.Response[v1.ListRevocationsResponse], error)
+	// Unrevoke lets it in again. Errors: not_found.
+	Unrevoke(context.Context, *connect.Request[v1.UnrevokeRequest]) (*connect.Response[v1.UnrevokeResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the symbolon.v1.AdminService service. By default,
@@ -329,6 +342,24 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("RefreshTrustDomain")),
 			connect.WithClientOptions(opts...),
 		),
+		revoke: connect.NewClient[v1.RevokeRequest, v1.RevokeResponse](
+			httpClient,
+			baseURL+AdminServiceRevokeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("Revoke")),
+			connect.WithClientOptions(opts...),
+		),
+		listRevocations: connect.NewClient[v1.ListRevocationsRequest, v1.ListRevocationsResponse](
+			httpClient,
+			baseURL+AdminServiceListRevocationsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListRevocations")),
+			connect.WithClientOptions(opts...),
+		),
+		unrevoke: connect.NewClient[v1.UnrevokeRequest, v1.UnrevokeResponse](
+			httpClient,
+			baseURL+AdminServiceUnrevokeProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("Unrevoke")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -361,6 +392,9 @@ type adminServiceClient struct {
 	removeScans        *connect.Client[v1.RemoveScansRequest, v1.RemoveScansResponse]
 	listTrustDomains   *connect.Client[v1.ListTrustDomainsRequest, v1.ListTrustDomainsResponse]
 	refreshTrustDomain *connect.Client[v1.RefreshTrustDomainRequest, v1.RefreshTrustDomainResponse]
+	revoke             *connect.Client[v1.RevokeRequest, v1.RevokeResponse]
+	listRevocations    *connect.Client[v1.ListRevocationsRequest, v1.ListRevocationsResponse]
+	unrevoke           *connect.Client[v1.UnrevokeRequest, v1.UnrevokeResponse]
 }
 
 // GetStatus calls symbolon.v1.AdminService.GetStatus.
@@ -498,6 +532,21 @@ func (c *adminServiceClient) RefreshTrustDomain(ctx context.Context, req *connec
 	return c.refreshTrustDomain.CallUnary(ctx, req)
 }
 
+// Revoke calls symbolon.v1.AdminService.Revoke.
+func (c *adminServiceClient) Revoke(ctx context.Context, req *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error) {
+	return c.revoke.CallUnary(ctx, req)
+}
+
+// ListRevocations calls symbolon.v1.AdminService.ListRevocations.
+func (c *adminServiceClient) ListRevocations(ctx context.Context, req *connect.Request[v1.ListRevocationsRequest]) (*connect.Response[v1.ListRevocationsResponse], error) {
+	return c.listRevocations.CallUnary(ctx, req)
+}
+
+// Unrevoke calls symbolon.v1.AdminService.Unrevoke.
+func (c *adminServiceClient) Unrevoke(ctx context.Context, req *connect.Request[v1.UnrevokeRequest]) (*connect.Response[v1.UnrevokeResponse], error) {
+	return c.unrevoke.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the symbolon.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -549,6 +598,12 @@ type AdminServiceHandler interface {
 	// RefreshTrustDomain asks its endpoint now, and answers when that is done.
 	// Errors: not_found, failed_precondition (it has no endpoint, or the fetch has failed).
 	RefreshTrustDomain(context.Context, *connect.Request[v1.RefreshTrustDomainRequest]) (*connect.Response[v1.RefreshTrustDomainResponse], error)
+	// Revoke refuses an identity everywhere, and cuts its connections. Revoking again is
+	// no error. Errors: invalid_argument, not_found (host), resource_exhausted.
+	Revoke(context.Context, *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error)
+	ListRevocations(context.Context, *connect.Request[v1.ListRevocationsRequest]) (*connect.Response[v1.ListRevocationsResponse], error)
+	// Unrevoke lets it in again. Errors: not_found.
+	Unrevoke(context.Context, *connect.Request[v1.UnrevokeRequest]) (*connect.Response[v1.UnrevokeResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -720,6 +775,24 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("RefreshTrustDomain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceRevokeHandler := connect.NewUnaryHandler(
+		AdminServiceRevokeProcedure,
+		svc.Revoke,
+		connect.WithSchema(adminServiceMethods.ByName("Revoke")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceListRevocationsHandler := connect.NewUnaryHandler(
+		AdminServiceListRevocationsProcedure,
+		svc.ListRevocations,
+		connect.WithSchema(adminServiceMethods.ByName("ListRevocations")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceUnrevokeHandler := connect.NewUnaryHandler(
+		AdminServiceUnrevokeProcedure,
+		svc.Unrevoke,
+		connect.WithSchema(adminServiceMethods.ByName("Unrevoke")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/symbolon.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -776,6 +849,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListTrustDomainsHandler.ServeHTTP(w, r)
 		case AdminServiceRefreshTrustDomainProcedure:
 			adminServiceRefreshTrustDomainHandler.ServeHTTP(w, r)
+		case AdminServiceRevokeProcedure:
+			adminServiceRevokeHandler.ServeHTTP(w, r)
+		case AdminServiceListRevocationsProcedure:
+			adminServiceListRevocationsHandler.ServeHTTP(w, r)
+		case AdminServiceUnrevokeProcedure:
+			adminServiceUnrevokeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -891,4 +970,16 @@ func (UnimplementedAdminServiceHandler) ListTrustDomains(context.Context, *conne
 
 func (UnimplementedAdminServiceHandler) RefreshTrustDomain(context.Context, *connect.Request[v1.RefreshTrustDomainRequest]) (*connect.Response[v1.RefreshTrustDomainResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.RefreshTrustDomain is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) Revoke(context.Context, *connect.Request[v1.RevokeRequest]) (*connect.Response[v1.RevokeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Revoke is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListRevocations(context.Context, *connect.Request[v1.ListRevocationsRequest]) (*connect.Response[v1.ListRevocationsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.ListRevocations is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) Unrevoke(context.Context, *connect.Request[v1.UnrevokeRequest]) (*connect.Response[v1.UnrevokeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Unrevoke is not implemented"))
 }
