@@ -50,10 +50,7 @@ func ProfilesByID(resources []*symbolonv1.Resource) []*symbolonv1.Resource {
 // ClaimsByID finds the labels that profiles, of ProfilesByID, give to an ID, and
 // which of them did: "namespace/name", in order. Nothing else is known of the ID.
 func ClaimsByID(profiles []*symbolonv1.Resource, id spiffeid.ID) (claims identity.Attributes, by []string) {
-	known := identity.NewAttributes(map[string][]string{
-		"spiffe.id":           {id.String()},
-		"spiffe.trust_domain": {id.TrustDomain().Name()},
-	})
+	known := attributesOfID(id)
 	for _, r := range profiles {
 		if matchTerm(r.GetProfile().GetMatch(), known) {
 			claims = claims.Union(identity.AttributesFromProto(r.GetProfile().GetLabels()))
@@ -61,4 +58,17 @@ func ClaimsByID(profiles []*symbolonv1.Resource, id spiffeid.ID) (claims identit
 		}
 	}
 	return claims, by
+}
+
+// speaksOf tells whether a Profile of ByID fits an ID.
+func speaksOf(p *symbolonv1.Profile, id spiffeid.ID) bool {
+	return matchTerm(p.GetMatch(), attributesOfID(id))
+}
+
+// attributesOfID is all that an ID says.
+func attributesOfID(id spiffeid.ID) identity.Attributes {
+	return identity.NewAttributes(map[string][]string{
+		"spiffe.id":           {id.String()},
+		"spiffe.trust_domain": {id.TrustDomain().Name()},
+	})
 }

@@ -77,6 +77,9 @@ func TestSecondUseOfATunnel(t *testing.T) {
 			cred := w.ca.workload("/prod/cache", map[string][]string{"app": {"db"}})
 			w.p.CredentialChanged(w.creds.set("0", cred), cred)
 		}, func(w *world) []byte { return append(w.framed(), frame("secret")...) }, ""},
+		{"our workload has no identity by now", func(w *world) {
+			w.p.CredentialChanged(w.creds.set("0", nil), nil)
+		}, func(w *world) []byte { return append(w.framed(), frame("secret")...) }, "no-identity"},
 	} {
 		t.Run(a.name, func(t *testing.T) {
 			w := newWorld(t)

@@ -20,7 +20,15 @@ import (
 // is strict: where one has spoken, those behind it are not asked.
 
 // known is the workload as policy in force sees it.
-func (w *party) known(c *policydb.Compiled) *identity.Principal { return w.sees(c, w.principal()) }
+func (w *party) known(c *policydb.Compiled) *identity.Principal {
+	p := w.sees(c, w.principal())
+	if ns := w.namespace(c); ns != p.Namespace {
+		moved := *p
+		moved.Namespace = ns
+		p = &moved
+	}
+	return p
+}
 
 func (w *party) endpoint(c *policydb.Compiled) policydb.Endpoint { return endpointOf(w.known(c)) }
 
@@ -30,7 +38,7 @@ func (w *party) sees(c *policydb.Compiled, peer *identity.Principal) *identity.P
 		return peer
 	}
 	own := w.principal()
-	return c.About(peer, own.Namespace, own.ID.TrustDomain())
+	return c.About(peer, w.namespace(c), own.ID.TrustDomain())
 }
 
 func endpointOf(p *identity.Principal) policydb.Endpoint {

@@ -30,7 +30,7 @@ type NameSource interface {
 // client says of a name is no more than the reason to look it up. The address of a host
 // with a proxy has none: no answer of DNS takes a tunnel away.
 func (x *conn) names(ctx context.Context, c *policydb.Compiled, me *party, dst netip.AddrPort) []string {
-	ns, source := me.principal().Namespace, x.p.names
+	ns, source := me.namespace(c), x.p.names
 	if source == nil || !c.NamesMatter(ns) || x.p.peers.has(dst.Addr()) {
 		return nil
 	}

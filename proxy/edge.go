@@ -25,6 +25,7 @@ var edgeEnds = func() *lru.Cache[endKey, keptEnd] {
 
 type endKey struct {
 	id         spiffeid.ID
+	namespace  string
 	external   string
 	attributes labelKey
 	issuer     identity.Issuer
@@ -36,8 +37,8 @@ type keptEnd struct {
 	end        *flow.End
 }
 
-func edgeEnd(id spiffeid.ID, external string, attributes identity.Attributes, issuer identity.Issuer, message func() *symbolonv1.EdgeEnd) *flow.End {
-	k := endKey{id, external, labelKey{unsafe.SliceData(attributes), len(attributes)}, issuer}
+func edgeEnd(id spiffeid.ID, namespace, external string, attributes identity.Attributes, issuer identity.Issuer, message func() *symbolonv1.EdgeEnd) *flow.End {
+	k := endKey{id, namespace, external, labelKey{unsafe.SliceData(attributes), len(attributes)}, issuer}
 	if e, ok := edgeEnds.Get(k); ok {
 		return e.end
 	}
@@ -48,7 +49,7 @@ func edgeEnd(id spiffeid.ID, external string, attributes identity.Attributes, is
 
 // principalEnd has all attributes, unlike a record: policy goes by them.
 func principalEnd(p *identity.Principal) *flow.End {
-	return edgeEnd(p.ID, "", p.Attributes, p.Issuer, func() *symbolonv1.EdgeEnd {
+	return edgeEnd(p.ID, p.Namespace, "", p.Attributes, p.Issuer, func() *symbolonv1.EdgeEnd {
 		return &symbolonv1.EdgeEnd{
 			SpiffeId: p.ID.String(), Namespace: p.Namespace, Workload: p.Name, Attributes: p.Attributes.Proto(), AttributesFrom: string(p.Issuer),
 		}
@@ -56,7 +57,7 @@ func principalEnd(p *identity.Principal) *flow.End {
 }
 
 func externalEnd(m *policydb.ExternalMatch) *flow.End {
-	return edgeEnd(spiffeid.ID{}, m.Ref, m.Labels, identity.FromNobody, func() *symbolonv1.EdgeEnd {
+	return edgeEnd(spiffeid.ID{}, "", m.Ref, m.Labels, identity.FromNobody, func() *symbolonv1.EdgeEnd {
 		return &symbolonv1.EdgeEnd{External: m.Ref, Attributes: m.Labels.Proto()}
 	})
 }

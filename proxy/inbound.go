@@ -302,7 +302,7 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 // source finds the External that covers a client without a proxy; false: it may not be
 // served. Nil and true: a namespace in learn lets in whoever comes.
 func (x *conn) source(c *policydb.Compiled, me *party, tuple redirect.Tuple) (*policydb.ExternalMatch, bool) {
-	ns := me.principal().Namespace
+	ns := me.namespace(c)
 	ext, ok := c.Source(ns, tuple.Src.Addr())
 	return ext, ok || c.Learns(ns)
 }

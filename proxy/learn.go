@@ -42,7 +42,7 @@ func (p *Proxy) SetPeers(addresses [][]byte) {
 // the destination. What has a proxy gets a tunnel in learn, too, and no second try
 // without one: whoever can break a tunnel must not be able to take it away.
 func (x *conn) untouched(c *policydb.Compiled, me *party, dst netip.Addr) bool {
-	return c.Learns(me.principal().Namespace) && !x.p.peers.has(dst)
+	return c.Learns(me.namespace(c)) && !x.p.peers.has(dst)
 }
 
 // outside writes who is at an end without a proxy: an External, or nobody known.

@@ -60,7 +60,7 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 	}
 	names := x.names(setup, c, me, tuple.Dst)
 	c = x.p.policy.Load() // the client may have taken its time
-	ext, service := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
+	ext, service := c.Destination(me.namespace(c), tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
 	if ext != nil || service == "" && x.untouched(c, me, tuple.Dst.Addr()) {
 		return x.serveExternal(setup, c, me, ext, tuple, names)
 	}
@@ -116,7 +116,7 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			// By the names that it was made with: that a name has other addresses now is
 			// no reason to cut, that policy does not know the name any more is one.
-			ext, _ := c.Destination(me.principal().Namespace, tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
+			ext, _ := c.Destination(me.namespace(c), tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
 			d := x.judgeExternal(c, me, ext, tuple)
 			return d.Allow, d.Until
 		},

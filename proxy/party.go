@@ -32,6 +32,8 @@ type party struct {
 	open     atomic.Int64 // live connections
 	// withdrawn: the workload's source says that it has no identity any more.
 	withdrawn atomic.Bool
+	host      *atomic.Pointer[string] // parties.host; nil in tests
+	place     atomic.Pointer[placed]
 }
 
 func (w *party) principal() *identity.Principal {
@@ -53,6 +55,8 @@ type parties struct {
 	options mtls.Options
 	mu      sync.Mutex
 	byKey   map[identity.Key]*party
+	// host is the host's namespace; nil: workloads are where their IDs say.
+	host atomic.Pointer[string]
 }
 
 // get returns the party of key, with cred as its credential.
@@ -67,7 +71,7 @@ func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time
 		if len(s.byKey) >= maxParties {
 			s.makeRoom()
 		}
-		w = &party{key: key}
+		w = &party{key: key, host: &s.host}
 		s.byKey[key] = w
 	}
 	w.use(cred, s.options)

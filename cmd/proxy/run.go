@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -299,6 +300,9 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	}
 	if err := d.proxy.SetTokenKeys(d.host.cred.Load().TrustDomain, g.GetTokenKeys()); err != nil {
 		return err
+	}
+	if d.cfg.Identity.Source != proxy.SourceController {
+		d.proxy.SetHostNamespace(cmp.Or(g.GetHostNamespace(), d.host.cred.Load().Namespace, "/"))
 	}
 	if err := d.proxy.SetPolicy(g.GetResources(), g.GetNumber()); err != nil {
 		return err
