@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/controller/store"
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/policydb"
 )
@@ -31,12 +33,49 @@ func withMode(s *policydb.Snapshot, namespace string, mode symbolonv1.Mode) (pol
 	return policydb.Document{Resource: r}, nil
 }
 
+// learnRecord is when learn start put a namespace into learn. It counts while the
+// namespace is in learn.
+type learnRecord struct {
+	Started time.Time `json:"started"`
+}
+
+// noteLearn remembers that a namespace begins to learn now.
+func (s *Server) noteLearn(ctx context.Context, namespace string) error {
+	op, err := putJSON(learnPrefix+namespace, &learnRecord{Started: s.opts.Now().UTC()})
+	if err == nil {
+		_, _, err = s.policies.store.Txn(ctx, nil, []store.Op{op})
+	}
+	return err
+}
+
+// learnsSince is when a namespace began to learn; zero: it does not, or nobody noted it.
+func (s *Server) learnsSince(ctx context.Context, snapshot *policydb.Snapshot, namespace string) (time.Time, error) {
+	if snapshot.Get(policydb.KindNamespace, namespace, "").GetNamespaceKind().GetMode() != symbolonv1.Mode_MODE_LEARN {
+		return time.Time{}, nil
+	}
+	kv, err := s.policies.store.Get(ctx, learnPrefix+namespace)
+	if errors.Is(err, store.ErrNotFound) {
+		return time.Time{}, nil
+	}
+	var r learnRecord
+	if err == nil {
+		err = getJSON(kv, &r)
+	}
+	return r.Started, err
+}
+
 // StartLearn is one generation, or none where the namespace is in learn.
 func (s adminService) StartLearn(ctx context.Context, req *connect.Request[symbolonv1.StartLearnRequest]) (*connect.Response[symbolonv1.StartLearnResponse], error) {
 	snapshot := s.policies.snapshot()
 	doc, err := withMode(snapshot, req.Msg.GetNamespace(), symbolonv1.Mode_MODE_LEARN)
 	if err != nil {
 		return nil, err
+	}
+	if snapshot.Get(policydb.KindNamespace, req.Msg.GetNamespace(), "").GetNamespaceKind().GetMode() != symbolonv1.Mode_MODE_LEARN {
+		// First: a time that is noted and not used does no harm.
+		if err := s.noteLearn(ctx, req.Msg.GetNamespace()); err != nil {
+			return nil, s.internal("learn start", err)
+		}
 	}
 	_, generation, published, err := s.policies.apply(ctx, change{
 		upserts: []policydb.Document{doc}, base: snapshot.Generation(), actor: actorOf(req.Peer()), message: "learn start",
@@ -49,20 +88,27 @@ func (s adminService) StartLearn(ctx context.Context, req *connect.Request[symbo
 }
 
 // ListLearning counts by what is in force now, not by what was when an edge was seen.
-func (s adminService) ListLearning(context.Context, *connect.Request[symbolonv1.ListLearningRequest]) (*connect.Response[symbolonv1.ListLearningResponse], error) {
+func (s adminService) ListLearning(ctx context.Context, _ *connect.Request[symbolonv1.ListLearningRequest]) (*connect.Response[symbolonv1.ListLearningResponse], error) {
 	snapshot := s.policies.snapshot()
 	res := &symbolonv1.ListLearningResponse{}
 	for _, r := range snapshot.List(policydb.KindNamespace, "/") {
 		if r.GetNamespaceKind().GetMode() != symbolonv1.Mode_MODE_LEARN {
 			continue
 		}
-		seen := s.edges.policyEdges(r.GetNamespace(), s.opts.Now().Add(-s.cfg.Edges.Retention))
+		started, err := s.learnsSince(ctx, snapshot, r.GetNamespace())
+		if err != nil {
+			return nil, s.internal("learn", err)
+		}
+		seen := s.edges.policyEdges(r.GetNamespace(), latest(started, s.opts.Now().Add(-s.cfg.Edges.Retention)))
 		g, err := snapshot.Suggest(seen, policydb.SuggestOptions{Namespace: r.GetNamespace(), Now: s.opts.Now()})
 		if err != nil {
 			return nil, s.internal("learn", err)
 		}
 		l := &symbolonv1.Learning{
 			Namespace: r.GetNamespace(), Allowed: uint64(g.Already), Denied: uint64(g.Denied), LetThrough: uint64(g.Covered) + uint64(len(g.Uncovered)),
+		}
+		if !started.IsZero() {
+			l.Started = timestamppb.New(started)
 		}
 		for _, e := range seen {
 			if l.First == nil || e.First.Before(l.First.AsTime()) {
@@ -78,10 +124,10 @@ func (s adminService) ListLearning(context.Context, *connect.Request[symbolonv1.
 }
 
 // SuggestPolicies changes nothing.
-func (s adminService) SuggestPolicies(_ context.Context, req *connect.Request[symbolonv1.SuggestPoliciesRequest]) (*connect.Response[symbolonv1.SuggestPoliciesResponse], error) {
+func (s adminService) SuggestPolicies(ctx context.Context, req *connect.Request[symbolonv1.SuggestPoliciesRequest]) (*connect.Response[symbolonv1.SuggestPoliciesResponse], error) {
 	m := req.Msg
 	snapshot := s.policies.snapshot()
-	g, err := s.suggest(snapshot, m.GetNamespace(), m.GetKeys(), m.GetSince())
+	g, err := s.suggest(ctx, snapshot, m.GetNamespace(), m.GetKeys(), m.GetSince())
 	if err != nil {
 		return nil, err
 	}
@@ -91,11 +137,16 @@ func (s adminService) SuggestPolicies(_ context.Context, req *connect.Request[sy
 	}), nil
 }
 
-func (s *Server) suggest(snapshot *policydb.Snapshot, namespace string, keys []string, since *durationpb.Duration) (*policydb.Suggestion, error) {
+func (s *Server) suggest(ctx context.Context, snapshot *policydb.Snapshot, namespace string, keys []string, since *durationpb.Duration) (*policydb.Suggestion, error) {
 	now := s.opts.Now()
 	from, err := pastOf(since, now)
 	if err != nil {
 		return nil, err
+	}
+	if since == nil {
+		if from, err = s.learnsSince(ctx, snapshot, namespace); err != nil {
+			return nil, s.internal("suggest", err)
+		}
 	}
 	g, err := snapshot.Suggest(s.edges.policyEdges(namespace, from), policydb.SuggestOptions{
 		Namespace: namespace, Keys: keys, Known: s.known(snapshot), Now: now,
@@ -132,6 +183,13 @@ func (s *Server) known(snapshot *policydb.Snapshot) []policydb.Known {
 	return out
 }
 
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // AcceptSuggestion is one generation, on the very one that the suggestion was made on.
 func (s adminService) AcceptSuggestion(ctx context.Context, req *connect.Request[symbolonv1.AcceptSuggestionRequest]) (*connect.Response[symbolonv1.AcceptSuggestionResponse], error) {
 	m := req.Msg
@@ -151,7 +209,7 @@ func (s adminService) AcceptSuggestion(ctx context.Context, req *connect.Request
 		return nil, err
 	}
 	if len(m.GetFiles()) == 0 {
-		g, err := s.suggest(snapshot, m.GetNamespace(), m.GetKeys(), m.GetSince())
+		g, err := s.suggest(ctx, snapshot, m.GetNamespace(), m.GetKeys(), m.GetSince())
 		if err != nil {
 			return nil, err
 		}

@@ -29,6 +29,11 @@ func TestLearnFromStartToAccept(t *testing.T) {
 	}
 
 	h := w.enrol("/acme/prod", nil)
+	// What was seen before does not count.
+	early := func(e *symbolonv1.Edge) {
+		e.Port, e.First, e.Last = 99, timestamppb.New(time.Now().Add(-3*time.Hour)), timestamppb.New(time.Now().Add(-2*time.Hour))
+	}
+	h.edges(t, edgeSet(symbolonv1.Reporter_REPORTER_CLIENT, edgeEnd("/acme/prod", "old", "app", "old"), edgeEnd("/acme/prod", "db", "app", "db"), early))
 	job, db := edgeEnd("/acme/prod", "job", "app", "job"), edgeEnd("/acme/prod", "db", "app", "db")
 	other := edgeEnd("/acme/prod", "other", "app", "other")
 	learned := func(e *symbolonv1.Edge) { e.Reason, e.WouldVerdict = symbolonv1.Reason_REASON_LEARN, "deny" }
@@ -42,7 +47,8 @@ func TestLearnFromStartToAccept(t *testing.T) {
 	if err != nil || len(status.Msg.GetNamespaces()) != 1 {
 		t.Fatalf("%v, %v", status, err)
 	}
-	if l := status.Msg.GetNamespaces()[0]; l.GetNamespace() != "/acme/prod" || l.GetLetThrough() != 1 || l.GetDenied() != 1 || l.GetAllowed() != 0 || l.First == nil {
+	if l := status.Msg.GetNamespaces()[0]; l.GetNamespace() != "/acme/prod" || l.GetLetThrough() != 1 || l.GetDenied() != 1 || l.GetAllowed() != 0 || l.First == nil ||
+		l.GetStarted().AsTime().After(l.GetFirst().AsTime()) || time.Since(l.GetStarted().AsTime()) > time.Minute {
 		t.Errorf("learning: %v", l)
 	}
 
@@ -65,7 +71,12 @@ func TestLearnFromStartToAccept(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// It has begun to learn once more, and has seen nothing since.
 	accept := &symbolonv1.AcceptSuggestionRequest{Namespace: "/acme/prod", Enforce: true, DryRun: true}
+	if fresh, err := admin.AcceptSuggestion(ctx, connect.NewRequest(accept)); err != nil || len(fresh.Msg.GetApplied().GetChanges()) != 1 {
+		t.Fatalf("%v, %v", fresh, err)
+	}
+	accept.Since = durationpb.New(time.Hour)
 	dry, err := admin.AcceptSuggestion(ctx, connect.NewRequest(accept))
 	if err != nil || len(dry.Msg.GetApplied().GetChanges()) != 3 {
 		t.Fatalf("%v, %v", dry, err)

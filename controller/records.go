@@ -28,6 +28,7 @@ import (
 //	trust-bundle/<trust domain>    trustBundleRecord, JSON
 //	bundle-sequence                bundleSequence, JSON: of our own bundle
 //	hits<policy>                   policyHits, JSON
+//	learn<namespace>               learnRecord, JSON
 //	scan/<subject>|<scanner>       scanRecord, JSON
 //	revocations                    revocationState, JSON
 //	revocation/<id>                revocationRecord, JSON
@@ -47,6 +48,7 @@ const (
 	keyBundleSequence = "bundle-sequence"
 	keyRevocations    = "revocations"
 	revocationPrefix  = "revocation/"
+	learnPrefix       = "learn"
 )
 
 // hostIDLabel is the host.* attribute that every host has.

@@ -43,6 +43,8 @@ type Suggestion struct {
 	Already int
 	// Uncovered are the edges that no suggested policy allows, each with its reason.
 	Uncovered []Uncovered
+	// Externals are for the bare addresses among Uncovered.
+	Externals []SuggestedExternal
 	// Denied counts the edges that were denied; no suggested policy allows one.
 	Denied int
 	// Test is a PolicyTest that the suggestion passes; nil if there is nothing to test.
@@ -142,6 +144,7 @@ func (s *Snapshot) Suggest(edges []Edge, o SuggestOptions) (*Suggestion, error) 
 		if len(left) == len(open) {
 			g.Covered = len(open) + g.alsoCovered(c)
 			g.Test = g.test(c)
+			g.externals()
 			g.beyond()
 			return g.Suggestion, nil
 		}

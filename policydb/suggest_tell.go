@@ -118,6 +118,7 @@ func (g *Suggestion) YAML() []byte {
 		say("NOT COVERED: %s", describeEdge(&u.Edge))
 		say("  %s", u.Why)
 	}
+	g.tellExternals(&b, say)
 	for i, p := range g.Policies {
 		if i > 0 {
 			b.WriteString("---\n")

@@ -245,6 +245,54 @@ func TestSuggestAgainAfterAccepting(t *testing.T) {
 	}
 }
 
+// Bare addresses come as comments, grouped; uncommented they allow what was seen, and no
+// more. Nothing of them is part of the suggestion itself.
+func TestSuggestExternalsForBareAddresses(t *testing.T) {
+	db := newDB(t, strings.TrimSuffix(learning, "---\n"))
+	es := edges([]string{
+		"app=web 10.0.0.1 443", "app=web 10.0.0.2 443", "app=job 10.0.0.1 443", "app=job 10.0.0.2 443", // one group
+		"app=web 10.0.0.3 443", "app=web 10.0.0.3 80", // another
+		"app=web 10.0.0.5 443", "app=job 10.0.0.5 80", // as the first, on ports of their own
+		"10.0.0.9 app=web 8080",
+	}, nil)
+	g, err := db.Snapshot().Suggest(es, SuggestOptions{Namespace: "/acme/prod", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(g.Resources()) != 0 || len(g.Externals) != 4 || len(g.Uncovered) != len(es) {
+		t.Fatalf("%d resources, %d Externals:\n%s", len(g.Resources()), len(g.Externals), g.YAML())
+	}
+	var uncommented strings.Builder
+	for line := range strings.Lines(string(g.YAML())) {
+		if !strings.HasPrefix(line, "#") {
+			t.Errorf("not a comment: %q", line)
+		}
+		if text, ok := strings.CutPrefix(line, "#| "); ok {
+			uncommented.WriteString(text)
+		}
+	}
+	p, err := db.Plan(parse(t, strings.TrimPrefix(uncommented.String(), "---\n")), nil, false)
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, uncommented.String())
+	}
+	_, after := p.Snapshots()
+	c, err := after.compileAsEnforced(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := func(e Edge) bool { return c.judge(&e, noon, nil).Allow }
+	for _, e := range es {
+		if !allowed(e) {
+			t.Errorf("still denied: %s", describeEdge(&e))
+		}
+	}
+	for _, e := range edges([]string{"app=web 10.0.0.4 443", "app=job 10.0.0.3 443", "app=web 10.0.0.5 80", "app=job 10.0.0.5 443", "app=web 10.0.0.1 80", "app=db 10.0.0.1 443", "10.0.0.9 app=web 443", "10.0.0.1 app=web 8080"}, nil) {
+		if allowed(e) {
+			t.Errorf("allowed, and was not seen: %s", describeEdge(&e))
+		}
+	}
+}
+
 // What was seen both ways counts as it was seen last, and all of that counts, whatever
 // stood between.
 func TestSuggestPutsTogetherWhatWentOneWay(t *testing.T) {

@@ -56,7 +56,8 @@ func (a *app) learnStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "List the namespaces in learn, and what was seen there",
 		Long: `List the namespaces in learn. An edge is who reached whom on which port: ALLOWED by
-policy, LET THROUGH by learn alone, or DENIED, by the other side for instance.`,
+policy, LET THROUGH by learn alone, or DENIED, by the other side for instance. What was seen
+before learn start does not count.`,
 		Example: `  symbolon learn status`,
 		Args:    cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
@@ -73,10 +74,10 @@ policy, LET THROUGH by learn alone, or DENIED, by the other side for instance.`,
 				l.names = append(l.names, n.GetNamespace())
 			}
 			l.table = func(wide bool) *table {
-				t := a.newTable(wide, "NAMESPACE", "ALLOWED", "LET THROUGH", "DENIED", "|", "FIRST", "LAST")
+				t := a.newTable(wide, "NAMESPACE", "ALLOWED", "LET THROUGH", "DENIED", "|", "STARTED", "FIRST", "LAST")
 				for _, n := range resp.GetNamespaces() {
 					t.row(text(n.GetNamespace()), text(fmt.Sprint(n.GetAllowed())), text(fmt.Sprint(n.GetLetThrough())), text(fmt.Sprint(n.GetDenied())),
-						text(moment(n.GetFirst().AsTime(), n.First != nil)), text(moment(n.GetLast().AsTime(), n.Last != nil)))
+						text(moment(n.GetStarted().AsTime(), n.Started != nil)), text(moment(n.GetFirst().AsTime(), n.First != nil)), text(moment(n.GetLast().AsTime(), n.Last != nil)))
 				}
 				return t
 			}
@@ -102,7 +103,7 @@ type learnFlags struct {
 
 func (f *learnFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringSliceVar(&f.keys, "keys", nil, "attribute keys that policies may use (default: every label)")
-	cmd.Flags().DurationVar(&f.since, "since", 0, "how much of the past counts (default: all that is kept)")
+	cmd.Flags().DurationVar(&f.since, "since", 0, "how much of the past counts (default: since learn start)")
 }
 
 func (f *learnFlags) past() (*durationpb.Duration, error) {

@@ -4004,11 +4004,13 @@ type Learning struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// Edges of which one end is in it, by what is in force.
-	Allowed       uint64                 `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
-	LetThrough    uint64                 `protobuf:"varint,3,opt,name=let_through,json=letThrough,proto3" json:"let_through,omitempty"` // what enforce would deny
-	Denied        uint64                 `protobuf:"varint,4,opt,name=denied,proto3" json:"denied,omitempty"`
-	First         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
-	Last          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
+	Allowed    uint64                 `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	LetThrough uint64                 `protobuf:"varint,3,opt,name=let_through,json=letThrough,proto3" json:"let_through,omitempty"` // what enforce would deny
+	Denied     uint64                 `protobuf:"varint,4,opt,name=denied,proto3" json:"denied,omitempty"`
+	First      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=first,proto3" json:"first,omitempty"`
+	Last       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last,proto3" json:"last,omitempty"`
+	// When learn start put it into learn; unset: it was put there otherwise.
+	Started       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started,proto3" json:"started,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4085,12 +4087,20 @@ func (x *Learning) GetLast() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Learning) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
 type SuggestPoliciesRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// Attribute keys that selectors may use; none: every label.
 	Keys []string `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
-	// How much of the past counts; unset: all that is kept.
+	// How much of the past counts; unset: what was seen since learn start, or else all
+	// that is kept.
 	Since         *durationpb.Duration `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5961,7 +5971,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x14ListLearningResponse\x125\n" +
 	"\n" +
 	"namespaces\x18\x01 \x03(\v2\x15.symbolon.v1.LearningR\n" +
-	"namespaces\"\xdd\x01\n" +
+	"namespaces\"\x93\x02\n" +
 	"\bLearning\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\x04R\aallowed\x12\x1f\n" +
@@ -5969,7 +5979,8 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"letThrough\x12\x16\n" +
 	"\x06denied\x18\x04 \x01(\x04R\x06denied\x120\n" +
 	"\x05first\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"{\n" +
+	"\x04last\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x124\n" +
+	"\astarted\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"{\n" +
 	"\x16SuggestPoliciesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\tR\x04keys\x12/\n" +
@@ -6337,105 +6348,106 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	60,  // 68: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
 	91,  // 69: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
 	91,  // 70: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	93,  // 71: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	92,  // 72: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	93,  // 73: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
-	5,   // 74: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
-	9,   // 75: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	89,  // 76: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	93,  // 77: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
-	65,  // 78: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	91,  // 79: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
-	65,  // 80: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	91,  // 81: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	91,  // 82: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
-	68,  // 83: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
-	75,  // 84: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
-	75,  // 85: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	102, // 86: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
-	91,  // 87: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
-	93,  // 88: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
-	91,  // 89: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
-	91,  // 90: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
-	91,  // 91: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
-	91,  // 92: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
-	75,  // 93: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
-	90,  // 94: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
-	103, // 95: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
-	91,  // 96: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
-	91,  // 97: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
-	79,  // 98: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	79,  // 99: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
-	79,  // 100: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	104, // 101: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 102: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 103: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 104: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 105: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 106: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 107: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 108: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 109: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 110: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 111: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 112: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 113: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 114: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 115: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 116: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 117: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 118: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 119: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 120: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 121: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 122: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 123: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 124: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 125: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 126: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	66,  // 127: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	69,  // 128: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	71,  // 129: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	73,  // 130: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	76,  // 131: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	78,  // 132: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
-	81,  // 133: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
-	83,  // 134: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
-	4,   // 135: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 136: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 137: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 138: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 139: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 140: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 141: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 142: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 143: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 144: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 145: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 146: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 147: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 148: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 149: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 150: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 151: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 152: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 153: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 154: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 155: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 156: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	67,  // 157: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	70,  // 158: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	72,  // 159: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	74,  // 160: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	77,  // 161: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	80,  // 162: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
-	82,  // 163: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
-	84,  // 164: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
-	135, // [135:165] is the sub-list for method output_type
-	105, // [105:135] is the sub-list for method input_type
-	105, // [105:105] is the sub-list for extension type_name
-	105, // [105:105] is the sub-list for extension extendee
-	0,   // [0:105] is the sub-list for field type_name
+	91,  // 71: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
+	93,  // 72: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	92,  // 73: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	93,  // 74: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	5,   // 75: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
+	9,   // 76: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
+	89,  // 77: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	93,  // 78: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	65,  // 79: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
+	91,  // 80: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	65,  // 81: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
+	91,  // 82: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	91,  // 83: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	68,  // 84: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
+	75,  // 85: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
+	75,  // 86: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
+	102, // 87: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	91,  // 88: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	93,  // 89: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	91,  // 90: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	91,  // 91: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	91,  // 92: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	91,  // 93: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	75,  // 94: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
+	90,  // 95: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
+	103, // 96: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	91,  // 97: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	91,  // 98: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	79,  // 99: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	79,  // 100: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
+	79,  // 101: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	104, // 102: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 103: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 104: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 105: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 106: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 107: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 108: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 109: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 110: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 111: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 112: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 113: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 114: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 115: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 116: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 117: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 118: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 119: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 120: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 121: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 122: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 123: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 124: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 125: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 126: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 127: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	66,  // 128: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	69,  // 129: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	71,  // 130: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	73,  // 131: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	76,  // 132: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	78,  // 133: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	81,  // 134: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	83,  // 135: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	4,   // 136: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 137: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 138: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 139: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 140: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 141: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 142: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 143: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 144: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 145: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 146: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 147: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 148: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 149: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 150: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 151: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 152: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 153: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 154: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 155: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 156: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 157: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	67,  // 158: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	70,  // 159: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	72,  // 160: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	74,  // 161: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	77,  // 162: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	80,  // 163: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	82,  // 164: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	84,  // 165: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	136, // [136:166] is the sub-list for method output_type
+	106, // [106:136] is the sub-list for method input_type
+	106, // [106:106] is the sub-list for extension type_name
+	106, // [106:106] is the sub-list for extension extendee
+	0,   // [0:106] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
