@@ -7,6 +7,9 @@ func (q *question) disbelieved() bool {
 	if q.kind != toTunnel && q.kind != fromTunnel {
 		return false
 	}
-	bundles := q.near.current.Load().Credential().Bundles
-	return bundles != nil && !bundles.Has(q.domain)
+	e := q.near.current.Load()
+	if e == nil || e.Credential().Bundles == nil {
+		return false // it verifies nobody
+	}
+	return !e.Credential().Bundles.Has(q.domain)
 }
