@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"time"
 
 	"connectrpc.com/connect"
@@ -24,7 +26,7 @@ func (s adminService) ListTrustDomains(context.Context, *connect.Request[symbolo
 	}
 	own := &symbolonv1.TrustDomainStatus{Name: s.cfg.TrustDomain}
 	if s.federation != nil {
-		own.Endpoint = "https://" + s.federation.Addr().String() + "/"
+		own.Endpoint = s.endpointURL()
 		own.Profile = symbolonv1.BundleEndpointProfile_BUNDLE_ENDPOINT_PROFILE_HTTPS_WEB
 		if s.cfg.Federation.Profile == profileSPIFFE {
 			own.Profile = symbolonv1.BundleEndpointProfile_BUNDLE_ENDPOINT_PROFILE_HTTPS_SPIFFE
@@ -33,6 +35,23 @@ func (s adminService) ListTrustDomains(context.Context, *connect.Request[symbolo
 	}
 	describeBundle(own, b)
 	return connect.NewResponse(&symbolonv1.ListTrustDomainsResponse{Own: own, TrustDomains: s.trustDomains()}), nil
+}
+
+// endpointURL is where others find the bundle, as far as that is known here: by the
+// address that it is served on, or, where that is all of them, by a name.
+func (s *Server) endpointURL() string {
+	host, port, err := net.SplitHostPort(s.federation.Addr().String())
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		if len(s.cfg.Advertise) > 0 {
+			host = s.cfg.Advertise[0]
+		} else if name, err := os.Hostname(); err == nil {
+			host = name
+		}
+	}
+	return "https://" + net.JoinHostPort(host, port) + "/"
 }
 
 // trustDomains are the others, by name.

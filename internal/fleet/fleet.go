@@ -24,7 +24,7 @@ import (
 const (
 	// ControllerPort is the controller's.
 	ControllerPort = 7443
-	// TrustDomain is every fleet's.
+	// TrustDomain is every fleet's that asks for no other.
 	TrustDomain = "acme.example"
 
 	startTimeout = 60 * time.Second
@@ -38,14 +38,31 @@ type Fleet struct {
 	Dir        string // everything that the fleet writes
 	Controller *netlab.Host
 	Address    string // of the controller, as the proxies dial it
+	options    Options
 	daemon     *netlab.Daemon
 
 	mu      sync.Mutex
 	proxies map[*netlab.Host]*Proxy
 }
 
+// Options are for fleets that meet others.
+type Options struct {
+	// TrustDomain, if not TrustDomain.
+	TrustDomain string
+	// Flags are more of the controller's: "--federation-listen=[::]:8443".
+	Flags []string
+}
+
 // New starts a controller in host, which is reached at address.
 func New(ctx context.Context, host *netlab.Host, address string) (*Fleet, error) {
+	return NewWith(ctx, host, address, Options{})
+}
+
+// NewWith is New with Options.
+func NewWith(ctx context.Context, host *netlab.Host, address string, o Options) (*Fleet, error) {
+	if o.TrustDomain == "" {
+		o.TrustDomain = TrustDomain
+	}
 	bin, err := binaries()
 	if err != nil {
 		return nil, err
@@ -56,7 +73,7 @@ func New(ctx context.Context, host *netlab.Host, address string) (*Fleet, error)
 	}
 	f := &Fleet{
 		Bin: bin, Dir: dir, Controller: host, proxies: make(map[*netlab.Host]*Proxy),
-		Address: net.JoinHostPort(address, fmt.Sprint(ControllerPort)),
+		Address: net.JoinHostPort(address, fmt.Sprint(ControllerPort)), options: o,
 	}
 	return f, f.StartController(ctx)
 }
@@ -86,10 +103,10 @@ func binaries() (string, error) {
 func (f *Fleet) StartController(ctx context.Context) (err error) {
 	f.daemon, err = f.Controller.Start(ctx, netlab.Service{
 		Unit: "symbolon-controller.service",
-		Command: []string{
-			filepath.Join(f.Bin, "symbolon-controller"), "--trust-domain", TrustDomain,
+		Command: append([]string{
+			filepath.Join(f.Bin, "symbolon-controller"), "--trust-domain", f.options.TrustDomain,
 			"--listen", fmt.Sprintf("[::]:%d", ControllerPort), "--data-dir", f.data(),
-		},
+		}, f.options.Flags...),
 		Ports: []uint16{ControllerPort},
 		Ready: func(context.Context) error {
 			_, err := os.Stat(filepath.Join(f.data(), "admin.token"))
