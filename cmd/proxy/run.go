@@ -510,7 +510,7 @@ func (d *daemonParts) debugStatus() any {
 		"version": version, "host_id": c.HostID, "namespace": c.Namespace, "trust_domain": c.TrustDomain.Name(),
 		"host_svid_not_after": c.NotAfter(), "controller": d.cfg.Controller.Address,
 		"controller_connected": d.session.Connected(), "generation": d.proxy.Generation(), "flows_lost": d.reports.Lost(),
-		"identity_source": d.cfg.Identity.Source,
+		"identity_source": d.cfg.Identity.Source, "revocations": d.proxy.Revocations().Len(),
 	}
 	if d.sourceStatus != nil {
 		out["identity"] = d.sourceStatus()
