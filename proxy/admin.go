@@ -35,7 +35,7 @@ type Debug struct {
 	Identities, Rules, Status func() any
 }
 
-// DebugHandler serves /debug/{connections,policies,identities,rules,status}, and
+// DebugHandler serves /debug/{connections,policies,explain,identities,rules,status}, and
 // everything else by public. It tells who talks to whom: for root only.
 func (p *Proxy) DebugHandler(public http.Handler, d Debug) http.Handler {
 	mux := http.NewServeMux()
@@ -50,6 +50,18 @@ func (p *Proxy) DebugHandler(public http.Handler, d Debug) http.Handler {
 	}
 	show("connections", func() any { return p.connections() })
 	show("policies", func() any { return p.policies() })
+	mux.HandleFunc("GET /debug/explain", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		x, err := p.explain(q.Get("from"), q.Get("to"), q.Get("port"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		_ = e.Encode(x)
+	})
 	show("identities", d.Identities)
 	show("rules", d.Rules)
 	show("status", d.Status)
