@@ -68,7 +68,7 @@ demo: deps build $(BIN)/symbolon-demo ## a small world of hosts, a NAT and a bal
 	@$(BIN)/symbolon-demo
 
 .PHONY: test
-test: deps build $(BIN)/symbolon-demo ## all tests, with the race detector (needs root)
+test: deps build composer $(BIN)/symbolon-demo ## all tests, with the race detector (needs root)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 	cd $(COMPOSER) && CGO_ENABLED=1 $(GO) test -race -timeout $(TEST_TIMEOUT) ./...
 

@@ -126,7 +126,9 @@ func TestConfigurationsLoad(t *testing.T) {
 	if _, err := controller.LoadConfig("quickstart/controller.yaml", noEnv, nil); err != nil {
 		t.Error(err)
 	}
-	if _, err := proxy.LoadConfig("quickstart/proxy.yaml", noEnv, nil); err != nil {
-		t.Error(err)
+	for _, file := range []string{"quickstart/proxy.yaml", "spire/proxy.yaml"} {
+		if _, err := proxy.LoadConfig(file, noEnv, nil); err != nil {
+			t.Error(err)
+		}
 	}
 }

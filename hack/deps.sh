@@ -11,12 +11,12 @@ PATH=$PATH:/usr/sbin:/sbin
 declare -A package=(
 	[iptables]=iptables [ip6tables]=iptables [iptables-restore]=iptables [ip6tables-restore]=iptables
 	[ipset]=ipset [conntrack]=conntrack [ip]=iproute2 [ss]=iproute2 [tc]=iproute2
-	[nsenter]=util-linux [ps]=procps [tcpdump]=tcpdump [tshark]=tshark
+	[nsenter]=util-linux [unshare]=util-linux [mount]=mount [ps]=procps [tcpdump]=tcpdump [tshark]=tshark
 	[nginx]=nginx-light [haproxy]=haproxy [openssl]=openssl
 	[psql]=postgresql-client [redis-server]=redis-server [redis-cli]=redis-tools
 	[mariadbd]=mariadb-server [mariadb-install-db]=mariadb-server [mariadb]=mariadb-client
 	[sshd]=openssh-server [ssh]=openssh-client [ssh-keygen]=openssh-client [ssh-keyscan]=openssh-client
-	[nc]=netcat-openbsd [curl]=curl [iperf3]=iperf3
+	[nc]=netcat-openbsd [curl]=curl [iperf3]=iperf3 [perl]=perl-base
 	[gcc]=gcc # the race detector is C
 )
 # Debian keeps PostgreSQL's own out of any PATH.

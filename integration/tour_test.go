@@ -21,15 +21,30 @@ type tour struct {
 	*netlab.TwoHosts
 	ctl     *netlab.Host
 	bin     string
-	dir     string // where the operator stands; bin, etc, var, run and the examples below
+	path    []string // where other programs are looked for first
+	dir     string   // where the operator stands; bin, etc, var, run and the examples below
 	replace *strings.Replacer
 	ran     map[string]bool // commands of the README that were run
 	proxies []*netlab.Daemon
+	// document names what is toured, commands are all that it has.
+	document string
+	commands []string
 }
 
 func newTour(t *testing.T) *tour {
+	g := newTourOf(t, "README.md", readme(t))
+	g.copyExamples("quickstart")
+	return g
+}
+
+// newTourOf makes the world for the tour of any document.
+func newTourOf(t *testing.T, document string, commands []string) *tour {
+	t.Helper()
 	w := netlab.Test(t, "iptables", "ip6tables", "ipset", "nginx", "postgres", "initdb", "curl")
-	g := &tour{T: t, TwoHosts: w.TwoHosts(), ctl: w.Host("ctl"), ran: make(map[string]bool), dir: filepath.Join(w.Dir(), "tour")}
+	g := &tour{
+		T: t, TwoHosts: w.TwoHosts(), ctl: w.Host("ctl"), ran: make(map[string]bool), dir: filepath.Join(w.Dir(), "tour"),
+		document: document, commands: commands,
+	}
 	w.Link(g.Router, g.ctl, []string{"10.9.0.1/24"}, []string{"10.9.0.2/24"})
 	g.ctl.DefaultRoute("10.9.0.1")
 	bin := os.Getenv("SYMBOLON_BIN")
@@ -41,14 +56,13 @@ func newTour(t *testing.T) *tour {
 		t.Fatal(err)
 	}
 	g.replace = strings.NewReplacer("/etc/symbolon", g.dir+"/etc", "/var/lib/symbolon", g.dir+"/var", "198.51.100.5", "10.9.0.2")
-	g.copyExamples()
 	return g
 }
 
 // copyExamples makes the operator's clone of the repository, as far as the tour needs
 // it.
-func (g *tour) copyExamples() {
-	err := filepath.WalkDir("../examples/quickstart", func(path string, d fs.DirEntry, err error) error {
+func (g *tour) copyExamples(name string) {
+	err := filepath.WalkDir("../examples/"+name, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -68,7 +82,8 @@ func (g *tour) copyExamples() {
 }
 
 func (g *tour) env(more ...string) []string {
-	return append([]string{"PATH=" + g.bin + ":" + os.Getenv("PATH"), "HOME=" + g.dir, "NO_COLOR=1"}, more...)
+	path := strings.Join(append([]string{g.bin}, g.path...), ":")
+	return append([]string{"PATH=" + path + ":" + os.Getenv("PATH"), "HOME=" + g.dir, "NO_COLOR=1"}, more...)
 }
 
 // readme are the commands of the section, one a line, in order: what stands in a block
@@ -100,20 +115,30 @@ func readme(t *testing.T) []string {
 	return commands
 }
 
-// took marks the one command of the README that starts so.
+// took marks the one command of the document that starts so.
 func (g *tour) took(start string) string {
 	g.Helper()
-	for _, c := range readme(g.T) {
+	for _, c := range g.commands {
 		if strings.HasPrefix(c, start) {
 			g.ran[c] = true
 			return g.replace.Replace(c)
 		}
 	}
-	g.Fatalf("README.md has no command %q", start)
+	g.Fatalf("%s has no command %q", g.document, start)
 	return ""
 }
 
-// run runs a command of the README as it stands there, on h.
+// missed are the commands that were not run.
+func (g *tour) missed() {
+	g.Helper()
+	for _, c := range g.commands {
+		if !g.ran[c] {
+			g.Errorf("%s has a command that this test does not run: %s", g.document, c)
+		}
+	}
+}
+
+// run runs a command of the document as it stands there, on h.
 func (g *tour) run(h *netlab.Host, start string, env ...string) string {
 	g.Helper()
 	return g.shell(h, g.took(start), env...)
@@ -135,11 +160,22 @@ func (g *tour) shell(h *netlab.Host, command string, env ...string) string {
 	return r.Stdout
 }
 
-// start runs a daemon of the README until ready says nil.
+// program is where the tour has it from.
+func (g *tour) program(name string) string {
+	for _, dir := range g.path {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return filepath.Join(g.bin, name)
+}
+
+// start runs a daemon of the document until ready says nil.
 func (g *tour) start(h *netlab.Host, start string, env []string, ready func(context.Context) error) *netlab.Daemon {
 	g.Helper()
 	args := strings.Fields(g.took(start))
-	args[0] = filepath.Join(g.bin, args[0])
+	args[0] = g.program(args[0])
 	ctx, cancel := context.WithTimeout(g.Context(), time.Minute)
 	defer cancel()
 	d, err := h.Start(ctx, netlab.Service{
@@ -150,6 +186,16 @@ func (g *tour) start(h *netlab.Host, start string, env []string, ready func(cont
 		g.Fatal(err)
 	}
 	return d
+}
+
+// serves: the controller has made what its operator needs, and listens.
+func (g *tour) serves(ctx context.Context) error {
+	for _, name := range []string{"admin.token", "ca.pem"} {
+		if _, err := os.Stat(filepath.Join(g.dir, "var", name)); err != nil {
+			return err
+		}
+	}
+	return g.ctl.WaitListen(ctx, "tcp", 7443)
 }
 
 // socket tells the two hosts' proxies apart, which share the machine's files.
@@ -165,28 +211,35 @@ func (g *tour) proxy(h *netlab.Host) {
 		g.Fatalf("join.token: %v, %v", info, err)
 	}
 	g.shell(h, g.replace.Replace("mv join.token /etc/symbolon/ && cp examples/quickstart/proxy.yaml /etc/symbolon/"))
+	g.startProxy(h)
+}
+
+// startProxy starts the proxy by the document's command.
+func (g *tour) startProxy(h *netlab.Host) {
+	g.Helper()
+	socket := filepath.Join(g.dir, h.Name()+".sock")
 	g.Cleanup(func() {
-		c := h.Command(context.Background(), filepath.Join(g.bin, "symbolon-proxy"), "forget", "--socket", filepath.Join(g.dir, h.Name()+".sock"))
+		c := h.Command(context.Background(), filepath.Join(g.bin, "symbolon-proxy"), "forget", "--socket", socket)
 		if err := c.Run(); err != nil {
 			g.Error(err)
 		}
 	})
 	g.proxies = append(g.proxies, g.start(h, "symbolon-proxy --config", []string{g.socket(h)}, func(ctx context.Context) error {
-		return h.Command(ctx, "curl", "-sf", "-o", "/dev/null", "--unix-socket", filepath.Join(g.dir, h.Name()+".sock"), "http://proxy/readyz").Run()
+		return h.Command(ctx, "curl", "-sf", "-o", "/dev/null", "--unix-socket", socket, "http://proxy/readyz").Run()
 	}))
 }
 
-// expected is what the README prints behind a command, but for the time of day and
+// expected is what the document prints behind a command, but for the time of day and
 // the space between columns.
-func expected(t *testing.T, start string) [][]string {
-	t.Helper()
-	text, err := os.ReadFile("../README.md")
+func (g *tour) expected(start string) [][]string {
+	g.Helper()
+	text, err := os.ReadFile("../" + g.document)
 	if err != nil {
-		t.Fatal(err)
+		g.Fatal(err)
 	}
 	_, after, ok := strings.Cut(string(text), "\n$ "+start)
 	if !ok {
-		t.Fatalf("README.md has no command %q", start)
+		g.Fatalf("%s has no command %q", g.document, start)
 	}
 	_, after, _ = strings.Cut(after, "\n")
 	var rows [][]string
@@ -227,10 +280,7 @@ func (g *tour) prints(out string, rows [][]string) error {
 func TestREADMETour(t *testing.T) {
 	g := newTour(t)
 	g.run(g.ctl, "install -D -m 644 examples/quickstart/controller.yaml")
-	g.start(g.ctl, "symbolon-controller --config", nil, func(context.Context) error {
-		_, err := os.Stat(filepath.Join(g.dir, "var", "admin.token"))
-		return err
-	})
+	g.start(g.ctl, "symbolon-controller --config", nil, g.serves)
 	g.shell(g.ctl, "cp var/admin.token var/ca.pem .")
 	g.run(g.ctl, "symbolon config --controller")
 	if out := g.run(g.ctl, "symbolon status"); !strings.Contains(out, "acme.example") {
@@ -245,7 +295,7 @@ func TestREADMETour(t *testing.T) {
 	if out := g.run(g.ctl, "symbolon host list"); strings.Count(out, "/acme/prod") != 2 {
 		t.Errorf("host list: %s", out)
 	}
-	if out := g.run(g.ctl, "symbolon explain"); g.prints(out, expected(t, "symbolon explain")) != nil {
+	if out := g.run(g.ctl, "symbolon explain"); g.prints(out, g.expected("symbolon explain")) != nil {
 		t.Errorf("explain: %s", out)
 	}
 
@@ -264,7 +314,7 @@ func TestREADMETour(t *testing.T) {
 	if once == follow {
 		t.Errorf("the tour no longer follows the flows: %s", follow)
 	}
-	rows := expected(t, "symbolon flows")
+	rows := g.expected("symbolon flows")
 	if len(rows) != 3 {
 		t.Fatalf("the README prints %v", rows)
 	}
@@ -296,11 +346,7 @@ func TestREADMETour(t *testing.T) {
 	}
 
 	g.removeServer()
-	for _, c := range readme(t) {
-		if !g.ran[c] {
-			t.Errorf("README.md has a command that this test does not run: %s", c)
-		}
-	}
+	g.missed()
 }
 
 // removeServer takes the other host out, whose proxy ends by itself and cannot come

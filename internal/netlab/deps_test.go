@@ -18,7 +18,7 @@ import (
 // integration, and variables.
 var (
 	requirers = []string{"Test", "Require", "Missing", "Tool"}
-	wrappers  = []string{"newWorld", "newBareWorld"}
+	wrappers  = []string{"newWorld", "newBareWorld", "newSpireWorld"}
 	lists     = []string{"tools", "demoTools"}
 )
 

@@ -19,6 +19,7 @@ var packages = map[string]string{
 	"mariadbd":           "mariadb-server",
 	"nc":                 "netcat-openbsd",
 	"nsenter":            "util-linux",
+	"perl":               "perl-base",
 	"postgres":           "postgresql",
 	"psql":               "postgresql-client",
 	"redis-cli":          "redis-tools",
