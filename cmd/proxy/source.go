@@ -29,10 +29,11 @@ type source interface {
 // workloads of the kind that it identifies.
 func (d *daemonParts) openSource() (r *identity.Resolver, closeSource func(), err error) {
 	rule := d.cfg.Identity.SPIRE.Rule()
+	own := d.host.cred.Load().TrustDomain
 	closeSource = func() {}
 	switch d.cfg.Identity.Source {
 	case proxy.SourceSPIRE:
-		s, err := spire.New(spire.Options{AdminSocket: d.cfg.Identity.SPIRE.AdminSocket, Rule: spire.Rule(rule), Report: d.sourceState("SPIRE agent")})
+		s, err := spire.New(spire.Options{Controller: own, AdminSocket: d.cfg.Identity.SPIRE.AdminSocket, Rule: spire.Rule(rule), Report: d.sourceState("SPIRE agent")})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -46,7 +47,7 @@ func (d *daemonParts) openSource() (r *identity.Resolver, closeSource func(), er
 		return r, closeSource, nil
 	case proxy.SourceWorkloadAPI:
 		s, err := workloadapi.New(workloadapi.Options{
-			Address: d.cfg.Identity.WorkloadAPI, Rule: workloadapi.Rule(rule), Report: d.sourceState("SPIFFE Workload API"),
+			Controller: own, Address: d.cfg.Identity.WorkloadAPI, Rule: workloadapi.Rule(rule), Report: d.sourceState("SPIFFE Workload API"),
 		})
 		if err != nil {
 			return nil, nil, err

@@ -36,6 +36,9 @@ const (
 
 // Options are what a Source is made of.
 type Options struct {
+	// Controller is the trust domain of the controller's CA. The agent's must be another,
+	// or that CA must stand below the agent's root.
+	Controller spiffeid.TrustDomain
 	// AdminSocket is the path of the agent's admin_socket_path.
 	AdminSocket string
 	// Rule chooses where a workload has several SVIDs.
@@ -91,7 +94,7 @@ func New(o Options) (*Source, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Source{
 		client: delegatedidentityv1.NewDelegatedIdentityClient(conn), conn: conn, rule: o.Rule,
-		roots: agent.NewRoots(), slots: identity.NewShares(maxAttesting, maxAttestingPerUser),
+		roots: agent.NewRoots(o.Controller), slots: identity.NewShares(maxAttesting, maxAttestingPerUser),
 		report: o.Report, socket: o.AdminSocket, cancel: cancel, status: errConnecting,
 	}
 	s.wg.Go(func() { s.watchBundles(ctx) })

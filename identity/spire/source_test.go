@@ -22,7 +22,7 @@ var controllerTD = spiffeid.RequireTrustDomainFromString("controller.example")
 func sourceOf(t *testing.T, a *testAgent, rule Rule) *Source {
 	t.Helper()
 	needRoot(t)
-	s, err := New(Options{AdminSocket: a.socket, Rule: rule})
+	s, err := New(Options{Controller: controllerTD, AdminSocket: a.socket, Rule: rule})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,20 +324,36 @@ func TestBundles(t *testing.T) {
 
 // The controller's CA must not name workloads of the agent's trust domain.
 func TestOneTrustDomainOfTwo(t *testing.T) {
-	site, ours := newRoot(t, "site.example"), newRoot(t, "site.example")
+	site, ours := newRoot(t, controllerTD.Name()), newRoot(t, controllerTD.Name())
+	a := newTestAgent(t, site)
+	p := sleeper(t)
+	a.sends[p.pid()] = one(site.svid("/web", ""))
+	s := sourceOf(t, a, Rule{})
+	td := controllerTD
+	s.SetBundle(td, []*x509.Certificate{ours.cert})
+	updates := watched(t, s, p.w)
+	until(t, updates, "it is refused", fails(identity.ErrWithdrawn, "controller.example", "another trust_domain"))
+	// The same roots, or a CA below them, are one authority.
+	s.SetBundle(td, []*x509.Certificate{site.cert})
+	u := until(t, updates, "one root for both", is("spiffe://controller.example/web"))
+	if b, ok := u.Credential.Bundles.Get(td); !ok || len(b.X509Authorities()) != 1 {
+		t.Error("more than the agent's root")
+	}
+}
+
+// Of its own trust domain, if another one tells us of it, the agent knows best: what the
+// controller has fetched may be older.
+func TestOwnDomainFromElsewhere(t *testing.T) {
+	site, old := newRoot(t, "site.example"), newRoot(t, "site.example")
 	a := newTestAgent(t, site)
 	p := sleeper(t)
 	a.sends[p.pid()] = one(site.svid("/web", ""))
 	s := sourceOf(t, a, Rule{})
 	td := spiffeid.RequireTrustDomainFromString("site.example")
-	s.SetBundle(td, []*x509.Certificate{ours.cert})
-	updates := watched(t, s, p.w)
-	until(t, updates, "it is refused", fails(identity.ErrWithdrawn, "site.example", "another trust_domain"))
-	// The same roots, or a CA below them, are one authority.
-	s.SetBundle(td, []*x509.Certificate{site.cert})
-	u := until(t, updates, "one root for both", is("spiffe://site.example/web"))
-	if b, ok := u.Credential.Bundles.Get(td); !ok || len(b.X509Authorities()) != 1 {
-		t.Error("more than the agent's root")
+	s.SetBundle(td, []*x509.Certificate{old.cert})
+	u := until(t, watched(t, s, p.w), "it has an SVID", is("spiffe://site.example/web"))
+	if b, ok := u.Credential.Bundles.Get(td); !ok || !b.HasX509Authority(site.cert) || b.HasX509Authority(old.cert) {
+		t.Error("it believes roots that are not the agent's")
 	}
 }
 

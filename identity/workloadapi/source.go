@@ -24,6 +24,9 @@ type Rule = agent.Rule
 
 // Options are what a Source is made of.
 type Options struct {
+	// Controller is the trust domain of the controller's CA. The agent's must be another,
+	// or that CA must stand below the agent's root.
+	Controller spiffeid.TrustDomain
 	// Address is the Workload API's, in the form of SPIFFE_ENDPOINT_SOCKET:
 	// "unix:///run/spire/sockets/agent.sock".
 	Address string
@@ -74,7 +77,7 @@ func New(o Options) (*Source, error) {
 		return nil, fmt.Errorf("the Workload API at %s: %w", o.Address, err)
 	}
 	s := &Source{
-		client: client, address: o.Address, rule: o.Rule, report: o.Report, roots: agent.NewRoots(), cancel: cancel,
+		client: client, address: o.Address, rule: o.Rule, report: o.Report, roots: agent.NewRoots(o.Controller), cancel: cancel,
 		latest: given{changed: make(chan struct{})},
 	}
 	s.wg.Go(func() { s.run(ctx) })

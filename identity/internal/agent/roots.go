@@ -23,7 +23,9 @@ type State struct {
 	Extra *x509bundle.Set
 	// Reissues counts the requests to ask for everything anew.
 	Reissues uint64
-	changed  chan struct{}
+
+	controller spiffeid.TrustDomain
+	changed    chan struct{}
 }
 
 // Changed is closed when there is a newer state.
@@ -35,9 +37,9 @@ type Roots struct {
 	state State
 }
 
-// NewRoots has no bundles.
-func NewRoots() *Roots {
-	return &Roots{state: State{Extra: x509bundle.NewSet(), changed: make(chan struct{})}}
+// NewRoots has no bundles. controller is the trust domain of the controller's CA.
+func NewRoots(controller spiffeid.TrustDomain) *Roots {
+	return &Roots{state: State{Extra: x509bundle.NewSet(), controller: controller, changed: make(chan struct{})}}
 }
 
 // Current is the state as it is now.
@@ -112,11 +114,12 @@ func Same(a, b *x509bundle.Set) bool {
 
 // For is the bundles by which a workload of the domain td judges others: its own and
 // those it federates with, from the agent; and what the proxy was given, which comes
-// before what the agent has of the same domain.
+// before what the agent has of the same foreign domain. Of td itself the agent knows
+// best.
 //
-// It is an error if td's own bundle is not known yet, and ErrWithdrawn if the proxy was
-// given roots for td that are not the agent's: two authorities would name workloads of
-// one trust domain, and each could forge the other's.
+// It is an error if td's own bundle is not known yet, and ErrWithdrawn if td is the
+// controller's as well, with roots that are not the agent's: two authorities would name
+// workloads of one trust domain, and each could forge the other's.
 func (s State) For(td spiffeid.TrustDomain, federates []spiffeid.TrustDomain) (*x509bundle.Set, error) {
 	if s.Agent == nil {
 		return nil, fmt.Errorf("the agent has not sent the bundle of %s yet", td)
@@ -136,7 +139,7 @@ func (s State) For(td spiffeid.TrustDomain, federates []spiffeid.TrustDomain) (*
 			set.Add(b)
 			continue
 		}
-		if !below(b.X509Authorities(), own.X509Authorities()) {
+		if td == s.controller && !below(b.X509Authorities(), own.X509Authorities()) {
 			return nil, fmt.Errorf("%w: %s is the trust domain of the agent and of the controller, with roots of their own each; give the controller another trust_domain, or a CA below the agent's root", identity.ErrWithdrawn, td)
 		}
 	}
