@@ -96,6 +96,7 @@ func newEdgeEnd(e *symbolonv1.EdgeEnd, td spiffeid.TrustDomain) (*edgeEnd, error
 // reporting host answers for.
 type takenEdge struct {
 	namespace string
+	host      string // that reports it
 	from, to  *edgeEnd
 	edge      *symbolonv1.Edge
 }
@@ -142,7 +143,7 @@ func (in *edgeIntake) edge(e *symbolonv1.Edge, ends []*edgeEnd) (takenEdge, erro
 		}
 		both[i] = ends[place]
 	}
-	t := takenEdge{namespace: in.host.Namespace, from: both[0], to: both[1], edge: e}
+	t := takenEdge{namespace: in.host.Namespace, host: in.host.ID, from: both[0], to: both[1], edge: e}
 	var own []*edgeEnd
 	switch e.GetReporter() {
 	case symbolonv1.Reporter_REPORTER_CLIENT:

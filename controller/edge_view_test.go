@@ -47,7 +47,7 @@ func TestPolicyEdges(t *testing.T) {
 	const client, server = symbolonv1.Reporter_REPORTER_CLIENT, symbolonv1.Reporter_REPORTER_SERVER
 	const allow, deny, failed = symbolonv1.Outcome_OUTCOME_ALLOW, symbolonv1.Outcome_OUTCOME_DENY, symbolonv1.Outcome_OUTCOME_ERROR
 	add := func(from, to *edgeEnd, by symbolonv1.Reporter, o symbolonv1.Outcome, r, peer symbolonv1.Reason, n uint64, ago time.Duration) {
-		b.add([]takenEdge{{"/acme", from, to, &symbolonv1.Edge{
+		b.add([]takenEdge{{"/acme", "", from, to, &symbolonv1.Edge{
 			Reporter: by, Protocol: "tcp", Port: 80, Outcome: o, Reason: r, PeerReason: peer, Connections: n,
 			Protection: symbolonv1.Protection_PROTECTION_ENCRYPTED, ExternalAddress: "192.0.2.1",
 			First: timestamppb.New(now.Add(-ago)), Last: timestamppb.New(now.Add(-ago)),

@@ -38,12 +38,17 @@ type edgeRecord struct {
 	from, to  *edgeEnd
 	// edge is changed under the book's lock only; its From and To are 0 and 1.
 	edge    *symbolonv1.Edge
-	in      *list.List
+	host    string // that reported it first; empty: nobody knows
+	in      *edgeRoom
 	element *list.Element
 }
 
 func (r *edgeRecord) key() string {
-	return edgePrefix + r.namespace + "|" + hex.EncodeToString(r.id[:16])
+	key := edgePrefix + r.namespace + "|" + hex.EncodeToString(r.id[:16])
+	if r.host != "" {
+		key += "|" + r.host
+	}
+	return key
 }
 
 // policyHits counts what a policy decided.
@@ -53,8 +58,8 @@ type policyHits struct {
 }
 
 // edgeBook is what hosts reported of who reached whom: in memory, and behind it in the
-// store. It is bounded for each namespace; where there is no room, the edge goes that
-// was not seen for the longest.
+// store. It is bounded for each namespace; where there is no room, the host with the most
+// edges there loses the one that was not seen for the longest.
 type edgeBook struct {
 	store     store.Store
 	now       func() time.Time
@@ -63,7 +68,7 @@ type edgeBook struct {
 
 	mu         sync.Mutex
 	records    map[[sha256.Size]byte]*edgeRecord
-	namespaces map[string]*[2]*list.List // the last seen last; 1: not all ends are proven
+	namespaces map[string]*[2]*edgeRoom // 1: not all ends are proven
 	ends       map[[sha256.Size]byte]*sharedEnd
 	hits       map[string]*policyHits
 	dirty      map[string]*edgeRecord // by key; nil: deleted
@@ -82,7 +87,7 @@ type sharedEnd struct {
 func openEdges(ctx context.Context, st store.Store, cfg EdgesConfig, td spiffeid.TrustDomain, now func() time.Time) (*edgeBook, error) {
 	b := &edgeBook{
 		store: st, now: now, limit: cfg.PerNamespace, retention: cfg.Retention,
-		records: make(map[[sha256.Size]byte]*edgeRecord), namespaces: make(map[string]*[2]*list.List),
+		records: make(map[[sha256.Size]byte]*edgeRecord), namespaces: make(map[string]*[2]*edgeRoom),
 		ends: make(map[[sha256.Size]byte]*sharedEnd), hits: make(map[string]*policyHits),
 		dirty: make(map[string]*edgeRecord), dirtyHits: make(map[string]bool),
 	}
@@ -160,29 +165,29 @@ func (b *edgeBook) put(t takenEdge) {
 	id := edgeID(t)
 	r := b.records[id]
 	if r != nil {
-		r.in.MoveToBack(r.element)
+		r.in.seen(r)
 		b.dirty[r.key()] = r
 		merge(r.edge, t.edge)
 		return
 	}
-	lists := b.namespaces[t.namespace]
-	if lists == nil {
-		lists = &[2]*list.List{list.New(), list.New()}
-		b.namespaces[t.namespace] = lists
+	rooms := b.namespaces[t.namespace]
+	if rooms == nil {
+		rooms = &[2]*edgeRoom{newEdgeRoom(), newEdgeRoom()}
+		b.namespaces[t.namespace] = rooms
 	}
 	class, room := 0, b.limit
 	t.edge.AddressOnly = !t.from.proven() || !t.to.proven()
 	if t.edge.AddressOnly {
 		class, room = 1, b.limit/edgeAddressShare
 	}
-	for lists[class].Len() >= room {
-		b.forget(lists[class].Front().Value.(*edgeRecord))
+	for rooms[class].size >= room {
+		b.forget(rooms[class].leaves())
 		b.evicted++
 	}
-	b.namespaces[t.namespace] = lists // forget may have taken the last
-	r = &edgeRecord{id: id, namespace: t.namespace, from: b.share(t.from), to: b.share(t.to), edge: t.edge, in: lists[class]}
+	b.namespaces[t.namespace] = rooms // forget may have taken the last
+	r = &edgeRecord{id: id, namespace: t.namespace, from: b.share(t.from), to: b.share(t.to), edge: t.edge, host: t.host}
 	r.edge.From, r.edge.To = 0, 1
-	r.element = r.in.PushBack(r)
+	rooms[class].add(r)
 	b.records[id] = r
 	b.dirty[r.key()] = r
 }
@@ -216,7 +221,7 @@ func (b *edgeBook) share(e *edgeEnd) *edgeEnd {
 }
 
 func (b *edgeBook) forget(r *edgeRecord) {
-	r.in.Remove(r.element)
+	r.in.remove(r)
 	delete(b.records, r.id)
 	b.dirty[r.key()] = nil
 	for _, e := range []*edgeEnd{r.from, r.to} {
@@ -225,7 +230,7 @@ func (b *edgeBook) forget(r *edgeRecord) {
 			delete(b.ends, e.id)
 		}
 	}
-	if lists := b.namespaces[r.namespace]; lists[0].Len()+lists[1].Len() == 0 {
+	if rooms := b.namespaces[r.namespace]; rooms[0].size+rooms[1].size == 0 {
 		delete(b.namespaces, r.namespace)
 	}
 }
@@ -354,10 +359,11 @@ func putEdge(r *edgeRecord) (store.Op, error) {
 	return store.Put(r.key(), v), nil
 }
 
-// namespaceOfEdge is the namespace in a record's key.
-func namespaceOfEdge(key string) string {
-	namespace, _, _ := strings.Cut(strings.TrimPrefix(key, edgePrefix), "|")
-	return namespace
+// ownersOfEdge are the namespace and the host in a record's key.
+func ownersOfEdge(key string) (namespace, host string) {
+	namespace, rest, _ := strings.Cut(strings.TrimPrefix(key, edgePrefix), "|")
+	_, host, _ = strings.Cut(rest, "|")
+	return namespace, host
 }
 
 func getEdge(kv store.KV, td spiffeid.TrustDomain) (takenEdge, error) {
@@ -366,7 +372,8 @@ func getEdge(kv store.KV, td spiffeid.TrustDomain) (takenEdge, error) {
 	if err == nil && (len(set.GetEnds()) != 2 || len(set.GetEdges()) != 1) {
 		err = fmt.Errorf("%d ends and %d edges", len(set.GetEnds()), len(set.GetEdges()))
 	}
-	t := takenEdge{namespace: namespaceOfEdge(kv.Key)}
+	var t takenEdge
+	t.namespace, t.host = ownersOfEdge(kv.Key)
 	if err == nil {
 		t.edge = set.GetEdges()[0]
 		t.from, err = newEdgeEnd(set.GetEnds()[0], td)

@@ -224,6 +224,48 @@ func TestEdgesAHostMayReport(t *testing.T) {
 	}
 }
 
+// The attack: a host makes edges up until its namespace's room is full. It pushes out its
+// own, and those of others that have fewer stay; also after a restart.
+func TestAHostsEdgesPushOutItsOwn(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.cfg.Edges.PerNamespace = 100 })
+	w.apply(tree)
+	honest, flood := w.enrol("/acme/prod", nil), w.enrol("/acme/prod", nil)
+	web := edgeEnd("/acme/prod", "web", "app", "web")
+	report := func(h *host, name string, from, to int) {
+		t.Helper()
+		set := &symbolonv1.EdgeSet{Ends: []*symbolonv1.EdgeEnd{web}}
+		for i := from; i < to; i++ {
+			for _, e := range []*symbolonv1.EdgeEnd{edgeEnd("/acme/dev", fmt.Sprintf("%s%d", name, i)), {Address: fmt.Sprintf("%s::%x", map[string]string{"own": "2001:db8:1", "made-up": "2001:db8:2"}[name], i)}} {
+				one := edgeSet(server, e, web).GetEdges()[0]
+				one.From, one.To = uint32(len(set.Ends)), 0
+				set.Ends, set.Edges = append(set.Ends, e), append(set.Edges, one)
+			}
+		}
+		h.edges(t, set)
+	}
+	holds := func(when string) {
+		t.Helper()
+		all := strings.Join(lines(w.edges(&symbolonv1.ListEdgesRequest{}).GetEdges()), "\n")
+		if n := strings.Count(all, "/own"); n != 12 {
+			t.Errorf("%s: %d of 12 workloads of the honest host are left", when, n)
+		}
+		if n := strings.Count(all, "2001:db8:1::"); n != 12 {
+			t.Errorf("%s: %d of 12 addresses of the honest host are left", when, n)
+		}
+		if n := strings.Count(all, "/made-up"); n != 100-12 {
+			t.Errorf("%s: %d edges that were made up", when, n)
+		}
+	}
+	report(honest, "own", 0, 12)
+	report(flood, "made-up", 0, 500)
+	holds("after the flood")
+	w.halt()
+	w.start()
+	flood.ProxyServiceClient = w.proxy(flood.TLS())
+	report(flood, "made-up", 500, 900)
+	holds("after a restart and another flood")
+}
+
 // TestEdgesAreBounded for each namespace; who has no identity takes a quarter at most,
 // and the longest unseen goes first.
 func TestEdgesAreBounded(t *testing.T) {

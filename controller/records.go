@@ -24,7 +24,7 @@ import (
 //	workload<path>@<host id>       workloadRecord, JSON: the last SVID issued
 //	history/<generation>           generationRecord, JSON
 //	undo/<generation>/<n>          what undoes it, in chunks (history.go)
-//	edge<namespace>|<hash>         EdgeSet of one edge, protobuf
+//	edge<namespace>|<hash>|<host id>   EdgeSet of one edge, protobuf
 //	trust-bundle/<trust domain>    trustBundleRecord, JSON
 //	bundle-sequence                bundleSequence, JSON: of our own bundle
 //	hits<policy>                   policyHits, JSON
