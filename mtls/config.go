@@ -132,7 +132,7 @@ func (e *Endpoint) judge(chain []*x509.Certificate, now time.Time, client bool) 
 func (e *Endpoint) verify(chain []*x509.Certificate, now time.Time, client bool) (Peer, error) {
 	p, err := e.verified.Verify(chain, e.credential.Bundles, now)
 	if err == nil {
-		return Peer{Principal: p, Leaf: chain[0], NotAfter: chain[0].NotAfter}, nil
+		return Peer{Principal: p, Leaf: chain[0], Above: chain[1:], NotAfter: chain[0].NotAfter}, nil
 	}
 	if client && errors.Is(err, identity.ErrNotWorkload) {
 		id, verr := identity.VerifySVID(chain, e.credential.Bundles, now)
@@ -141,4 +141,15 @@ func (e *Endpoint) verify(chain []*x509.Certificate, now time.Time, client bool)
 		}
 	}
 	return Peer{}, err
+}
+
+// Vouches tells whether the credential's bundles still vouch for certificates of a peer
+// that an earlier credential's have: roots may have been withdrawn. When they end, is
+// another question. Errors: identity.ErrNoBundle, identity.ErrUntrusted.
+func (e *Endpoint) Vouches(leaf *x509.Certificate, above []*x509.Certificate, now time.Time) error {
+	_, err := e.verified.Verify(append([]*x509.Certificate{leaf}, above...), e.credential.Bundles, now)
+	if errors.Is(err, identity.ErrNoBundle) || errors.Is(err, identity.ErrUntrusted) {
+		return err
+	}
+	return nil
 }

@@ -27,6 +27,8 @@ type Peer struct {
 	identity.Principal
 	// Leaf is the certificate; Principal is read from nothing else.
 	Leaf *x509.Certificate
+	// Above are the certificates that came with it, towards the root.
+	Above []*x509.Certificate
 	// NotAfter is when the leaf stops being valid: the tunnel must not outlive it.
 	NotAfter time.Time
 	// Host: the peer is a host's proxy, speaking for a port that no workload listens

@@ -1,15 +1,35 @@
 package proxy
 
-// disbelieved tells whether the connection's peer is of a trust domain that its local
-// workload has no bundle of any more: nobody here vouches for it, however good its
-// certificate was in the handshake.
-func (q *question) disbelieved() bool {
-	if q.kind != toTunnel && q.kind != fromTunnel {
+import (
+	"errors"
+	"time"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
+)
+
+// doubtful tells whether the bundles of the local workload are others than those by which
+// the peers of these connections were verified in their handshakes.
+func (q *question) doubtful() bool {
+	if q.kind != toTunnel && q.kind != fromTunnel || q.endpoint == nil {
 		return false
 	}
 	e := q.near.current.Load()
-	if e == nil || e.Credential().Bundles == nil {
-		return false // it verifies nobody
+	return e != nil && e.Credential().Bundles != q.endpoint.Credential().Bundles
+}
+
+// disbelieved is why nobody here vouches for the connection's peer any more, however good
+// its certificate was in the handshake: its trust domain has no bundle, or the root that
+// it came from was withdrawn. 0: somebody does.
+func (l *live) disbelieved(now time.Time) symbolonv1.Reason {
+	if l.leaf == nil || !l.question.doubtful() {
+		return 0
 	}
-	return !e.Credential().Bundles.Has(q.domain)
+	switch err := l.question.near.current.Load().Vouches(l.leaf, l.above, now); {
+	case err == nil:
+		return 0
+	case errors.Is(err, identity.ErrNoBundle):
+		return symbolonv1.Reason_REASON_WRONG_TRUST_DOMAIN
+	}
+	return symbolonv1.Reason_REASON_PEER_UNVERIFIED
 }

@@ -42,6 +42,35 @@ func TestATrustDomainThatGoesCuts(t *testing.T) {
 	w.records.next()
 }
 
+// A root that is withdrawn, of a domain that stays, takes with it whoever came from it.
+func TestARootThatGoesCuts(t *testing.T) {
+	w, partner := newPartners(t, "")
+	w.policy(partnersWork)
+	next := newAuthority(t, "partner.example")
+	with := func(roots ...*authority) *identity.Credential {
+		c := &identity.Credential{SVID: w.creds.byUID["0"].SVID, Bundles: x509bundle.NewSet(w.ca.bundle())}
+		b := x509bundle.New(partner.domain)
+		for _, a := range roots {
+			for _, root := range a.bundle().X509Authorities() {
+				b.AddX509Authority(root)
+			}
+		}
+		c.Bundles.Add(b)
+		return c
+	}
+	change := func(c *identity.Credential) { w.p.CredentialChanged(w.creds.set("0", c), c) }
+
+	goes, saw := w.openEcho(w.foreign(partner, "/x/y", nil))
+	change(with(partner, next))
+	speaks(t, goes)
+	stays, _ := w.openEcho(w.foreign(next, "/x/y", nil))
+	change(with(next))
+	w.wasCut(goes, saw, "peer-unverified")
+	speaks(t, stays)
+	stays.Close()
+	w.records.next()
+}
+
 // What a foreign domain writes into its certificates is its own choice: our paths, our
 // labels, our reserved names, our trust domain as a claim. None of it gains anything that
 // its TrustDomain and a policy do not give.

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
@@ -21,7 +19,6 @@ type question struct {
 	near, far *party
 	// Of a tunnel: whose SVID it presented, what its peer is, and its protection.
 	endpoint   *mtls.Endpoint
-	domain     spiffeid.TrustDomain // the peer's
 	namespace  string
 	attributes [sha256.Size]byte
 	issuer     identity.Issuer
@@ -49,7 +46,7 @@ const (
 // answer.
 func tunnelQuestion(kind questionKind, me *party, e *mtls.Endpoint, t *mtls.Conn, peer *identity.Principal, port uint16) question {
 	return question{
-		kind: kind, near: me, endpoint: e, domain: peer.ID.TrustDomain(), namespace: peer.Namespace,
+		kind: kind, near: me, endpoint: e, namespace: peer.Namespace,
 		attributes: peer.Attributes.Hash(), issuer: peer.Issuer,
 		protection: t.Protection(), port: port,
 	}

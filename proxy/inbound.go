@@ -295,6 +295,7 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		expires:  in.endpoint.Credential().SVID.NotAfter,
 		notAfter: t.Peer().NotAfter,
 		leaf:     t.Peer().Leaf,
+		above:    t.Peer().Above,
 		peer:     peer,
 	}, me)
 }

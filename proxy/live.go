@@ -29,7 +29,9 @@ type live struct {
 	notAfter time.Time
 	// leaf is that certificate, peer whose it is; nil: there is none.
 	leaf *x509.Certificate
-	peer *identity.Principal
+	// above are the certificates that came with it.
+	above []*x509.Certificate
+	peer  *identity.Principal
 	// cut ends both directions at once.
 	cut func()
 
@@ -104,6 +106,10 @@ func (t *table) add(l *live, now time.Time) {
 	}
 	if l.isRevoked(t.revoked.Load(), c) {
 		l.end(symbolonv1.Reason_REASON_REVOKED)
+		return
+	}
+	if why := l.disbelieved(now); why != 0 {
+		l.end(why)
 		return
 	}
 	// The others of the group are left to whoever made the change.
@@ -186,11 +192,20 @@ func (t *table) changed(w *party, now time.Time) (cut int) {
 	t.mu.Lock()
 	c, last := t.policy, t.number
 	checks := make([]check, 0, len(t.byParty[w]))
+	var doubtful []*live
 	for g := range t.byParty[w] {
 		checks = append(checks, g.checkLocked(g.members[0]))
+		if g.question.doubtful() {
+			doubtful = append(doubtful, g.members...)
+		}
 	}
 	t.mu.Unlock()
-	return t.check(checks, c, last, now)
+	for _, l := range doubtful {
+		if why := l.disbelieved(now); why != 0 && l.end(why) {
+			cut++
+		}
+	}
+	return cut + t.check(checks, c, last, now)
 }
 
 // sweep cuts what has expired, and judges again what was allowed until now only.
@@ -240,9 +255,6 @@ func (t *table) ask(l *live, c *policydb.Compiled, now time.Time) (why symbolonv
 	}
 	if l.question.withdrawn() {
 		return symbolonv1.Reason_REASON_NO_IDENTITY, due
-	}
-	if l.question.disbelieved() {
-		return symbolonv1.Reason_REASON_WRONG_TRUST_DOMAIN, due
 	}
 	if l.groupRevoked(t.revoked.Load(), c) {
 		return symbolonv1.Reason_REASON_REVOKED, due

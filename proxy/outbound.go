@@ -271,6 +271,7 @@ func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 		expires:  o.endpoint.Credential().SVID.NotAfter,
 		notAfter: t.Peer().NotAfter,
 		leaf:     t.Peer().Leaf,
+		above:    t.Peer().Above,
 		peer:     o.peer,
 	}, o.me)
 }
