@@ -19,12 +19,13 @@ func TestSPIREFederated(t *testing.T) {
 	w.entry(w.clients, byPath("/acme/prod/psql", psql, "west.example"))
 	w.entry(w.clients, byPath("/acme/prod/alone", self(t)))
 	w.entry(w.servers, byPath("/acme/prod/web", programFile(t, "nginx"), "east.example"))
-	w.entry(w.servers, spirelab.Entry{Path: "/acme/prod/db", Selectors: []string{"unix:user:postgres"}, FederatesWith: []string{"east.example"}})
+	// No namespace of ours has this path: it is in its host's.
+	w.entry(w.servers, spirelab.Entry{Path: "/ns/data/sa/db", Selectors: []string{"unix:user:postgres"}, FederatesWith: []string{"east.example"}})
 	w.apply(profileID("report", "spiffe://east.example/acme/prod/report") +
 		profileID("psql", "spiffe://east.example/acme/prod/psql") +
 		profileID("alone", "spiffe://east.example/acme/prod/alone") +
 		profileID("web", "spiffe://west.example/acme/prod/web") +
-		profileID("db", "spiffe://west.example/acme/prod/db") +
+		profileID("db", "spiffe://west.example/ns/data/sa/db") +
 		allow("report-web", "report", "web", "ports: [tcp/7080]") +
 		allow("psql-db", "psql", "db", "") +
 		allow("alone-web", "alone", "web", ""))
@@ -50,7 +51,7 @@ func TestSPIREFederated(t *testing.T) {
 		l := w.recorded(w.server, "psql", to(5432, "allow"))
 		for what, x := range map[string][2]string{
 			"source":      {l.Source.SPIFFEID, "spiffe://east.example/acme/prod/psql"},
-			"destination": {l.Destination.SPIFFEID, "spiffe://west.example/acme/prod/db"},
+			"destination": {l.Destination.SPIFFEID, "spiffe://west.example/ns/data/sa/db"},
 			"protection":  {l.Protection, "encrypted"},
 			"suite":       {l.CipherSuite, "TLS_AES_256_GCM_SHA384"},
 		} {
