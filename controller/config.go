@@ -35,6 +35,8 @@ type Config struct {
 	Edges   EdgesConfig `yaml:"edges"`
 	// Federation is about other trust domains.
 	Federation FederationConfig `yaml:"federation"`
+	// Enrolment is in config_enrol.go.
+	Enrolment EnrolmentConfig `yaml:"enrolment"`
 }
 
 // StoreConfig says where state is kept.
@@ -127,6 +129,11 @@ func (c Config) Validate() error {
 	}
 	if c.CA.KeyFile != "" && !filepath.IsAbs(c.CA.KeyFile) {
 		bad("ca.key_file", "%q is not an absolute path", c.CA.KeyFile)
+	}
+	for i, e := range c.Enrolment.X509PoP {
+		e.validate(c.TrustDomain, func(key, format string, args ...any) {
+			bad(fmt.Sprintf("enrolment.x509pop[%d].%s", i, key), format, args...)
+		})
 	}
 	if c.Edges.Retention < minEdgeRetention {
 		bad("edges.retention", "%v is too short; use %v or more, such as 720h", c.Edges.Retention, minEdgeRetention)

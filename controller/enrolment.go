@@ -35,7 +35,7 @@ const (
 // enrolmentService implements symbolonv1connect.EnrolmentServiceHandler.
 type enrolmentService struct{ *Server }
 
-// Enrol trades a join token for a host SVID.
+// Enrol trades a join token, or the proof of an existing certificate, for a host SVID.
 func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbolonv1.EnrolRequest]) (*connect.Response[symbolonv1.EnrolResponse], error) {
 	m := req.Msg
 	pub, err := ca.PublicKey(m.GetCsr())
@@ -48,6 +48,12 @@ func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbol
 	}
 	if len(m.GetHostname()) > maxHostname || !printable(m.GetHostname()) {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the host name is empty, malformed or too long"))
+	}
+	if m.GetX509Pop() != nil {
+		if m.GetTokenId() != "" || len(m.GetTokenSecret()) > 0 {
+			return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("a token and a certificate: want one of them"))
+		}
+		return s.enrolByCertificate(ctx, req, pub, reported)
 	}
 	var issued *ca.Issued
 	host, err := s.hosts.spend(ctx, m.GetTokenId(), func(t *tokenRecord) (*hostRecord, error) {
@@ -77,13 +83,17 @@ func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbol
 	}
 	s.log.Info("host enrolled", zap.String("host", host.ID), zap.String("hostname", host.Hostname),
 		zap.String("namespace", host.Namespace), zap.String("address", req.Peer().Addr), zap.String("token", m.GetTokenId()))
+	return s.enrolled(host, issued), nil
+}
+
+func (s enrolmentService) enrolled(host *hostRecord, issued *ca.Issued) *connect.Response[symbolonv1.EnrolResponse] {
 	return connect.NewResponse(&symbolonv1.EnrolResponse{
 		HostId:      host.ID,
 		Namespace:   host.Namespace,
 		Svid:        issuedProto(issued),
 		Bundle:      s.bundle(),
 		TrustDomain: s.cfg.TrustDomain,
-	}), nil
+	})
 }
 
 func (s enrolmentService) refuseToken(id, address string, err error) error {

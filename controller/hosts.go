@@ -65,25 +65,99 @@ func (h *hosts) update(ctx context.Context, id string, change func(*hostRecord))
 	}
 }
 
-// remove deletes a host. Errors: store.ErrNotFound.
+// remove deletes a host, and bars the identity that it enrolled as: what it came in by,
+// it has still. Errors: store.ErrNotFound.
 func (h *hosts) remove(ctx context.Context, id string) error {
-	_, rev, err := h.get(ctx, id)
-	for err == nil {
-		var ok bool
-		_, ok, err = h.store.Txn(ctx, []store.Cond{{Key: hostPrefix + id, ModRevision: rev}}, []store.Op{store.Delete(hostPrefix + id)})
+	for {
+		r, rev, err := h.get(ctx, id)
+		if err != nil {
+			return err
+		}
+		ops := []store.Op{store.Delete(hostPrefix + id)}
+		if r.Identity != "" {
+			op, err := putJSON(identityKey(r.Identity), identityRecord{Identity: r.Identity, HostID: id, Removed: true})
+			if err != nil {
+				return err
+			}
+			ops = append(ops, op)
+		}
+		_, ok, err := h.store.Txn(ctx, []store.Cond{{Key: hostPrefix + id, ModRevision: rev}}, ops)
 		if err != nil || ok {
 			return err
 		}
-		_, rev, err = h.get(ctx, id)
 	}
-	return err
 }
 
 var (
 	errTokenUnknown = errors.New("join token unknown")
 	errTokenUsed    = errors.New("join token already used")
 	errTokenExpired = errors.New("join token expired")
+	// errBarred: the host of an identity was removed.
+	errBarred = errors.New("an operator has removed this host: enrol it with a new join token")
+	// errNoNamespace: hosts of an identity would be in one that does not exist.
+	errNoNamespace = errors.New("the namespace that hosts enrol in does not exist")
 )
+
+// admit makes or renews the host that an identity stands for. fresh fills it in; it gets
+// the host that there is, or nil. Errors: errBarred, errNoNamespace, those of fresh.
+func (h *hosts) admit(ctx context.Context, identity string, fresh func(*hostRecord) (*hostRecord, error)) (*hostRecord, error) {
+	h.membership.Lock()
+	defer h.membership.Unlock()
+	key := identityKey(identity)
+	for {
+		known, revision := identityRecord{}, int64(0)
+		kv, err := h.store.Get(ctx, key)
+		switch {
+		case err == nil:
+			revision = kv.ModRevision
+			if err := getJSON(kv, &known); err != nil {
+				return nil, err
+			}
+		case !errors.Is(err, store.ErrNotFound):
+			return nil, err
+		}
+		if known.Removed {
+			return nil, errBarred
+		}
+		var was *hostRecord
+		var wasRevision int64
+		if known.HostID != "" {
+			if was, wasRevision, err = h.get(ctx, known.HostID); errors.Is(err, store.ErrNotFound) {
+				return nil, errBarred // removed this moment, and its identity with it
+			} else if err != nil {
+				return nil, err
+			}
+		}
+		host, err := fresh(was)
+		if err != nil {
+			return nil, err
+		}
+		ns := resourceKey(policydb.Key{Kind: policydb.KindNamespace, Namespace: host.Namespace})
+		namespace, err := h.store.Get(ctx, ns)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("%w: %s", errNoNamespace, host.Namespace)
+		}
+		if err != nil {
+			return nil, err
+		}
+		identified, err := putJSON(key, identityRecord{Identity: identity, HostID: host.ID})
+		if err != nil {
+			return nil, err
+		}
+		made, err := putJSON(hostPrefix+host.ID, host)
+		if err != nil {
+			return nil, err
+		}
+		_, ok, err := h.store.Txn(ctx, []store.Cond{
+			{Key: key, ModRevision: revision},
+			{Key: hostPrefix + host.ID, ModRevision: wasRevision},
+			{Key: ns, ModRevision: namespace.ModRevision},
+		}, []store.Op{identified, made})
+		if err != nil || ok {
+			return host, err
+		}
+	}
+}
 
 // spend makes the host that a token stands for, and marks the token used, in one
 // transaction: of any number of tries at once, one wins. fresh checks the token

@@ -57,8 +57,8 @@ func checkLabels(labels map[string]string) error {
 		if len(k) > maxLabelKey || k == "" || strings.Trim(k, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
 			return fmt.Errorf("label %q: a key has up to %d lower-case letters, digits, _ and -", k, maxLabelKey)
 		}
-		if k == hostIDLabel {
-			return fmt.Errorf("label %q: host.%s is the host's own ID", k, hostIDLabel)
+		if k == hostIDLabel || k == spiffeIDLabel {
+			return fmt.Errorf("label %q: host.%s is the host's own ID", k, k)
 		}
 		if len(v) > maxLabelValue || !printable(v) {
 			return fmt.Errorf("label %s: the value is empty, malformed or longer than %d bytes", k, maxLabelValue)

@@ -22,6 +22,7 @@ import (
 // RPC: its gates see headers only.
 type call struct {
 	peer     *x509.Certificate // nil: it brought none
+	tls      *tls.ConnectionState
 	response *http.ResponseController
 }
 
@@ -45,7 +46,7 @@ func hostOf(ctx context.Context) *hostRecord {
 // their deadlines: reading and writing them cannot be drawn out.
 func withCall(next http.Handler, streams map[string]bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := call{response: http.NewResponseController(w)}
+		c := call{response: http.NewResponseController(w), tls: r.TLS}
 		if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 			c.peer = r.TLS.PeerCertificates[0]
 		}

@@ -1,6 +1,8 @@
 package controller
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -29,6 +31,7 @@ import (
 //	bundle-sequence                bundleSequence, JSON: of our own bundle
 //	hits<policy>                   policyHits, JSON
 //	learn<namespace>               learnRecord, JSON
+//	identity/<SHA-256 of a name>   identityRecord, JSON
 //	scan/<subject>|<scanner>       scanRecord, JSON
 //	revocations                    revocationState, JSON
 //	revocation/<id>                revocationRecord, JSON
@@ -49,10 +52,15 @@ const (
 	keyRevocations    = "revocations"
 	revocationPrefix  = "revocation/"
 	learnPrefix       = "learn"
+	identityPrefix    = "identity/"
 )
 
-// hostIDLabel is the host.* attribute that every host has.
-const hostIDLabel = "id"
+// hostIDLabel is the host.* attribute that every host has, spiffeIDLabel one of those
+// that enrolled by an X509-SVID.
+const (
+	hostIDLabel   = "id"
+	spiffeIDLabel = "spiffe_id"
+)
 
 // state is what changes with every generation.
 type state struct {
@@ -86,6 +94,23 @@ type hostRecord struct {
 	SVIDNotAfter time.Time           `json:"svid_not_after"`
 	// Addresses is what it said of them when it connected last.
 	Addresses []string `json:"addresses,omitempty"`
+	// Identity is what it enrolled as, if not by a token (hostIdentity), and SPIFFEID that
+	// of its certificate then.
+	Identity string `json:"identity,omitempty"`
+	SPIFFEID string `json:"spiffe_id,omitempty"`
+}
+
+// identityRecord is the host that an identity has enrolled as.
+type identityRecord struct {
+	Identity string `json:"identity"`
+	HostID   string `json:"host_id"`
+	// Removed: an operator has removed the host. Its certificate does not bring it back.
+	Removed bool `json:"removed,omitempty"`
+}
+
+func identityKey(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return identityPrefix + hex.EncodeToString(sum[:])
 }
 
 // attributes are the host.* ones: the enrolment's labels, and the ID.
@@ -93,6 +118,9 @@ func (h *hostRecord) attributes() identity.Attributes {
 	m := map[string][]string{"host." + hostIDLabel: {h.ID}}
 	for k, v := range h.Labels {
 		m["host."+k] = []string{v}
+	}
+	if h.SPIFFEID != "" {
+		m["host."+spiffeIDLabel] = []string{h.SPIFFEID}
 	}
 	return identity.NewAttributes(m)
 }

@@ -68,6 +68,7 @@ type Server struct {
 	edges       *edgeBook
 	flows       *flowRing
 	scans       *scanBook
+	pop         []popAuthority
 	enrolLimit  *limiter
 	issueLimit  *hostLimits
 	renewLimit  *hostLimits
@@ -121,6 +122,9 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		TTL: cfg.CA.SVIDTTL, RotateEvery: cfg.CA.RotateEvery, Now: opts.Now,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if s.pop, err = openPoP(cfg.Enrolment.X509PoP); err != nil {
 		return nil, err
 	}
 	if s.adminToken, err = openToken("admin token", cfg.adminTokenFile()); err != nil {

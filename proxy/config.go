@@ -48,6 +48,12 @@ type ControllerConfig struct {
 	Address string `yaml:"address"`
 	// JoinTokenFile holds a join token; needed for the first start only.
 	JoinTokenFile string `yaml:"join_token_file"`
+	// Join is how this host enrols: JoinToken or JoinX509PoP. CertFile and KeyFile are the
+	// certificate of the latter, CAFile the controller's root then.
+	Join     string `yaml:"join"`
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+	CAFile   string `yaml:"ca_file"`
 }
 
 // RedirectConfig says which connections the proxy takes.
@@ -122,7 +128,8 @@ func DefaultConfig() Config {
 		outbound = append(outbound, p.String())
 	}
 	return Config{
-		Identity: IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{AdminSocket: defaultAdminSocket}},
+		Controller: ControllerConfig{Join: JoinToken},
+		Identity:   IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{AdminSocket: defaultAdminSocket}},
 		Redirect: RedirectConfig{
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
@@ -154,6 +161,10 @@ func Settings() []settings.Setting[Config] {
 	return []settings.Setting[c]{
 		{Key: "controller.address", Usage: "address:port of the controller", Set: text(func(x *c) *string { return &x.Controller.Address })},
 		{Key: "controller.join_token_file", Usage: "file with the join token, for the first start", Set: text(func(x *c) *string { return &x.Controller.JoinTokenFile })},
+		{Key: "controller.join", Usage: "how this host enrols: token, or x509pop by a certificate that it has (default token)", Set: text(func(x *c) *string { return &x.Controller.Join })},
+		{Key: "controller.cert_file", Usage: "that certificate and what is between it and its CA, PEM (x509pop)", Set: text(func(x *c) *string { return &x.Controller.CertFile })},
+		{Key: "controller.key_file", Usage: "its key, PEM; it is not sent (x509pop)", Set: text(func(x *c) *string { return &x.Controller.KeyFile })},
+		{Key: "controller.ca_file", Usage: "the controller's root, its ca.pem (x509pop; a token carries it)", Set: text(func(x *c) *string { return &x.Controller.CAFile })},
 		{Key: "identity.source", Usage: "where SVIDs come from: controller, spire (each process attested by the SPIRE agent) or workload-api (one for all of the host) (default controller)", Set: text(func(x *c) *string { return &x.Identity.Source })},
 		{Key: "identity.spire.admin_socket", Usage: "the SPIRE agent's admin_socket_path (default " + defaultAdminSocket + ")", Set: text(func(x *c) *string { return &x.Identity.SPIRE.AdminSocket })},
 		{Key: "identity.spire.hint", Usage: "of several SVIDs of a workload, the one whose entry has this hint", Set: text(func(x *c) *string { return &x.Identity.SPIRE.Hint })},
@@ -214,6 +225,7 @@ func (c Config) Validate() error {
 	if host, _, err := net.SplitHostPort(c.Controller.Address); err != nil || host == "" {
 		bad("controller.address", "%q is not address:port; such as 198.51.100.5:7443", c.Controller.Address)
 	}
+	c.Controller.validate(bad)
 	c.Identity.validate(bad)
 	if c.Redirect.Inbound != "redirect" && c.Redirect.Inbound != "tproxy" {
 		bad("redirect.inbound", "%q is unknown; use redirect or tproxy", c.Redirect.Inbound)

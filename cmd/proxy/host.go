@@ -3,11 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -105,29 +102,6 @@ func (h *host) join(ctx context.Context, left *estate) error {
 func transient(err error) bool {
 	var c *connect.Error
 	return errors.As(err, &c) && (c.Code() == connect.CodeUnavailable || c.Code() == connect.CodeDeadlineExceeded || c.Code() == connect.CodeResourceExhausted)
-}
-
-func (h *host) enrol(ctx context.Context) (*enrol.HostCredential, error) {
-	file := h.cfg.Controller.JoinTokenFile
-	if file == "" {
-		return nil, errors.New("this host is not enrolled: make a token with 'symbolon host token', put it in a file, and name that as controller.join_token_file")
-	}
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("this host is not enrolled, and there is no join token in %s: make one with 'symbolon host token'", file)
-	}
-	if err != nil {
-		return nil, err
-	}
-	token, err := enrol.ParseToken(string(data))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	attrs, err := identity.HostAttributes()
-	if err != nil {
-		return nil, err
-	}
-	return enrol.Enrol(ctx, h.cfg.Controller.Address, token, attrs, redirect.Dialer(redirect.MarkControl, redirect.DefaultKeepAlive))
 }
 
 // use puts c in force and in the kernel's keeping.

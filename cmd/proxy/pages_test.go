@@ -35,10 +35,13 @@ import (
 )
 
 // startController runs a real one on loopback, and makes a join token.
-func startController(t *testing.T) (address, token string) {
+func startController(t *testing.T, change ...func(*controller.Config)) (address, token string) {
 	t.Helper()
 	cfg := controller.DefaultConfig()
 	cfg.TrustDomain, cfg.Listen, cfg.DataDir = "acme.example", "127.0.0.1:0", t.TempDir()
+	for _, f := range change {
+		f(&cfg)
+	}
 	s, err := controller.New(t.Context(), cfg, controller.Options{Version: "test"})
 	if err != nil {
 		t.Fatal(err)

@@ -68,6 +68,51 @@ type Dialer interface {
 // Errors: ErrPin, ErrController (the token is still good), ErrTokenUnknown,
 // ErrTokenUsed, ErrTokenExpired, ErrResponse, *connect.Error.
 func Enrol(ctx context.Context, address string, token Token, attrs identity.Attributes, dialer Dialer) (*HostCredential, error) {
+	e := enrolment{address: address, tls: pinnedTLS(token.Pin), dialer: dialer}
+	c, err := e.run(ctx, attrs, func(_ tls.ConnectionState, req *symbolonv1.EnrolRequest) error {
+		req.TokenId, req.TokenSecret = token.ID, token.Secret[:]
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	pinned := func(root *x509.Certificate) bool { return sha256.Sum256(root.RawSubjectPublicKeyInfo) == token.Pin }
+	if !slices.ContainsFunc(c.Roots, pinned) {
+		return nil, fmt.Errorf("enrol at %s: %w: the bundle lacks the pinned root", address, ErrResponse)
+	}
+	return c, nil
+}
+
+// ByCertificate is Enrol with a certificate that the host has already, from a CA
+// that the controller's operator trusts for it; a SPIRE agent's, say. roots are the
+// controller's. The certificate's key signs for the connection, and is not sent.
+// Errors: ErrController, ErrKey, ErrResponse, *connect.Error (unauthenticated: the
+// controller does not believe the certificate; permission_denied: the host was removed).
+func ByCertificate(ctx context.Context, address string, roots []*x509.Certificate, cert tls.Certificate, attrs identity.Attributes, dialer Dialer) (*HostCredential, error) {
+	e := enrolment{address: address, tls: rootedTLS(roots), dialer: dialer}
+	c, err := e.run(ctx, attrs, func(state tls.ConnectionState, req *symbolonv1.EnrolRequest) (err error) {
+		req.X509Pop, err = prove(state, req.GetCsr(), cert)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(c.Roots, func(r *x509.Certificate) bool { return slices.ContainsFunc(roots, r.Equal) }) {
+		return nil, fmt.Errorf("enrol at %s: %w: the bundle lacks the controller's root", address, ErrResponse)
+	}
+	return c, nil
+}
+
+// enrolment is one try, on one connection of its own.
+type enrolment struct {
+	address string
+	tls     *tls.Config
+	dialer  Dialer
+}
+
+// run enrols with the proof that prove adds to the request, which may depend on the
+// connection: its TLS handshake is over, and has proven the controller.
+func (e enrolment) run(ctx context.Context, attrs identity.Attributes, prove func(tls.ConnectionState, *symbolonv1.EnrolRequest) error) (*HostCredential, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -84,35 +129,75 @@ func Enrol(ctx context.Context, address string, token Token, attrs identity.Attr
 			return nil, fmt.Errorf("enrol: %w", err)
 		}
 	}
-
-	transport := newTransport(pinnedTLS(token.Pin), dialer)
+	conn, err := e.connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("enrol at %s: %w", e.address, err)
+	}
+	defer conn.Close()
+	req := &symbolonv1.EnrolRequest{Csr: csr, Hostname: hostname, Attributes: attrs.Proto()}
+	if err := prove(conn.ConnectionState(), req); err != nil {
+		return nil, fmt.Errorf("enrol at %s: %w", e.address, err)
+	}
+	transport := newTransport(e.tls, e.dialer)
+	transport.DialTLSContext = only(conn)
 	defer transport.CloseIdleConnections()
 	client := symbolonv1connect.NewEnrolmentServiceClient(
-		&http.Client{Transport: transport, CheckRedirect: noRedirect}, "https://"+address,
+		&http.Client{Transport: transport, CheckRedirect: noRedirect}, "https://"+e.address,
 		connect.WithGRPC(), connect.WithReadMaxBytes(maxResponse))
-	res, err := client.Enrol(ctx, connect.NewRequest(&symbolonv1.EnrolRequest{
-		TokenId:     token.ID,
-		TokenSecret: token.Secret[:],
-		Csr:         csr,
-		Hostname:    hostname,
-		Attributes:  attrs.Proto(),
-	}))
+	res, err := client.Enrol(ctx, connect.NewRequest(req))
 	if err != nil {
-		return nil, fmt.Errorf("enrol at %s: %w", address, refusal(err))
+		return nil, fmt.Errorf("enrol at %s: %w", e.address, refusal(err))
 	}
 	td, err := spiffeid.TrustDomainFromString(res.Msg.GetTrustDomain())
 	if err != nil {
-		return nil, fmt.Errorf("enrol at %s: %w: %w", address, ErrResponse, err)
+		return nil, fmt.Errorf("enrol at %s: %w: %w", e.address, ErrResponse, err)
 	}
 	c := &HostCredential{HostID: res.Msg.GetHostId(), Namespace: res.Msg.GetNamespace(), TrustDomain: td}
 	if err := c.install(res.Msg.GetSvid(), res.Msg.GetBundle(), key); err != nil {
-		return nil, fmt.Errorf("enrol at %s: %w", address, err)
-	}
-	pinned := func(root *x509.Certificate) bool { return sha256.Sum256(root.RawSubjectPublicKeyInfo) == token.Pin }
-	if !slices.ContainsFunc(c.Roots, pinned) {
-		return nil, fmt.Errorf("enrol at %s: %w: the bundle lacks the pinned root", address, ErrResponse)
+		return nil, fmt.Errorf("enrol at %s: %w", e.address, err)
 	}
 	return c, nil
+}
+
+// connect makes the connection, and proves the controller. What may be otherwise at
+// another time is a *connect.Error that says so.
+func (e enrolment) connect(ctx context.Context) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	dialer := e.dialer
+	if dialer == nil {
+		dialer = &net.Dialer{}
+	}
+	raw, err := dialer.DialContext(ctx, "tcp", e.address)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeUnavailable, err)
+	}
+	config := e.tls.Clone()
+	config.NextProtos = []string{"h2"}
+	config.ServerName, _, _ = net.SplitHostPort(e.address)
+	conn := tls.Client(raw, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		if errors.Is(err, ErrPin) || errors.Is(err, ErrController) {
+			return nil, err
+		}
+		return nil, connect.NewError(connect.CodeUnavailable, err)
+	}
+	return conn, nil
+}
+
+// only gives one connection, once: a proof is worth nothing on another.
+func only(conn *tls.Conn) func(context.Context, string, string) (net.Conn, error) {
+	one := make(chan net.Conn, 1)
+	one <- conn
+	return func(context.Context, string, string) (net.Conn, error) {
+		select {
+		case c := <-one:
+			return c, nil
+		default:
+			return nil, errors.New("the connection was lost")
+		}
+	}
 }
 
 // noRedirect keeps the secret from being sent on.
@@ -159,6 +244,16 @@ func pinnedTLS(pin [sha256.Size]byte) *tls.Config {
 			}
 			return ErrPin
 		},
+	}
+}
+
+// rootedTLS accepts only a controller whose chain leads to one of roots.
+func rootedTLS(roots []*x509.Certificate) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// As for pinnedTLS.
+		InsecureSkipVerify: true,
+		VerifyConnection:   func(state tls.ConnectionState) error { return verifyController(state.PeerCertificates, roots) },
 	}
 }
 

@@ -33,7 +33,9 @@ type EnrolRequest struct {
 	Csr      []byte `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
 	Hostname string `protobuf:"bytes,4,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	// What the host says of itself: os.* only.
-	Attributes    map[string]*LabelValues `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Attributes map[string]*LabelValues `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// In the place of a token.
+	X509Pop       *X509Proof `protobuf:"bytes,6,opt,name=x509pop,proto3" json:"x509pop,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -103,6 +105,71 @@ func (x *EnrolRequest) GetAttributes() map[string]*LabelValues {
 	return nil
 }
 
+func (x *EnrolRequest) GetX509Pop() *X509Proof {
+	if x != nil {
+		return x.X509Pop
+	}
+	return nil
+}
+
+// X509Proof proves the possession of a certificate's key.
+type X509Proof struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Leaf first, DER each; without the root.
+	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	// By the leaf's key (ECDSA with SHA-256, SHA-384 or SHA-512 by the curve, RSA-PSS with
+	// SHA-256, or Ed25519), over 64 spaces, "symbolon enrolment x509pop v1", a zero byte,
+	// and 32 bytes of keying material that this TLS connection exports (RFC 8446, section
+	// 7.5) under the label "EXPORTER-symbolon-enrolment" and the SHA-256 of csr as context.
+	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *X509Proof) Reset() {
+	*x = X509Proof{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *X509Proof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*X509Proof) ProtoMessage() {}
+
+func (x *X509Proof) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use X509Proof.ProtoReflect.Descriptor instead.
+func (*X509Proof) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *X509Proof) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *X509Proof) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 type EnrolResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	HostId    string                 `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
@@ -117,7 +184,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	mi := &file_symbolon_v1_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -129,7 +196,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	mi := &file_symbolon_v1_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -142,7 +209,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{1}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *EnrolResponse) GetHostId() string {
@@ -194,7 +261,7 @@ type IssuedSVID struct {
 
 func (x *IssuedSVID) Reset() {
 	*x = IssuedSVID{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[2]
+	mi := &file_symbolon_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -206,7 +273,7 @@ func (x *IssuedSVID) String() string {
 func (*IssuedSVID) ProtoMessage() {}
 
 func (x *IssuedSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[2]
+	mi := &file_symbolon_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -219,7 +286,7 @@ func (x *IssuedSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuedSVID.ProtoReflect.Descriptor instead.
 func (*IssuedSVID) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *IssuedSVID) GetSpiffeId() string {
@@ -261,7 +328,7 @@ type IssueSVIDRequest struct {
 
 func (x *IssueSVIDRequest) Reset() {
 	*x = IssueSVIDRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[3]
+	mi := &file_symbolon_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +340,7 @@ func (x *IssueSVIDRequest) String() string {
 func (*IssueSVIDRequest) ProtoMessage() {}
 
 func (x *IssueSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[3]
+	mi := &file_symbolon_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +353,7 @@ func (x *IssueSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueSVIDRequest.ProtoReflect.Descriptor instead.
 func (*IssueSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *IssueSVIDRequest) GetCsr() []byte {
@@ -316,7 +383,7 @@ type IssueSVIDResponse struct {
 
 func (x *IssueSVIDResponse) Reset() {
 	*x = IssueSVIDResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[4]
+	mi := &file_symbolon_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +395,7 @@ func (x *IssueSVIDResponse) String() string {
 func (*IssueSVIDResponse) ProtoMessage() {}
 
 func (x *IssueSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[4]
+	mi := &file_symbolon_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +408,7 @@ func (x *IssueSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueSVIDResponse.ProtoReflect.Descriptor instead.
 func (*IssueSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *IssueSVIDResponse) GetSvid() *IssuedSVID {
@@ -388,7 +455,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	mi := &file_symbolon_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +467,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	mi := &file_symbolon_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +480,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *IssueTokenRequest) GetChain() [][]byte {
@@ -461,7 +528,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	mi := &file_symbolon_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +540,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	mi := &file_symbolon_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +553,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -533,7 +600,7 @@ type RenewHostRequest struct {
 
 func (x *RenewHostRequest) Reset() {
 	*x = RenewHostRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[7]
+	mi := &file_symbolon_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +612,7 @@ func (x *RenewHostRequest) String() string {
 func (*RenewHostRequest) ProtoMessage() {}
 
 func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[7]
+	mi := &file_symbolon_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +625,7 @@ func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewHostRequest.ProtoReflect.Descriptor instead.
 func (*RenewHostRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RenewHostRequest) GetCsr() []byte {
@@ -578,7 +645,7 @@ type RenewHostResponse struct {
 
 func (x *RenewHostResponse) Reset() {
 	*x = RenewHostResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[8]
+	mi := &file_symbolon_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +657,7 @@ func (x *RenewHostResponse) String() string {
 func (*RenewHostResponse) ProtoMessage() {}
 
 func (x *RenewHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[8]
+	mi := &file_symbolon_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +670,7 @@ func (x *RenewHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewHostResponse.ProtoReflect.Descriptor instead.
 func (*RenewHostResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RenewHostResponse) GetSvid() *IssuedSVID {
@@ -634,7 +701,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[9]
+	mi := &file_symbolon_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +713,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[9]
+	mi := &file_symbolon_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +726,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -731,7 +798,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[10]
+	mi := &file_symbolon_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +810,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[10]
+	mi := &file_symbolon_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +823,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Hello) GetVersion() string {
@@ -791,7 +858,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[11]
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +870,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[11]
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +883,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Ack) GetGeneration() uint64 {
@@ -848,7 +915,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +927,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +940,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -976,7 +1043,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1055,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1068,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Generation) GetNumber() uint64 {
@@ -1079,7 +1146,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1158,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1171,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -1134,7 +1201,7 @@ type TokenKey struct {
 
 func (x *TokenKey) Reset() {
 	*x = TokenKey{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1213,7 @@ func (x *TokenKey) String() string {
 func (*TokenKey) ProtoMessage() {}
 
 func (x *TokenKey) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1226,7 @@ func (x *TokenKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenKey.ProtoReflect.Descriptor instead.
 func (*TokenKey) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TokenKey) GetId() string {
@@ -1192,7 +1259,7 @@ type Revocations struct {
 
 func (x *Revocations) Reset() {
 	*x = Revocations{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1271,7 @@ func (x *Revocations) String() string {
 func (*Revocations) ProtoMessage() {}
 
 func (x *Revocations) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1284,7 @@ func (x *Revocations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocations.ProtoReflect.Descriptor instead.
 func (*Revocations) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Revocations) GetNumber() uint64 {
@@ -1266,7 +1333,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1345,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1358,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Revocation) GetId() string {
@@ -1384,7 +1451,7 @@ type RevokedSerial struct {
 
 func (x *RevokedSerial) Reset() {
 	*x = RevokedSerial{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1463,7 @@ func (x *RevokedSerial) String() string {
 func (*RevokedSerial) ProtoMessage() {}
 
 func (x *RevokedSerial) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1476,7 @@ func (x *RevokedSerial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedSerial.ProtoReflect.Descriptor instead.
 func (*RevokedSerial) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokedSerial) GetTrustDomain() string {
@@ -1438,7 +1505,7 @@ type RevokedHost struct {
 
 func (x *RevokedHost) Reset() {
 	*x = RevokedHost{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1517,7 @@ func (x *RevokedHost) String() string {
 func (*RevokedHost) ProtoMessage() {}
 
 func (x *RevokedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1530,7 @@ func (x *RevokedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedHost.ProtoReflect.Descriptor instead.
 func (*RevokedHost) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokedHost) GetTrustDomain() string {
@@ -1490,7 +1557,7 @@ type RevokedLabels struct {
 
 func (x *RevokedLabels) Reset() {
 	*x = RevokedLabels{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1569,7 @@ func (x *RevokedLabels) String() string {
 func (*RevokedLabels) ProtoMessage() {}
 
 func (x *RevokedLabels) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1582,7 @@ func (x *RevokedLabels) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedLabels.ProtoReflect.Descriptor instead.
 func (*RevokedLabels) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokedLabels) GetLabels() map[string]string {
@@ -1536,7 +1603,7 @@ type RevocationsAck struct {
 
 func (x *RevocationsAck) Reset() {
 	*x = RevocationsAck{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1615,7 @@ func (x *RevocationsAck) String() string {
 func (*RevocationsAck) ProtoMessage() {}
 
 func (x *RevocationsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1628,7 @@ func (x *RevocationsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationsAck.ProtoReflect.Descriptor instead.
 func (*RevocationsAck) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevocationsAck) GetNumber() uint64 {
@@ -1587,7 +1654,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[22]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1666,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[22]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1679,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Peers) GetAddresses() [][]byte {
@@ -1631,7 +1698,7 @@ type Reissue struct {
 
 func (x *Reissue) Reset() {
 	*x = Reissue{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[23]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1710,7 @@ func (x *Reissue) String() string {
 func (*Reissue) ProtoMessage() {}
 
 func (x *Reissue) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[23]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1723,7 @@ func (x *Reissue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
 func (*Reissue) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Reissue) GetGeneration() uint64 {
@@ -1681,7 +1748,7 @@ type ReportFlowsRequest struct {
 
 func (x *ReportFlowsRequest) Reset() {
 	*x = ReportFlowsRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[24]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +1760,7 @@ func (x *ReportFlowsRequest) String() string {
 func (*ReportFlowsRequest) ProtoMessage() {}
 
 func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[24]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +1773,7 @@ func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ReportFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReportFlowsRequest) GetRecords() []*FlowRecord {
@@ -1745,7 +1812,7 @@ type ReportFlowsResponse struct {
 
 func (x *ReportFlowsResponse) Reset() {
 	*x = ReportFlowsResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[25]
+	mi := &file_symbolon_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1824,7 @@ func (x *ReportFlowsResponse) String() string {
 func (*ReportFlowsResponse) ProtoMessage() {}
 
 func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[25]
+	mi := &file_symbolon_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,14 +1837,14 @@ func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ReportFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 var File_symbolon_v1_control_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x19symbolon/v1/control.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x9e\x02\n" +
+	"\x19symbolon/v1/control.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\xd0\x02\n" +
 	"\fEnrolRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12!\n" +
 	"\ftoken_secret\x18\x02 \x01(\fR\vtokenSecret\x12\x10\n" +
@@ -1785,10 +1852,14 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\bhostname\x18\x04 \x01(\tR\bhostname\x12I\n" +
 	"\n" +
 	"attributes\x18\x05 \x03(\v2).symbolon.v1.EnrolRequest.AttributesEntryR\n" +
-	"attributes\x1aW\n" +
+	"attributes\x120\n" +
+	"\ax509pop\x18\x06 \x01(\v2\x16.symbolon.v1.X509ProofR\ax509pop\x1aW\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
-	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\xae\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"?\n" +
+	"\tX509Proof\x12\x14\n" +
+	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xae\x01\n" +
 	"\rEnrolResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
@@ -1941,94 +2012,96 @@ func file_symbolon_v1_control_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_control_proto_rawDescData
 }
 
-var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_symbolon_v1_control_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: symbolon.v1.EnrolRequest
-	(*EnrolResponse)(nil),         // 1: symbolon.v1.EnrolResponse
-	(*IssuedSVID)(nil),            // 2: symbolon.v1.IssuedSVID
-	(*IssueSVIDRequest)(nil),      // 3: symbolon.v1.IssueSVIDRequest
-	(*IssueSVIDResponse)(nil),     // 4: symbolon.v1.IssueSVIDResponse
-	(*IssueTokenRequest)(nil),     // 5: symbolon.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),    // 6: symbolon.v1.IssueTokenResponse
-	(*RenewHostRequest)(nil),      // 7: symbolon.v1.RenewHostRequest
-	(*RenewHostResponse)(nil),     // 8: symbolon.v1.RenewHostResponse
-	(*SessionRequest)(nil),        // 9: symbolon.v1.SessionRequest
-	(*Hello)(nil),                 // 10: symbolon.v1.Hello
-	(*Ack)(nil),                   // 11: symbolon.v1.Ack
-	(*SessionResponse)(nil),       // 12: symbolon.v1.SessionResponse
-	(*Generation)(nil),            // 13: symbolon.v1.Generation
-	(*TrustBundle)(nil),           // 14: symbolon.v1.TrustBundle
-	(*TokenKey)(nil),              // 15: symbolon.v1.TokenKey
-	(*Revocations)(nil),           // 16: symbolon.v1.Revocations
-	(*Revocation)(nil),            // 17: symbolon.v1.Revocation
-	(*RevokedSerial)(nil),         // 18: symbolon.v1.RevokedSerial
-	(*RevokedHost)(nil),           // 19: symbolon.v1.RevokedHost
-	(*RevokedLabels)(nil),         // 20: symbolon.v1.RevokedLabels
-	(*RevocationsAck)(nil),        // 21: symbolon.v1.RevocationsAck
-	(*Peers)(nil),                 // 22: symbolon.v1.Peers
-	(*Reissue)(nil),               // 23: symbolon.v1.Reissue
-	(*ReportFlowsRequest)(nil),    // 24: symbolon.v1.ReportFlowsRequest
-	(*ReportFlowsResponse)(nil),   // 25: symbolon.v1.ReportFlowsResponse
-	nil,                           // 26: symbolon.v1.EnrolRequest.AttributesEntry
-	nil,                           // 27: symbolon.v1.IssueSVIDRequest.AttributesEntry
-	nil,                           // 28: symbolon.v1.IssueTokenRequest.AttributesEntry
-	nil,                           // 29: symbolon.v1.Generation.HostAttributesEntry
-	nil,                           // 30: symbolon.v1.RevokedLabels.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
-	(*Resource)(nil),              // 32: symbolon.v1.Resource
-	(*FlowRecord)(nil),            // 33: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),               // 34: symbolon.v1.EdgeSet
-	(*LabelValues)(nil),           // 35: symbolon.v1.LabelValues
+	(*X509Proof)(nil),             // 1: symbolon.v1.X509Proof
+	(*EnrolResponse)(nil),         // 2: symbolon.v1.EnrolResponse
+	(*IssuedSVID)(nil),            // 3: symbolon.v1.IssuedSVID
+	(*IssueSVIDRequest)(nil),      // 4: symbolon.v1.IssueSVIDRequest
+	(*IssueSVIDResponse)(nil),     // 5: symbolon.v1.IssueSVIDResponse
+	(*IssueTokenRequest)(nil),     // 6: symbolon.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),    // 7: symbolon.v1.IssueTokenResponse
+	(*RenewHostRequest)(nil),      // 8: symbolon.v1.RenewHostRequest
+	(*RenewHostResponse)(nil),     // 9: symbolon.v1.RenewHostResponse
+	(*SessionRequest)(nil),        // 10: symbolon.v1.SessionRequest
+	(*Hello)(nil),                 // 11: symbolon.v1.Hello
+	(*Ack)(nil),                   // 12: symbolon.v1.Ack
+	(*SessionResponse)(nil),       // 13: symbolon.v1.SessionResponse
+	(*Generation)(nil),            // 14: symbolon.v1.Generation
+	(*TrustBundle)(nil),           // 15: symbolon.v1.TrustBundle
+	(*TokenKey)(nil),              // 16: symbolon.v1.TokenKey
+	(*Revocations)(nil),           // 17: symbolon.v1.Revocations
+	(*Revocation)(nil),            // 18: symbolon.v1.Revocation
+	(*RevokedSerial)(nil),         // 19: symbolon.v1.RevokedSerial
+	(*RevokedHost)(nil),           // 20: symbolon.v1.RevokedHost
+	(*RevokedLabels)(nil),         // 21: symbolon.v1.RevokedLabels
+	(*RevocationsAck)(nil),        // 22: symbolon.v1.RevocationsAck
+	(*Peers)(nil),                 // 23: symbolon.v1.Peers
+	(*Reissue)(nil),               // 24: symbolon.v1.Reissue
+	(*ReportFlowsRequest)(nil),    // 25: symbolon.v1.ReportFlowsRequest
+	(*ReportFlowsResponse)(nil),   // 26: symbolon.v1.ReportFlowsResponse
+	nil,                           // 27: symbolon.v1.EnrolRequest.AttributesEntry
+	nil,                           // 28: symbolon.v1.IssueSVIDRequest.AttributesEntry
+	nil,                           // 29: symbolon.v1.IssueTokenRequest.AttributesEntry
+	nil,                           // 30: symbolon.v1.Generation.HostAttributesEntry
+	nil,                           // 31: symbolon.v1.RevokedLabels.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*Resource)(nil),              // 33: symbolon.v1.Resource
+	(*FlowRecord)(nil),            // 34: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),               // 35: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 36: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
-	26, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
-	2,  // 1: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	31, // 2: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
-	31, // 3: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
-	27, // 4: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
-	2,  // 5: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	28, // 6: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
-	31, // 7: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	31, // 8: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
-	2,  // 9: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	10, // 10: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
-	11, // 11: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
-	21, // 12: symbolon.v1.SessionRequest.revoked:type_name -> symbolon.v1.RevocationsAck
-	13, // 13: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
-	23, // 14: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
-	22, // 15: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
-	16, // 16: symbolon.v1.SessionResponse.revocations:type_name -> symbolon.v1.Revocations
-	32, // 17: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
-	29, // 18: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
-	14, // 19: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
-	15, // 20: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
-	16, // 21: symbolon.v1.Generation.revocations:type_name -> symbolon.v1.Revocations
-	17, // 22: symbolon.v1.Revocations.added:type_name -> symbolon.v1.Revocation
-	18, // 23: symbolon.v1.Revocation.serial:type_name -> symbolon.v1.RevokedSerial
-	19, // 24: symbolon.v1.Revocation.host:type_name -> symbolon.v1.RevokedHost
-	20, // 25: symbolon.v1.Revocation.labels:type_name -> symbolon.v1.RevokedLabels
-	30, // 26: symbolon.v1.RevokedLabels.labels:type_name -> symbolon.v1.RevokedLabels.LabelsEntry
-	33, // 27: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	34, // 28: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
-	35, // 29: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	35, // 30: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	35, // 31: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	35, // 32: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	0,  // 33: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	3,  // 34: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	7,  // 35: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	9,  // 36: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	24, // 37: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	1,  // 38: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	4,  // 39: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	8,  // 40: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	12, // 41: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	25, // 42: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	38, // [38:43] is the sub-list for method output_type
-	33, // [33:38] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	27, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
+	1,  // 1: symbolon.v1.EnrolRequest.x509pop:type_name -> symbolon.v1.X509Proof
+	3,  // 2: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
+	32, // 3: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
+	32, // 4: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
+	28, // 5: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
+	3,  // 6: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
+	29, // 7: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
+	32, // 8: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	32, // 9: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
+	3,  // 10: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
+	11, // 11: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
+	12, // 12: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
+	22, // 13: symbolon.v1.SessionRequest.revoked:type_name -> symbolon.v1.RevocationsAck
+	14, // 14: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
+	24, // 15: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
+	23, // 16: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
+	17, // 17: symbolon.v1.SessionResponse.revocations:type_name -> symbolon.v1.Revocations
+	33, // 18: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
+	30, // 19: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
+	15, // 20: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
+	16, // 21: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
+	17, // 22: symbolon.v1.Generation.revocations:type_name -> symbolon.v1.Revocations
+	18, // 23: symbolon.v1.Revocations.added:type_name -> symbolon.v1.Revocation
+	19, // 24: symbolon.v1.Revocation.serial:type_name -> symbolon.v1.RevokedSerial
+	20, // 25: symbolon.v1.Revocation.host:type_name -> symbolon.v1.RevokedHost
+	21, // 26: symbolon.v1.Revocation.labels:type_name -> symbolon.v1.RevokedLabels
+	31, // 27: symbolon.v1.RevokedLabels.labels:type_name -> symbolon.v1.RevokedLabels.LabelsEntry
+	34, // 28: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
+	35, // 29: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	36, // 30: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	36, // 31: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	36, // 32: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	36, // 33: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	0,  // 34: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	4,  // 35: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	8,  // 36: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	10, // 37: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	25, // 38: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	2,  // 39: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	5,  // 40: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	9,  // 41: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	13, // 42: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	26, // 43: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	39, // [39:44] is the sub-list for method output_type
+	34, // [34:39] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -2040,18 +2113,18 @@ func file_symbolon_v1_control_proto_init() {
 	file_symbolon_v1_flow_proto_init()
 	file_symbolon_v1_policy_proto_init()
 	file_symbolon_v1_tunnel_proto_init()
-	file_symbolon_v1_control_proto_msgTypes[9].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[10].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Ack)(nil),
 		(*SessionRequest_Revoked)(nil),
 	}
-	file_symbolon_v1_control_proto_msgTypes[12].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[13].OneofWrappers = []any{
 		(*SessionResponse_Generation)(nil),
 		(*SessionResponse_Reissue)(nil),
 		(*SessionResponse_Peers)(nil),
 		(*SessionResponse_Revocations)(nil),
 	}
-	file_symbolon_v1_control_proto_msgTypes[17].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[18].OneofWrappers = []any{
 		(*Revocation_SpiffeId)(nil),
 		(*Revocation_Serial)(nil),
 		(*Revocation_Host)(nil),
@@ -2063,7 +2136,7 @@ func file_symbolon_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_control_proto_rawDesc), len(file_symbolon_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -53,8 +53,9 @@ const (
 type EnrolmentServiceClient interface {
 	// Enrol trades a join token and a CSR for a host SVID
 	// (spiffe://<trust domain>/symbolon/host/<host id>).
-	// Errors: unauthenticated (unknown, used or expired token),
-	// invalid_argument (CSR).
+	// Errors: unauthenticated (unknown, used or expired token; a certificate that does
+	// not verify, or whose key was not proven on this connection), permission_denied (an
+	// identity that an operator has removed), invalid_argument (CSR).
 	Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error)
 }
 
@@ -92,8 +93,9 @@ func (c *enrolmentServiceClient) Enrol(ctx context.Context, req *connect.Request
 type EnrolmentServiceHandler interface {
 	// Enrol trades a join token and a CSR for a host SVID
 	// (spiffe://<trust domain>/symbolon/host/<host id>).
-	// Errors: unauthenticated (unknown, used or expired token),
-	// invalid_argument (CSR).
+	// Errors: unauthenticated (unknown, used or expired token; a certificate that does
+	// not verify, or whose key was not proven on this connection), permission_denied (an
+	// identity that an operator has removed), invalid_argument (CSR).
 	Enrol(context.Context, *connect.Request[v1.EnrolRequest]) (*connect.Response[v1.EnrolResponse], error)
 }
 
