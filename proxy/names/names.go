@@ -427,13 +427,12 @@ func (n *Names) keepLocked(e *entry, a netip.Addr, until time.Time) {
 // scheduleLocked says when the name is looked up again, and tells when that goes wrong.
 func (n *Names) scheduleLocked(e *entry, now time.Time, ttl time.Duration) {
 	wait := time.Duration(float64(ttl) * (refreshFrom + rand.Float64()*(refreshTo-refreshFrom)))
-	switch {
-	case e.err == nil:
+	if e.err == nil {
 		if e.failures > 0 && e.wanted {
 			n.log.Info("name resolved again", zap.String("name", e.name))
 		}
 		e.failures = 0
-	default:
+	} else {
 		if e.failures++; e.failures == 1 && e.wanted && !errors.Is(e.err, context.Canceled) {
 			n.log.Warn("name not resolved; its last addresses stay for a while", zap.String("name", e.name), zap.Int("addresses", len(e.until)), zap.Error(e.err))
 		}
