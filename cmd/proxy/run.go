@@ -70,10 +70,12 @@ type daemonParts struct {
 	page   *net.TCPListener // metrics and health; nil: none
 	// generation is the policy in force, as it came; nil: none.
 	generation atomic.Pointer[symbolonv1.Generation]
-	foreign    map[spiffeid.TrustDomain][]*x509.Certificate // of the generation in force; apply's alone
-	keeper     *keeper
-	requests   chan os.Signal // to hand over
-	unused     []string       // names of what was inherited and is not needed
+	// policySince is when it came; nil: from an earlier run.
+	policySince atomic.Pointer[time.Time]
+	foreign     map[spiffeid.TrustDomain][]*x509.Certificate // of the generation in force; apply's alone
+	keeper      *keeper
+	requests    chan os.Signal // to hand over
+	unused      []string       // names of what was inherited and is not needed
 
 	tell        sync.Mutex
 	predecessor *handover.Control // the process that handed over, and drains; nil: none
@@ -313,6 +315,8 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	d.federate(foreign)
 	g.Revocations = d.proxy.Revocations().Proto() // it may say nothing of them
 	d.generation.Store(g)
+	now := time.Now().UTC()
+	d.policySince.Store(&now)
 	d.keeper.save() // before the controller hears of it
 	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
 	return nil
@@ -511,6 +515,10 @@ func (d *daemonParts) debugStatus() any {
 		"host_svid_not_after": c.NotAfter(), "controller": d.cfg.Controller.Address,
 		"controller_connected": d.session.Connected(), "generation": d.proxy.Generation(), "flows_lost": d.reports.Lost(),
 		"identity_source": d.cfg.Identity.Source, "revocations": d.proxy.Revocations().Len(),
+		"host_svid_since": c.Chain[0].NotBefore, "host_svid_renewal": c.RotateAt, "svids": svidAges(d.manager.Snapshot()),
+	}
+	if since := d.policySince.Load(); since != nil {
+		out["policy_since"] = *since
 	}
 	if d.sourceStatus != nil {
 		out["identity"] = d.sourceStatus()
