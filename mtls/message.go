@@ -41,17 +41,26 @@ func (id FlowID) String() string { return hex.EncodeToString(id[:]) }
 
 // writeMessage sends m behind its length in one write.
 func writeMessage(w io.Writer, m proto.Message) error {
-	b, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, lengthSize, 256), m)
-	if err != nil {
-		return err
+	b, err := appendMessage(make([]byte, 0, 256), m)
+	if err == nil {
+		_, err = w.Write(b)
 	}
-	n := len(b) - lengthSize
-	if n > MaxMessage {
-		return fmt.Errorf("%w: %d bytes", ErrOpenTooLarge, n)
-	}
-	binary.BigEndian.PutUint32(b, uint32(n))
-	_, err = w.Write(b)
 	return err
+}
+
+// appendMessage appends m behind its length.
+func appendMessage(b []byte, m proto.Message) ([]byte, error) {
+	at := len(b)
+	b, err := proto.MarshalOptions{}.MarshalAppend(append(b, make([]byte, lengthSize)...), m)
+	if err != nil {
+		return nil, err
+	}
+	n := len(b) - at - lengthSize
+	if n > MaxMessage {
+		return nil, fmt.Errorf("%w: %d bytes", ErrOpenTooLarge, n)
+	}
+	binary.BigEndian.PutUint32(b[at:], uint32(n))
+	return b, nil
 }
 
 // readMessage reads one message, and not a byte behind it.
@@ -71,6 +80,10 @@ func readMessage(r io.Reader, m proto.Message) error {
 		}
 		return err
 	}
+	return unmarshalMessage(b, m)
+}
+
+func unmarshalMessage(b []byte, m proto.Message) error {
 	if err := proto.Unmarshal(b, m); err != nil {
 		return fmt.Errorf("%w: %w", ErrOpenMalformed, err)
 	}

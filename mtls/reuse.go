@@ -132,15 +132,14 @@ func (c *Conn) Reopen(ctx context.Context, open *symbolonv1.Open) error { return
 // tunnel is closed. Other errors are *DeniedError, as Accept's.
 func (c *Conn) NextOpen(ctx context.Context) (*symbolonv1.Open, error) {
 	open, err := c.readOpen(ctx)
-	if err == nil && (!open.GetFramed() || open.GetProtection() != symbolonv1.Protection_PROTECTION_ENCRYPTED) {
-		// The first connection's keys are in use: the data phase can only be like it.
-		err = fmt.Errorf("%w: an open that is not framed and encrypted, on a tunnel in use", ErrOpenMalformed)
+	if err == nil {
+		err = checkAgain(open)
 	}
 	switch {
 	case err == nil:
 		return open, nil
-	case errors.Is(err, ErrOpenMalformed), errors.Is(err, ErrOpenTooLarge), errors.Is(err, ErrVersion):
-		return nil, c.refuseOpen(err)
+	case isBadOpen(err):
+		return nil, c.RefuseOpen(err)
 	}
 	_ = c.Close()
 	return nil, io.EOF

@@ -24,6 +24,8 @@ type Stream struct {
 	w      *record.Writer
 	frames *frames // nil: the data phase is not framed
 	plain  []byte  // opened, and not handed out yet
+	// message is the beginning of one, between two data phases.
+	message []byte
 }
 
 // ErrNotDetachable: crypto/tls has the data phase, and needs a net.Conn.
@@ -34,7 +36,8 @@ var ErrNotDetachable = errors.New("the data phase belongs to crypto/tls")
 // it, nil where the data phase is not encrypted; sealed is what was read of it
 // already. alerts is written to, where the caller can do so at once, when the peer
 // breaks the protocol. Until Attach, nothing but Peer, Info, Protection, Framed,
-// Reusable and Attach may be called on c, and Close and Reset do nothing.
+// Reusable and Attach, and what again.go has, may be called on c, and Close and Reset
+// do nothing.
 //
 // Errors: ErrNotDetachable and nothing has changed; any other, and c is of no use.
 func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, err error) {
@@ -57,7 +60,7 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 		stream.Release()
 		return -1, nil, nil, err
 	}
-	c.wire, c.tls = detached, nil
+	c.wire, c.tls, c.stream = detached, nil, stream
 	return fd, stream, sealed, nil
 }
 
@@ -65,7 +68,7 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 // was read and not opened. c owns fd from here on, and is of no use after an error.
 func (c *Conn) Attach(fd int, s *Stream, sealed []byte) error {
 	f := &fileConn{File: os.NewFile(uintptr(fd), "tunnel")}
-	c.wire = &wire{tcpConn: f}
+	c.wire, c.stream = &wire{tcpConn: f}, nil
 	s.r.Attach(f, s.plain, sealed)
 	err := f.SetDeadline(time.Time{}) // an error where the poller would not have it
 	if err == nil {

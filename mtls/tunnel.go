@@ -62,6 +62,7 @@ type Conn struct {
 	protection symbolonv1.Protection
 	frames     *frames // nil: the data phase is not framed
 	kept       bool    // the server waits for another Open after this one
+	stream     *Stream // the data phase, while somebody else has the socket
 }
 
 // writer is the encrypting direction.
@@ -234,29 +235,10 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 	stop := deadline(ctx, c.wire.tcpConn.SetReadDeadline)
 	defer stop()
 	if err := readMessage(c.in, v); err != nil {
-		reason := messageReason(err)
-		if errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) {
-			reason = symbolonv1.Reason_REASON_PROTOCOL // a refusal is a verdict, or an alert
-		}
-		return nil, &DeniedError{Reason: reason, Err: fmt.Errorf("waiting for the verdict: %w", err)}
+		return nil, verdictError(err)
 	}
-	if !v.GetAccept() {
-		return v, &DeniedError{
-			Reason: symbolonv1.Reason_REASON_PEER_REFUSED, Peer: v.GetReason(), Policy: v.GetPolicy(),
-			Err: fmt.Errorf("the peer refused: %s", v.GetReason()),
-		}
-	}
-	if c.peer.Host {
-		return v, &DeniedError{
-			Reason: symbolonv1.Reason_REASON_NOT_A_WORKLOAD,
-			Err:    fmt.Errorf("%w: %s accepted a connection for no workload", ErrProtocol, c.peer.ID),
-		}
-	}
-	if !validProtection(v.GetProtection()) || v.GetProtection() < c.demanded {
-		return v, &DeniedError{
-			Reason: symbolonv1.Reason_REASON_PROTOCOL,
-			Err:    fmt.Errorf("%w: verdict offers %s, open demanded %s", ErrProtocol, v.GetProtection(), c.demanded),
-		}
+	if err := c.checkVerdict(v); err != nil {
+		return v, err
 	}
 	start := c.beginReading
 	if c.protection != v.GetProtection() {
@@ -267,6 +249,38 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 	}
 	c.kept = v.GetKeep() && c.frames != nil
 	return v, nil
+}
+
+// verdictError is for a verdict that cannot be read.
+func verdictError(err error) error {
+	reason := messageReason(err)
+	if errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) {
+		reason = symbolonv1.Reason_REASON_PROTOCOL // a refusal is a verdict, or an alert
+	}
+	return &DeniedError{Reason: reason, Err: fmt.Errorf("waiting for the verdict: %w", err)}
+}
+
+// checkVerdict is nil where the peer accepts, and may, as strictly as was demanded.
+func (c *Conn) checkVerdict(v *symbolonv1.Verdict) error {
+	if !v.GetAccept() {
+		return &DeniedError{
+			Reason: symbolonv1.Reason_REASON_PEER_REFUSED, Peer: v.GetReason(), Policy: v.GetPolicy(),
+			Err: fmt.Errorf("the peer refused: %s", v.GetReason()),
+		}
+	}
+	if c.peer.Host {
+		return &DeniedError{
+			Reason: symbolonv1.Reason_REASON_NOT_A_WORKLOAD,
+			Err:    fmt.Errorf("%w: %s accepted a connection for no workload", ErrProtocol, c.peer.ID),
+		}
+	}
+	if !validProtection(v.GetProtection()) || v.GetProtection() < c.demanded {
+		return &DeniedError{
+			Reason: symbolonv1.Reason_REASON_PROTOCOL,
+			Err:    fmt.Errorf("%w: verdict offers %s, open demanded %s", ErrProtocol, v.GetProtection(), c.demanded),
+		}
+	}
+	return nil
 }
 
 // Accept makes the server's end and reads the client's Open. The caller decides,
@@ -283,7 +297,7 @@ func Accept(ctx context.Context, tcp *net.TCPConn, e *Endpoint) (*Conn, *symbolo
 	}
 	open, err := c.readOpen(ctx)
 	if err != nil {
-		return c, nil, c.refuseOpen(err)
+		return c, nil, c.RefuseOpen(err)
 	}
 	return c, open, nil
 }
@@ -303,8 +317,8 @@ func (c *Conn) readOpen(ctx context.Context) (*symbolonv1.Open, error) {
 	return open, nil
 }
 
-// refuseOpen refuses an Open that cannot be served, with its reason.
-func (c *Conn) refuseOpen(err error) error {
+// RefuseOpen refuses an Open that cannot be served, with its reason, which it returns.
+func (c *Conn) RefuseOpen(err error) error {
 	reason := messageReason(err)
 	if reason == symbolonv1.Reason_REASON_TIMED_OUT {
 		reason = symbolonv1.Reason_REASON_HANDSHAKE_TIMEOUT
@@ -319,9 +333,7 @@ func (c *Conn) refuseOpen(err error) error {
 // Grant sends an accepting verdict and begins the data phase. v.Protection is
 // raised to what the client demanded. On error the tunnel is reset.
 func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
-	v.Accept = true
-	v.Protection = max(v.GetProtection(), c.demanded)
-	v.Keep = v.GetKeep() && c.frames != nil
+	c.grant(v)
 	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
 	defer stop()
 	if err := writeMessage(c.out, v); err != nil {
@@ -336,6 +348,13 @@ func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 	}
 	c.kept = v.GetKeep()
 	return nil
+}
+
+// grant makes v accept.
+func (c *Conn) grant(v *symbolonv1.Verdict) {
+	v.Accept = true
+	v.Protection = max(v.GetProtection(), c.demanded)
+	v.Keep = v.GetKeep() && c.frames != nil
 }
 
 // Refuse sends a denying verdict, gives the client a moment to read it, and

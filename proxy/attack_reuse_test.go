@@ -81,37 +81,52 @@ func TestSecondUseOfATunnel(t *testing.T) {
 			w.p.CredentialChanged(w.creds.set("0", nil), nil)
 		}, func(w *world) []byte { return append(w.framed(), frame("secret")...) }, "no-identity"},
 	} {
-		t.Run(a.name, func(t *testing.T) {
-			w := newWorld(t)
-			l := w.ca.leaf("/prod/db", map[string][]string{"app": {"db"}})
-			l.NotAfter = time.Now().Add(24 * time.Hour)
-			w.creds.set("0", w.ca.credential(l, identity.NewSVID))
-			x := w.firstUse()
-			if a.prepare != nil {
-				a.prepare(w)
-			}
-			_, _ = x.Write(a.send(w))
-			_, _ = ended(t, x)
-			x.NetConn().Close()
-			if a.reason != "" {
-				if r := w.records.next(); r.Reason != a.reason || r.Outcome != "deny" || !r.Reused || r.Source.SPIFFEID != webID {
-					t.Errorf("recorded %+v, want %s", r, a.reason)
+		for dataPhase, stock := range dataPhases {
+			t.Run(a.name+", "+dataPhase, func(t *testing.T) {
+				w := newWorld(t, stock)
+				l := w.ca.leaf("/prod/db", map[string][]string{"app": {"db"}})
+				l.NotAfter = time.Now().Add(24 * time.Hour)
+				w.creds.set("0", w.ca.credential(l, identity.NewSVID))
+				x := w.firstUse()
+				if a.prepare != nil {
+					a.prepare(w)
 				}
-			}
-			if err := w.stop(); err != nil {
-				t.Error(err)
-			}
-			w.records.none()
-			if n := w.app.accepts.Load(); n != 1 || strings.Contains(w.app.received(), "secret") {
-				t.Errorf("the application was reached %d times, and read %q", n, w.app.received())
-			}
-		})
+				_, _ = x.Write(a.send(w))
+				_, _ = ended(t, x)
+				x.NetConn().Close()
+				if a.reason != "" {
+					if r := w.records.next(); r.Reason != a.reason || r.Outcome != "deny" || !r.Reused || r.Source.SPIFFEID != webID {
+						t.Errorf("recorded %+v, want %s", r, a.reason)
+					}
+				}
+				if err := w.stop(); err != nil {
+					t.Error(err)
+				}
+				w.records.none()
+				if n := w.app.accepts.Load(); n != 1 || strings.Contains(w.app.received(), "secret") {
+					t.Errorf("the application was reached %d times, and read %q", n, w.app.received())
+				}
+			})
+		}
 	}
+}
+
+// dataPhases are who has a tunnel between two connections: an event loop, or the
+// runtime.
+var dataPhases = map[string]func(*Options){
+	"own record layer": func(*Options) {},
+	"crypto/tls":       func(o *Options) { o.TLS.StockTLS = true },
 }
 
 // And in order, it is used again: so the attacks above fail for their own reasons.
 func TestSecondUseInOrder(t *testing.T) {
-	w := newWorld(t)
+	for name, stock := range dataPhases {
+		t.Run(name, func(t *testing.T) { secondUseInOrder(t, stock) })
+	}
+}
+
+func secondUseInOrder(t *testing.T, stock func(*Options)) {
+	w := newWorld(t, stock)
 	x := w.firstUse()
 	for range 3 {
 		_, _ = x.Write(append(w.framed(), frame("again")+frame("")...))
@@ -128,4 +143,29 @@ func TestSecondUseInOrder(t *testing.T) {
 	x.NetConn().Close()
 	w.good()
 	w.records.none()
+}
+
+// A tunnel that is not used again does not wait for ever, nor does one on which an Open
+// never becomes whole; and its place among the connections is given back.
+func TestTunnelWaitsForSoLong(t *testing.T) {
+	for name, begun := range map[string]func(x *tls.Conn, w *world){
+		"nothing":          func(*tls.Conn, *world) {},
+		"half an Open":     func(x *tls.Conn, w *world) { _, _ = x.Write(w.framed()[:11]) },
+		"half of its size": func(x *tls.Conn, _ *world) { _, _ = x.Write([]byte{0, 0}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			x := w.firstUse()
+			begun(x, w)
+			w.clock.advance(keepIdleServer - 2*time.Second)
+			time.Sleep(2 * sweepEvery)
+			if n := w.p.open.Load(); n != 1 {
+				t.Errorf("%d connections count before the time has come, want 1", n)
+			}
+			w.clock.advance(4 * time.Second)
+			_, _ = ended(t, x)
+			eventually(t, "the place is free", func() bool { return w.p.open.Load() == 0 })
+			w.records.none()
+		})
+	}
 }

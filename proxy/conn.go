@@ -23,7 +23,7 @@ import (
 // conn is one accepted connection and its record.
 type conn struct {
 	p        *Proxy
-	accepted *net.TCPConn
+	accepted *socket
 	started  time.Time
 	rec      *symbolonv1.FlowRecord
 	ends     [2]*flow.End // client and server as edges have them; nil: not identified
@@ -38,7 +38,7 @@ type conn struct {
 	after func(error)
 }
 
-func (p *Proxy) newConn(c *net.TCPConn, reporter symbolonv1.Reporter) *conn {
+func (p *Proxy) newConn(c *socket, reporter symbolonv1.Reporter) *conn {
 	x := &conn{p: p, accepted: c, started: p.now(), flowID: mtls.NewFlowID(), release: func() {}}
 	x.slot = &slot{p: p}
 	x.rec = &symbolonv1.FlowRecord{
@@ -139,10 +139,10 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	}
 	var err error
 	if r.copier == nil {
-		err = r.detach(func(err error, k *loop.Kept) {
-			err = over(err)
-			if k != nil {
-				r.attach(k)
+		err = r.detach(func(err error, on *loop.Tunnel) {
+			err = over(wanting(err))
+			if on != nil {
+				r.keep(on)
 			}
 			x.after(err)
 			x.p.conns.Done()
@@ -153,10 +153,7 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	}
 	if err != nil {
 		r.abort() // whatever is left of either side, of which nobody else knows yet
-		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-			err = deny(symbolonv1.Reason_REASON_OVERLOADED, err)
-		}
-		return over(err)
+		return over(wanting(err))
 	}
 	// Counted now, not at the end: some connections last for weeks.
 	x.rec.ServerPolicy = clip(x.rec.ServerPolicy)
@@ -178,6 +175,16 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	x.p.conns.Add(1)
 	x.p.loops.Add(r.loop)
 	return errRelaying
+}
+
+// wanting gives its reason to what this host has not got enough of: descriptors, or
+// memory to watch them with.
+func wanting(err error) error {
+	var unwatched *loop.WatchError
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.As(err, &unwatched) {
+		return deny(symbolonv1.Reason_REASON_OVERLOADED, err)
+	}
+	return err
 }
 
 func count(rec *symbolonv1.FlowRecord, r *relay) {
@@ -205,7 +212,7 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 // stops: whatever f waits for is cut, a client that says nothing included.
 func (x *conn) serve(ctx context.Context, f func(context.Context) error) {
 	c := x.accepted
-	stop := context.AfterFunc(ctx, func() { _ = reset(c) })
+	stop := context.AfterFunc(ctx, c.reset)
 	err := f(ctx)
 	stop()
 	if errors.Is(err, errRelaying) {
@@ -227,7 +234,7 @@ func (x *conn) end(err error) {
 	case err == nil:
 		_ = x.accepted.Close()
 	default:
-		_ = reset(x.accepted)
+		x.accepted.reset()
 	}
 	x.report(err)
 }

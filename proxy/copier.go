@@ -26,12 +26,12 @@ type far interface {
 // tunnelled is a tunnel as far: a clean end gives it back instead of closing it.
 type tunnelled struct {
 	*mtls.Conn
-	back func(*mtls.Conn)
+	back func(kept)
 }
 
 func (t tunnelled) Close() error {
 	if t.back != nil && t.Reusable() {
-		t.back(t.Conn)
+		t.back(kept{Conn: t.Conn})
 		return nil
 	}
 	return t.Conn.Close()

@@ -43,8 +43,12 @@ func (x *conn) names(ctx context.Context, c *policydb.Compiled, me *party, dst n
 	if !c.NameMayOpen(ns, dst.Addr(), tcp, dst.Port(), names...) || !c.MayReach(&own, x.p.now()) {
 		return names
 	}
+	client, err := x.accepted.attach() // there is something to wait for
+	if err != nil {
+		return names
+	}
 	start := time.Now()
-	asked, err := mtls.PeekServerName(x.accepted, start.Add(x.p.timeouts.Quiet), start.Add(x.p.timeouts.Handshake))
+	asked, err := mtls.PeekServerName(client, start.Add(x.p.timeouts.Quiet), start.Add(x.p.timeouts.Handshake))
 	if err != nil || asked == "" || slices.Contains(names, asked) || !c.HasName(ns, asked, tcp, dst.Port()) {
 		return names
 	}

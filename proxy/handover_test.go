@@ -83,7 +83,7 @@ func TestUrgentByteSpokenEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = io.WriteString(app, "AB")
-	r := &relay{near: &socket{TCPConn: near}, tunnel: tunnel, started: time.Now()}
+	r := &relay{near: &socket{TCPConn: near}, tunnel: kept{Conn: tunnel}, started: time.Now()}
 	eventually(t, "something was said early", func() bool {
 		if err := r.speakEarly(); err != nil {
 			t.Fatal(err)

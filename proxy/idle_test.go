@@ -38,6 +38,67 @@ func TestRest(t *testing.T) {
 	}
 }
 
+// Each is looked at in its turn, as often as the others, and nobody whose turn it is not.
+func TestRound(t *testing.T) {
+	const n = 100
+	var r table
+	now := time.Unix(1000, 0)
+	all := make([]*live, n)
+	looks := make(map[*live]int)
+	for i := range all {
+		all[i] = &live{moved: func() (uint64, bool) { return 0, false }}
+		r.mu.Lock()
+		r.registerLocked(all[i], now)
+		r.mu.Unlock()
+		now = now.Add(time.Second)
+	}
+	gone := map[*live]bool{}
+	for _, i := range []int{0, 7, 8, 50, n - 1} {
+		r.remove(all[i])
+		gone[all[i]] = true
+	}
+	for second := range 1000 {
+		due := r.look(now, n*time.Second)
+		if len(due) > 1 {
+			t.Fatalf("second %d: %d at once", second, len(due))
+		}
+		for _, l := range due {
+			looks[l]++
+		}
+		now = now.Add(time.Second)
+	}
+	for i, l := range all {
+		if got := looks[l]; gone[l] != (got == 0) || !gone[l] && got != 10 {
+			t.Errorf("connection %d was looked at %d times in ten rounds", i, got)
+		}
+	}
+	if due := r.look(now.Add(n*time.Second), n*time.Second); len(due) != n-len(gone) {
+		t.Errorf("%d of %d are looked at", len(due), n-len(gone))
+	}
+	for _, l := range all {
+		if !gone[l] {
+			r.remove(l)
+		}
+	}
+	if r.round != (round{}) {
+		t.Error("somebody is left")
+	}
+}
+
+func TestIdleEvery(t *testing.T) {
+	for want, idle := range map[time.Duration]Idle{
+		time.Hour / 32:   DefaultIdle,
+		2 * time.Minute:  {Open: 64 * time.Minute},
+		time.Minute:      {Open: 64 * time.Minute, HalfClosed: 32 * time.Minute},
+		30 * time.Second: {Open: 16 * time.Minute, HalfClosed: time.Hour},
+		sweepEvery:       {Open: 5 * time.Second},
+	} {
+		if got := idle.every(); got != want {
+			t.Errorf("%+v: every %v, want %v", idle, got, want)
+		}
+	}
+}
+
 // A connection of which one half has been forgotten is cut, one that both ends keep
 // is not.
 func TestForgottenHalf(t *testing.T) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 )
 
 // inbound serves a connection that arrived for a local port.
-func (p *Proxy) inbound(ctx context.Context, c *net.TCPConn) {
+func (p *Proxy) inbound(ctx context.Context, c *socket) {
 	x := p.newConn(c, symbolonv1.Reporter_REPORTER_SERVER)
 	remote, _ := c.RemoteAddr().(*net.TCPAddr) // the address is right, if not the port
 	leave, full := p.strangers.enter(sourceOf(remote.AddrPort().Addr()))
@@ -54,7 +55,7 @@ func (x *conn) serveInbound(ctx context.Context) error {
 	if unprotected && (source != nil || !x.p.peers.has(tuple.Src.Addr())) {
 		quiet = start.Add(x.p.timeouts.Quiet)
 	}
-	kind, err := mtls.Peek(x.accepted, quiet, deadline)
+	kind, err := mtls.Peek(x.accepted.TCPConn, quiet, deadline)
 	if err != nil {
 		return networkError(err)
 	}
@@ -123,12 +124,12 @@ func (x *conn) refuseInbound(ctx context.Context, why error) error {
 		return why
 	}
 	start := time.Now()
-	if kind, err := mtls.Peek(x.accepted, start.Add(x.p.timeouts.Quiet), start.Add(x.p.timeouts.Handshake)); err != nil || kind != mtls.Tunnel {
+	if kind, err := mtls.Peek(x.accepted.TCPConn, start.Add(x.p.timeouts.Quiet), start.Add(x.p.timeouts.Handshake)); err != nil || kind != mtls.Tunnel {
 		return why
 	}
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
 	defer cancel()
-	t, open, err := mtls.Accept(hs, x.accepted, host)
+	t, open, err := mtls.Accept(hs, x.accepted.TCPConn, host)
 	if t != nil {
 		x.identified(x.rec.GetSource(), &t.Peer().Principal)
 	}
@@ -146,7 +147,7 @@ func (x *conn) acceptTunnel(ctx context.Context, me *party, socket redirect.Sock
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
 	defer cancel()
 	endpoint := me.current.Load()
-	t, open, err := mtls.Accept(hs, x.accepted, endpoint)
+	t, open, err := mtls.Accept(hs, x.accepted.TCPConn, endpoint)
 	if t != nil {
 		x.identified(x.rec.GetSource(), &t.Peer().Principal)
 		x.tunnelled(t)
@@ -154,7 +155,7 @@ func (x *conn) acceptTunnel(ctx context.Context, me *party, socket redirect.Sock
 	if err != nil {
 		return err
 	}
-	in := &incoming{conn: x, me: me, socket: socket, tuple: tuple, endpoint: endpoint, tunnel: t}
+	in := &incoming{conn: x, me: me, socket: socket, tuple: tuple, endpoint: endpoint, tunnel: kept{Conn: t}}
 	x.after = in.over
 	if err := in.serve(ctx, x.p.policy.Load(), open); err != nil {
 		return err
@@ -167,12 +168,15 @@ func (x *conn) acceptTunnel(ctx context.Context, me *party, socket redirect.Sock
 // of its tunnel, if there may be any.
 func (in *incoming) over(err error) {
 	in.report(err)
+	if err == nil && in.tunnel.on != nil {
+		in.park()
+		return
+	}
 	for err == nil && in.tunnel.Reusable() {
 		err = in.next()
 	}
 	if !errors.Is(err, errRelaying) { // or its own over goes on
-		_ = in.tunnel.Close()
-		in.slot.leave()
+		in.gone()
 	}
 }
 
@@ -183,7 +187,11 @@ type incoming struct {
 	socket   redirect.SocketOwner // the one that listens
 	tuple    redirect.Tuple
 	endpoint *mtls.Endpoint
-	tunnel   *mtls.Conn
+	tunnel   kept
+
+	// While it waits in the lot.
+	since time.Time
+	spot  *list.Element // guarded by the lot's lock; nil: it is not there
 }
 
 var errTunnelOver = errors.New("the tunnel serves no more connections")
@@ -191,23 +199,34 @@ var errTunnelOver = errors.New("the tunnel serves no more connections")
 // next waits for one more connection, and serves it as if it had come by itself.
 // Any error ends the tunnel.
 func (in *incoming) next() error {
-	p := in.p
-	idle, cancel := context.WithTimeout(p.accepting, keepIdleServer)
+	idle, cancel := context.WithTimeout(in.p.accepting, keepIdleServer)
 	open, err := in.tunnel.NextOpen(idle)
 	cancel()
-	if errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
+		return err
+	case err != nil:
+		in.again().report(err)
 		return err
 	}
-	x := p.newConn(in.accepted, symbolonv1.Reporter_REPORTER_SERVER)
+	return in.serveNext(open)
+}
+
+// again is one more connection on the tunnel.
+func (in *incoming) again() *conn {
+	x := in.p.newConn(in.accepted, symbolonv1.Reporter_REPORTER_SERVER)
 	x.slot = in.slot
 	x.rec.Reused = true
 	x.addresses(in.tuple.Src, in.tuple.Dst)
 	x.identified(x.rec.GetSource(), &in.tunnel.Peer().Principal)
-	x.tunnelled(in.tunnel)
-	if err != nil {
-		x.report(err)
-		return err
-	}
+	x.tunnelled(in.tunnel.Conn)
+	return x
+}
+
+// serveNext serves a connection that an Open behind the first one announces. Any error
+// but errRelaying ends the tunnel.
+func (in *incoming) serveNext(open *symbolonv1.Open) error {
+	p, x := in.p, in.again()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.accepting), p.timeouts.Setup)
 	defer cancel()
 	me, socket, refusal := x.listener(ctx, in.tuple)
@@ -232,7 +251,8 @@ func (in *incoming) next() error {
 	}
 	again := &incoming{conn: x, me: me, socket: socket, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}
 	x.after = again.over
-	if err = again.serve(ctx, c, open); !errors.Is(err, errRelaying) {
+	err := again.serve(ctx, c, open)
+	if !errors.Is(err, errRelaying) {
 		x.report(err)
 	}
 	return err
@@ -283,9 +303,10 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		app.reset()
 		return err
 	}
-	x.tunnelled(t)
-	r := &relay{near: app, tunnel: t, back: func(*mtls.Conn) {}, started: x.started, serverIsNear: true}
-	q := tunnelQuestion(fromTunnel, me, in.endpoint, t, peer, in.tuple.Dst.Port())
+	x.tunnelled(t.Conn)
+	in.tunnel.on = nil // the relay's, until it gives it back
+	r := &relay{near: app, tunnel: t, back: func(k kept) { in.tunnel = k }, started: x.started, serverIsNear: true}
+	q := tunnelQuestion(fromTunnel, me, in.endpoint, t.Conn, peer, in.tuple.Dst.Port())
 	return x.open(r, &live{
 		question: q,
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
@@ -330,7 +351,7 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 	if err != nil {
 		return err
 	}
-	r := &relay{near: app, plain: &socket{TCPConn: x.accepted}, started: x.started, serverIsNear: true}
+	r := &relay{near: app, plain: x.accepted, started: x.started, serverIsNear: true}
 	return x.open(r, &live{
 		question: question{kind: fromAddress, near: me, address: tuple.Src.Addr(), port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {

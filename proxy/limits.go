@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"fmt"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,7 +68,7 @@ const adminReserve = 16
 
 // admit gives a connection that was just accepted its place among all; nil: it has
 // one, which its conn's slot gives back.
-func (p *Proxy) admit(c *net.TCPConn) *overload {
+func (p *Proxy) admit(c *socket) *overload {
 	if n := p.open.Add(1); n > int64(p.limits.Connections) {
 		if n <= int64(p.limits.Connections+adminReserve) && p.admin.IsValid() {
 			if dst, err := redirect.OriginalDst(c); err == nil && dst == p.admin {
@@ -128,13 +127,13 @@ func (q *quotas) due(key string, now time.Time) (more int, ok bool) {
 }
 
 // refuse resets a connection of which nothing is known yet.
-func (p *Proxy) refuse(c *net.TCPConn, reporter symbolonv1.Reporter, o *overload) {
+func (p *Proxy) refuse(c *socket, reporter symbolonv1.Reporter, o *overload) {
 	direction := directionOf(reporter)
 	err := p.overloaded(direction, o)
 	now := p.now()
 	more, due := p.quotas.due(direction+o.limit, now)
 	if !due {
-		_ = reset(c)
+		c.reset()
 		return
 	}
 	if more > 0 {
@@ -149,7 +148,7 @@ func (p *Proxy) refuse(c *net.TCPConn, reporter symbolonv1.Reporter, o *overload
 	if dst, err := redirect.OriginalDst(c); err == nil {
 		rec.Destination.Address = dst.String()
 	}
-	_ = reset(c)
+	c.reset()
 	p.log.Warn("connections are refused", zap.String("direction", direction), zap.Error(o))
 	p.count(rec)
 	p.records.Record(rec)

@@ -38,7 +38,7 @@ type live struct {
 	// moved is how many bytes it has carried, and whether one end has closed; nil: it
 	// may rest for as long as it likes.
 	moved func() (bytes uint64, half bool)
-	rest  rest
+	rest  rest // guarded by the table's lock until it is registered, then the sweep's
 
 	record func() *symbolonv1.FlowRecord // for debugging: what is known so far
 	reason atomic.Int32                  // why it was cut
@@ -47,6 +47,7 @@ type live struct {
 	group       *group // nil: not registered
 	seat, place int    // among the group's members, in the table's queue
 	number      uint64 // of its registration
+	round       turn   // when its rest is looked at
 }
 
 func (l *live) when() time.Time { return l.notAfter }
@@ -75,6 +76,7 @@ type table struct {
 	byParty   map[*party]map[*group]struct{}
 	expiring  queue[*live]  // by the peer's certificate
 	uncertain queue[*group] // by when to judge again
+	round     round         // whose rest is to be looked at first
 	policy    *policydb.Compiled
 	revoked   atomic.Pointer[identity.Revocations]
 	closed    symbolonv1.Reason // why no connection lives any more; 0: they may
@@ -93,7 +95,7 @@ type check struct {
 // no connection slips between a decision and a change.
 func (t *table) add(l *live, now time.Time) {
 	t.mu.Lock()
-	k := t.registerLocked(l)
+	k := t.registerLocked(l, now)
 	c, closed := t.policy, t.closed
 	t.mu.Unlock()
 	if closed != 0 {
@@ -120,7 +122,7 @@ func (t *table) add(l *live, now time.Time) {
 	}
 }
 
-func (t *table) registerLocked(l *live) check {
+func (t *table) registerLocked(l *live, now time.Time) check {
 	g := t.groups[l.question]
 	if g == nil {
 		if t.groups == nil {
@@ -140,6 +142,10 @@ func (t *table) registerLocked(l *live) check {
 	l.number = t.number
 	g.join(l)
 	t.expiring.put(l)
+	if l.moved != nil {
+		l.rest.since = now
+		t.round.join(l, now)
+	}
 	return g.checkLocked(l)
 }
 
@@ -158,6 +164,7 @@ func (t *table) remove(l *live) {
 	}
 	t.n--
 	t.expiring.drop(l)
+	t.round.leave(l)
 	g.leave(l)
 	if len(g.members) > 0 {
 		return

@@ -33,7 +33,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err != nil {
 		return err
 	}
-	r := &relay{near: &socket{TCPConn: x.accepted}, plain: app, started: x.started}
+	r := &relay{near: x.accepted, plain: app, started: x.started}
 	return x.open(r, &live{
 		question: question{kind: bothLocal, near: me, far: server, port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
@@ -54,7 +54,7 @@ func (x *conn) serveAdmin(ctx context.Context, tuple redirect.Tuple) error {
 	if err != nil {
 		return networkError(err)
 	}
-	r := &relay{near: &socket{TCPConn: x.accepted}, plain: &socket{TCPConn: own}, started: x.started}
+	r := &relay{near: x.accepted, plain: &socket{TCPConn: own}, started: x.started}
 	return x.open(r, &live{judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }})
 }
 

@@ -19,7 +19,7 @@ import (
 const tcp = "tcp"
 
 // outbound serves a connection that a local application made.
-func (p *Proxy) outbound(ctx context.Context, c *net.TCPConn) {
+func (p *Proxy) outbound(ctx context.Context, c *socket) {
 	x := p.newConn(c, symbolonv1.Reporter_REPORTER_CLIENT)
 	x.serve(ctx, x.serveOutbound)
 }
@@ -110,7 +110,7 @@ func (x *conn) serveExternal(ctx context.Context, c *policydb.Compiled, me *part
 	if err != nil {
 		return networkError(err)
 	}
-	r := &relay{near: &socket{TCPConn: x.accepted}, plain: &socket{TCPConn: remote}, started: x.started}
+	r := &relay{near: x.accepted, plain: &socket{TCPConn: remote}, started: x.started}
 	return x.open(r, &live{
 		question: question{kind: toAddress, near: me, address: tuple.Dst.Addr(), port: tuple.Dst.Port(), names: strings.Join(names, " ")},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
@@ -140,8 +140,8 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	way := route{endpoint, tuple.Src.Addr(), tuple.Dst}
 	if reusable {
 		for {
-			t := x.p.pool.take(way, x.p.now())
-			if t == nil {
+			t, ok := x.p.pool.take(way, x.p.now())
+			if !ok {
 				break
 			}
 			if x.p.refuseRevoked(t.Peer().Serial(), &t.Peer().Principal) != nil {
@@ -170,7 +170,7 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	if err != nil {
 		return err
 	}
-	r := &relay{near: &socket{TCPConn: x.accepted}, tunnel: t, back: x.p.keeper(way), started: x.started}
+	r := &relay{near: x.accepted, tunnel: kept{Conn: t}, back: x.p.keeper(way), started: x.started}
 	if t.Protection() == symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		if err := r.speakEarly(); err != nil {
 			_ = t.Reset()
@@ -232,7 +232,7 @@ func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error
 
 // again asks on a tunnel that waits. Not done: the tunnel is gone, and nothing was
 // read from the application yet.
-func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done bool, err error) {
+func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err error) {
 	open, err := o.open(t.Peer(), true)
 	if err != nil {
 		_ = t.Close()
@@ -243,10 +243,9 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 		return false, nil
 	}
 	if err := t.Reopen(ctx, open); err != nil {
-		_ = t.Close()
 		return false, nil
 	}
-	r := &relay{near: &socket{TCPConn: o.accepted}, tunnel: t, back: o.p.keeper(way), started: o.started}
+	r := &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started}
 	v, gone, err := r.verdict(ctx)
 	if err != nil {
 		if !gone && mtls.ReasonOf(err) != symbolonv1.Reason_REASON_PEER_REFUSED {
@@ -254,9 +253,9 @@ func (o *outgoing) again(ctx context.Context, t *mtls.Conn, way route) (done boo
 		}
 		return true, err
 	}
-	o.tunnelled(t)
+	o.tunnelled(t.Conn)
 	o.rec.Reused = true
-	return true, o.relay(r, t, v)
+	return true, o.relay(r, t.Conn, v)
 }
 
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
@@ -277,8 +276,8 @@ func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 }
 
 // keeper puts a tunnel that has ended cleanly where its next connection finds it.
-func (p *Proxy) keeper(way route) func(*mtls.Conn) {
-	return func(t *mtls.Conn) { p.pool.put(way, t, p.now()) }
+func (p *Proxy) keeper(way route) func(kept) {
+	return func(t kept) { p.pool.put(way, t, p.now()) }
 }
 
 // dial connects to dst from the application's own source address, so that the

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -161,7 +160,7 @@ func (p *Proxy) hold(parties ...*party) (release func()) {
 
 // client tells who called whom on an outbound connection, and which process it was, if
 // the kernel recorded that.
-func (p *Proxy) client(c *net.TCPConn) (redirect.Tuple, *redirect.Caller, error) {
+func (p *Proxy) client(c redirect.Accepted) (redirect.Tuple, *redirect.Caller, error) {
 	if p.connects == nil {
 		tuple, err := p.conntrack.ClientTuple(c)
 		return tuple, nil, err

@@ -28,7 +28,7 @@ type route struct {
 }
 
 type waiting struct {
-	tunnel *mtls.Conn
+	tunnel kept
 	since  time.Time
 }
 
@@ -40,27 +40,26 @@ type pool struct {
 	closed bool
 }
 
-// take returns the tunnel that was used last, or nil.
-func (p *pool) take(r route, now time.Time) *mtls.Conn {
+// take returns the tunnel that was used last, if there is one.
+func (p *pool) take(r route, now time.Time) (t kept, ok bool) {
 	for {
-		t := p.pop(r)
-		if t == nil {
-			return nil
+		if t = p.pop(r); t.Conn == nil {
+			return t, false
 		}
 		// The clock and the network have gone on since it was put here.
 		if now.Before(t.Peer().NotAfter) && t.Idle() {
-			return t
+			return t, true
 		}
 		_ = t.Close()
 	}
 }
 
-func (p *pool) pop(r route) *mtls.Conn {
+func (p *pool) pop(r route) kept {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	list := p.idle[r]
 	if len(list) == 0 {
-		return nil
+		return kept{}
 	}
 	last := list[len(list)-1]
 	list[len(list)-1] = waiting{}
@@ -74,7 +73,7 @@ func (p *pool) pop(r route) *mtls.Conn {
 }
 
 // put keeps t, or closes it where there are enough.
-func (p *pool) put(r route, t *mtls.Conn, now time.Time) {
+func (p *pool) put(r route, t kept, now time.Time) {
 	p.mu.Lock()
 	keep := !p.closed && p.total < keepTotal && len(p.idle[r]) < keepPerRoute
 	if keep {
@@ -92,7 +91,7 @@ func (p *pool) put(r route, t *mtls.Conn, now time.Time) {
 
 // sweep closes what has waited for too long.
 func (p *pool) sweep(now time.Time) {
-	var old []*mtls.Conn
+	var old []kept
 	p.mu.Lock()
 	for r, list := range p.idle {
 		n := 0 // the oldest stand first

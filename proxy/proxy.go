@@ -2,7 +2,7 @@ package proxy
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -133,6 +133,7 @@ type Proxy struct {
 	parties parties
 	table   table
 	pool    pool
+	lot     lot
 	peers   peers
 	// strangers bounds inbound connections before they are authorized, by source;
 	// callers outbound ones, by user.
@@ -280,11 +281,15 @@ func (p *Proxy) Run(ctx context.Context) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var accepting sync.WaitGroup
-	failed := make(chan error, len(p.outboundListeners)+len(p.inboundListeners))
-	listen := func(ls []*net.TCPListener, reporter symbolonv1.Reporter, serve func(context.Context, *net.TCPConn)) {
+	outbound, inbound, err := p.acceptors()
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, len(outbound)+len(inbound))
+	listen := func(ls []acceptor, reporter symbolonv1.Reporter, serve func(context.Context, *socket)) {
 		for _, l := range ls {
 			accepting.Go(func() {
-				if err := p.accept(l, func(c *net.TCPConn) {
+				if err := p.accept(l, func(c *socket) {
 					if full := p.admit(c); full != nil {
 						p.refuse(c, reporter, full)
 						return
@@ -300,8 +305,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 			})
 		}
 	}
-	listen(p.outboundListeners, symbolonv1.Reporter_REPORTER_CLIENT, p.outbound)
-	listen(p.inboundListeners, symbolonv1.Reporter_REPORTER_SERVER, p.inbound)
+	listen(outbound, symbolonv1.Reporter_REPORTER_CLIENT, p.outbound)
+	listen(inbound, symbolonv1.Reporter_REPORTER_SERVER, p.inbound)
 	var sweeping sync.WaitGroup
 	sweeping.Go(func() { p.sweep(serving) })
 	sweeping.Go(func() { p.watchStrain(serving) })
@@ -310,17 +315,38 @@ func (p *Proxy) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
-	for _, l := range append(p.outboundListeners, p.inboundListeners...) {
+	for _, l := range append(outbound, inbound...) {
 		_ = l.Close()
 	}
 	p.stopAccepting()
 	accepting.Wait()
 	p.pool.close() // no connection will come that could use a tunnel again
+	p.lot.close()
 	p.drain()
 	stop()
 	p.conns.Wait()
 	sweeping.Wait()
 	return err
+}
+
+// acceptors prepares the listeners. Inbound ones give their connections to the runtime:
+// each begins with waiting for a first byte, and mostly a handshake.
+func (p *Proxy) acceptors() (outbound, inbound []acceptor, err error) {
+	for _, l := range p.outboundListeners {
+		if p.tls.StockTLS { // goroutines carry everything
+			outbound = append(outbound, &listener{l, p.keepAlive})
+			continue
+		}
+		b, err := bare(l, p.keepAlive)
+		if err != nil {
+			return nil, nil, fmt.Errorf("listener %s: %w", l.Addr(), err)
+		}
+		outbound = append(outbound, b)
+	}
+	for _, l := range p.inboundListeners {
+		inbound = append(inbound, &listener{l, p.keepAlive})
+	}
+	return outbound, inbound, nil
 }
 
 func (p *Proxy) drain() {
@@ -335,36 +361,6 @@ func (p *Proxy) drain() {
 	}
 }
 
-const (
-	acceptPauseMin = 5 * time.Millisecond
-	acceptPauseMax = time.Second
-)
-
-// accept hands on connections until l is closed. Running out of descriptors is
-// waited out, not spun on.
-func (p *Proxy) accept(l *net.TCPListener, serve func(*net.TCPConn)) error {
-	pause := acceptPauseMin
-	for {
-		c, err := l.AcceptTCP()
-		switch {
-		case err == nil:
-			pause = acceptPauseMin
-			if p.keepAlive.Enable {
-				_ = c.SetKeepAliveConfig(p.keepAlive) // a connection that has gone shows later
-			}
-			serve(c)
-		case errors.Is(err, net.ErrClosed):
-			return nil
-		default:
-			p.metrics.acceptErrors.Inc()
-			p.strain.acceptFailed(err, p.now())
-			p.log.Warn("accept failed", zap.Stringer("listener", l.Addr()), zap.Error(err), zap.Duration("pause", pause))
-			time.Sleep(pause)
-			pause = min(2*pause, acceptPauseMax)
-		}
-	}
-}
-
 func (p *Proxy) sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -376,6 +372,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 			p.table.sweep(p.now())
 			p.parties.prune(p.now())
 			p.pool.sweep(p.now())
+			p.lot.sweep(p.now())
 			p.sweepIdle(p.now())
 		}
 	}

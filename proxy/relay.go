@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,11 +25,11 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, relayBuffer); return
 // loop where the socket can be taken away from the runtime, and by goroutines (copier)
 // where crypto/tls has the tunnel's data phase.
 type relay struct {
-	near, plain *socket    // plain: far, where it is no tunnel
-	tunnel      *mtls.Conn // far, where it is one
+	near, plain *socket // plain: far, where it is no tunnel
+	tunnel      kept    // far, where it is one
 	// back takes a tunnel that has ended cleanly and may serve again; nil: it is
 	// closed.
-	back func(*mtls.Conn)
+	back func(kept)
 	// started is when the connection was accepted.
 	started time.Time
 	// serverIsNear tells which side the first byte is measured from.
@@ -49,19 +50,14 @@ func (r *relay) speakEarly() error {
 		}
 		return err
 	}
-	inlineUrgent(r.near.TCPConn) // or a read would pass over it
-	raw, err := r.near.SyscallConn()
-	if err != nil {
-		return err
+	if !r.near.inline { // or a read would pass over it
+		inlineUrgent(r.near.TCPConn)
 	}
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
 	n := 0
 	var rerr error
-	err = raw.Read(func(fd uintptr) bool {
-		n, rerr = unix.Read(int(fd), (*b)[:maxEarly])
-		return true
-	})
+	err := r.near.control(func(fd int) { n, rerr = unix.Read(fd, (*b)[:maxEarly]) })
 	switch {
 	case err != nil:
 		return err
@@ -86,10 +82,15 @@ func (r *relay) watch(gone func()) (stop func() error) {
 		return func() error { return nil } // it watches
 	}
 	var said error
+	waiting := make(chan *waiter, 1)
 	over := make(chan struct{})
 	timer := time.AfterFunc(patient, func() {
 		defer close(over)
-		if said = hangup(r.near.TCPConn); said != nil {
+		w, err := r.near.waiter()
+		if waiting <- w; err != nil {
+			return // whatever there is to be told, the relay will be
+		}
+		if said = hangup(w); said != nil {
 			gone()
 		}
 	})
@@ -97,9 +98,12 @@ func (r *relay) watch(gone func()) (stop func() error) {
 		if timer.Stop() {
 			return nil
 		}
-		_ = r.near.SetReadDeadline(time.Unix(1, 0))
+		w := <-waiting
+		if w != nil {
+			_ = w.SetReadDeadline(time.Unix(1, 0))
+			defer w.done()
+		}
 		<-over
-		_ = r.near.SetReadDeadline(time.Time{})
 		return said
 	}
 }
@@ -123,7 +127,7 @@ func (r *relay) verdict(ctx context.Context) (v *symbolonv1.Verdict, gone bool, 
 }
 
 // hangup waits until c is reset, or its read deadline passes: nil. Nothing is read.
-func hangup(c *net.TCPConn) error {
+func hangup(c syscall.Conn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil
@@ -132,6 +136,11 @@ func hangup(c *net.TCPConn) error {
 	_ = raw.Read(func(fd uintptr) bool {
 		var b [1]byte
 		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if err == nil { // an error stands behind what has not been read
+			if n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); n != 0 {
+				err = unix.Errno(n)
+			}
+		}
 		if err == nil || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 			return false // whatever else happens wakes us up again
 		}
@@ -147,9 +156,20 @@ const maxEarly = 16<<10 - 64
 
 // detach prepares the event loop's relay. mtls.ErrNotDetachable: there is only the
 // copier.
-func (r *relay) detach(done func(error, *loop.Kept)) error {
+func (r *relay) detach(done func(error, *loop.Tunnel)) error {
+	if r.tunnel.on != nil {
+		inline := r.near.inline
+		near, err := r.near.detach()
+		if err != nil {
+			return err
+		}
+		r.near = nil // closed, and of some size
+		r.loop = loop.Resume(loop.Side{FD: near, Inline: inline}, r.tunnel.on, done)
+		r.tunnel.on = nil
+		return nil
+	}
 	far := loop.Side{}
-	if r.tunnel != nil {
+	if r.tunnel.Conn != nil {
 		far.Alerts = &loop.Alerts{}
 		far.Keep = r.back != nil && r.tunnel.Kept()
 		var err error
@@ -162,6 +182,7 @@ func (r *relay) detach(done func(error, *loop.Kept)) error {
 			return err
 		}
 	}
+	inline := r.near.inline
 	near, err := r.near.detach()
 	if err != nil {
 		_ = unix.Close(far.FD)
@@ -171,7 +192,7 @@ func (r *relay) detach(done func(error, *loop.Kept)) error {
 		return err
 	}
 	r.near, r.plain = nil, nil // closed, and of some size
-	r.loop = loop.New(loop.Side{FD: near}, far, done)
+	r.loop = loop.New(loop.Side{FD: near, Inline: inline}, far, done)
 	if r.early > 0 {
 		r.loop.ToFar.Store(r.early)
 		r.loop.FirstToFar.Store(time.Now().UnixNano())
@@ -179,12 +200,12 @@ func (r *relay) detach(done func(error, *loop.Kept)) error {
 	return nil
 }
 
-// attach gives the tunnel its socket back, and the tunnel to whoever keeps it.
-func (r *relay) attach(k *loop.Kept) {
-	if err := r.tunnel.Attach(k.FD, k.Stream, k.Sealed); err == nil && r.tunnel.Reusable() {
-		r.back(r.tunnel)
+// keep gives the tunnel, whose socket stays on its loop, to whoever keeps it.
+func (r *relay) keep(on *loop.Tunnel) {
+	if r.tunnel.Reusable() {
+		r.back(kept{r.tunnel.Conn, on})
 	} else {
-		_ = r.tunnel.Close()
+		on.Close()
 	}
 }
 
@@ -193,7 +214,7 @@ func (r *relay) abort() {
 	switch {
 	case r.loop != nil:
 		r.loop.Cut()
-	case r.tunnel != nil:
+	case r.tunnel.Conn != nil:
 		_ = r.tunnel.Reset()
 		r.near.reset()
 	default:
@@ -241,8 +262,8 @@ func (r *relay) copy() (*copier, error) {
 	if err != nil {
 		return nil, err
 	}
-	var f far = tunnelled{r.tunnel, r.back}
-	if r.tunnel == nil {
+	var f far = tunnelled{r.tunnel.Conn, r.back}
+	if r.tunnel.Conn == nil {
 		c, err := r.plain.attach()
 		if err != nil {
 			return nil, err

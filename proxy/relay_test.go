@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -54,7 +55,7 @@ func relayed(t *testing.T, looped bool) (app, peer *net.TCPConn, r *relay, done 
 		t.Fatal(err)
 	}
 	t.Cleanup(loops.Close)
-	if err := r.detach(func(err error, _ *loop.Kept) { ch <- err }); err != nil {
+	if err := r.detach(func(err error, _ *loop.Tunnel) { ch <- err }); err != nil {
 		t.Fatal(err)
 	}
 	loops.Add(r.loop)
@@ -345,4 +346,20 @@ func (w *world) neverReads(open func() *mtls.Conn) {
 		w.Errorf("recorded %s %s (%s)", r.Outcome, r.Reason, r.Detail)
 	}
 	w.policy(baseline)
+}
+
+// What this host lacks is not taken for a reset by one of the ends.
+func TestWanting(t *testing.T) {
+	for _, err := range []error{
+		unix.EMFILE, os.NewSyscallError("fcntl", unix.ENFILE), &loop.WatchError{Err: unix.ENOSPC}, &loop.WatchError{Err: unix.ENOMEM},
+	} {
+		if got := mtls.ReasonOf(wanting(err)); got != symbolonv1.Reason_REASON_OVERLOADED {
+			t.Errorf("%v counts as %v", err, got)
+		}
+	}
+	for _, err := range []error{nil, net.ErrClosed, unix.ECONNRESET, mtls.ErrTruncated} {
+		if got := wanting(err); got != err { //nolint:errorlint // the very same
+			t.Errorf("%v becomes %v", err, got)
+		}
+	}
 }

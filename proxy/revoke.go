@@ -97,22 +97,22 @@ func (t *table) setRevocations(r *identity.Revocations) (cut int) {
 
 // drop closes the tunnels that wait and that gone names.
 func (p *pool) drop(gone func(*mtls.Conn) bool) {
-	var out []*mtls.Conn
+	var out []kept
 	p.mu.Lock()
 	for r, list := range p.idle {
-		kept := make([]waiting, 0, len(list))
+		stay := make([]waiting, 0, len(list))
 		for _, w := range list {
-			if gone(w.tunnel) {
+			if gone(w.tunnel.Conn) {
 				out = append(out, w.tunnel)
 			} else {
-				kept = append(kept, w)
+				stay = append(stay, w)
 			}
 		}
-		p.total -= len(list) - len(kept)
-		if len(kept) == 0 {
+		p.total -= len(list) - len(stay)
+		if len(stay) == 0 {
 			delete(p.idle, r)
-		} else if len(kept) < len(list) {
-			p.idle[r] = kept
+		} else if len(stay) < len(list) {
+			p.idle[r] = stay
 		}
 	}
 	p.mu.Unlock()

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,29 +16,127 @@ import (
 )
 
 // socket is a connected TCP socket: the runtime's, or, where it never needs to wait
-// before an event loop has it, a bare descriptor.
+// before an event loop has it, a bare descriptor. Close and reset may be called by
+// anyone, and more than once.
 type socket struct {
-	*net.TCPConn     // nil: fd
-	fd           int // -1: handed on, or closed
+	// inline: the kernel leaves urgent data in its place already.
+	inline bool
+	// Of a bare accepted one. local is nil where the kernel has to be asked.
+	local, remote net.Addr
+
+	mu           sync.Mutex // a descriptor that is closed is somebody else's at once
+	*net.TCPConn            // nil: fd
+	fd           int        // -1: handed on, or closed
+}
+
+// runtime is the connection where it is the runtime's.
+func (s *socket) runtime() *net.TCPConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.TCPConn
+}
+
+// control runs f, which must not wait, on the descriptor.
+func (s *socket) control(f func(fd int)) error {
+	if c := s.runtime(); c != nil {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return err
+		}
+		return raw.Control(func(fd uintptr) { f(int(fd)) })
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return net.ErrClosed
+	}
+	f(s.fd)
+	return nil
+}
+
+// SyscallConn is for Control only: nobody can wait on a bare descriptor.
+func (s *socket) SyscallConn() (syscall.RawConn, error) { return controlled{s}, nil }
+
+type controlled struct{ s *socket }
+
+func (c controlled) Control(f func(fd uintptr)) error {
+	return c.s.control(func(fd int) { f(uintptr(fd)) })
+}
+
+func (controlled) Read(func(uintptr) bool) error  { return errors.ErrUnsupported }
+func (controlled) Write(func(uintptr) bool) error { return errors.ErrUnsupported }
+
+// LocalAddr is net.Conn's.
+func (s *socket) LocalAddr() net.Addr {
+	if c := s.runtime(); c != nil {
+		return c.LocalAddr()
+	}
+	if s.local != nil {
+		return s.local
+	}
+	var addr net.Addr
+	_ = s.control(func(fd int) {
+		if sa, err := syscall.Getsockname(fd); err == nil {
+			addr = tcpAddr(sa)
+		}
+	})
+	return addr
+}
+
+// RemoteAddr is net.Conn's; nil, it is not known.
+func (s *socket) RemoteAddr() net.Addr {
+	if c := s.runtime(); c != nil {
+		return c.RemoteAddr()
+	}
+	return s.remote
+}
+
+// tcpAddr is nil for what is no TCP address.
+func tcpAddr(sa syscall.Sockaddr) net.Addr {
+	switch a := sa.(type) {
+	case *syscall.SockaddrInet4:
+		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)))
+	case *syscall.SockaddrInet6:
+		return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)))
+	}
+	return nil
 }
 
 func (s *socket) detach() (fd int, err error) {
+	if c := s.runtime(); c != nil {
+		return mtls.DetachTCP(c)
+	}
+	if fd = s.take(); fd < 0 {
+		return -1, net.ErrClosed
+	}
+	return fd, nil
+}
+
+// take gives up the bare descriptor; -1: it is gone.
+func (s *socket) take() (fd int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.TCPConn != nil {
-		return mtls.DetachTCP(s.TCPConn)
+		return -1
 	}
 	fd, s.fd = s.fd, -1
-	return fd, nil
+	return fd
 }
 
 // attach makes it the runtime's.
 func (s *socket) attach() (*net.TCPConn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.TCPConn == nil {
 		fd := s.fd
-		s.fd = -1
+		if s.fd = -1; fd < 0 {
+			return nil, net.ErrClosed
+		}
 		c, err := mtls.AttachTCP(fd)
 		if err != nil {
 			return nil, err
 		}
+		_ = c.SetKeepAliveConfig(redirect.DefaultKeepAlive) // or Go's own, more of them
 		s.TCPConn = c
 	}
 	return s.TCPConn, nil
@@ -65,14 +166,53 @@ func (s *socket) connected(dst netip.AddrPort, deadline time.Time) error {
 	return err
 }
 
+type waitable interface {
+	syscall.Conn
+	SetReadDeadline(t time.Time) error
+}
+
+// waiter is something to wait on, until done.
+type waiter struct {
+	waitable
+	done func()
+}
+
+// waiter is for whoever has to wait on the socket after all.
+func (s *socket) waiter() (*waiter, error) {
+	if c := s.runtime(); c != nil {
+		return &waiter{c, func() { _ = c.SetReadDeadline(time.Time{}) }}, nil
+	}
+	var err error
+	fd := -1
+	if cerr := s.control(func(old int) { fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0) }); cerr != nil {
+		err = cerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "waiting")
+	return &waiter{f, func() { _ = f.Close() }}, nil
+}
+
+// Close closes it.
+func (s *socket) Close() error {
+	if c := s.runtime(); c != nil {
+		return c.Close()
+	}
+	if fd := s.take(); fd >= 0 {
+		return unix.Close(fd)
+	}
+	return net.ErrClosed
+}
+
 // reset closes it with an RST instead of a FIN.
 func (s *socket) reset() {
-	switch {
-	case s.TCPConn != nil:
-		_ = reset(s.TCPConn)
-	case s.fd >= 0:
-		_ = unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		_ = unix.Close(s.fd)
-		s.fd = -1
+	if c := s.runtime(); c != nil {
+		_ = reset(c)
+		return
+	}
+	if fd := s.take(); fd >= 0 {
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		_ = unix.Close(fd)
 	}
 }

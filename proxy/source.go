@@ -21,7 +21,7 @@ func (p *Proxy) dialApp(ctx context.Context, src netip.Addr, tuple redirect.Tupl
 	scoped := client.Is6() && client.IsLinkLocalUnicast()
 	if !p.preserveSource || src.IsValid() || scoped || p.isLocal(client) {
 		fd, err := redirect.ConnectApp(src, tuple.Dst, redirect.DefaultKeepAlive)
-		s := &socket{fd: fd}
+		s := &socket{fd: fd, inline: true}
 		if errors.Is(err, unix.EALREADY) {
 			err = s.connected(tuple.Dst, time.Now().Add(p.timeouts.Connect))
 		}
@@ -30,4 +30,4 @@ func (p *Proxy) dialApp(ctx context.Context, src netip.Addr, tuple redirect.Tupl
 	return wrap(p.conntrack.DialAs(ctx, client, tuple.Dst, p.timeouts.Connect, redirect.DefaultKeepAlive))
 }
 
-func wrap(c *net.TCPConn, err error) (*socket, error) { return &socket{TCPConn: c}, err }
+func wrap(c *net.TCPConn, err error) (*socket, error) { return &socket{TCPConn: c, fd: -1}, err }

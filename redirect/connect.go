@@ -10,7 +10,7 @@ import (
 )
 
 // ConnectApp connects to a listener of this host, with MarkApp and the given
-// keepalives. That needs no waiting unless the listener's queue is full. fd is
+// keepalives; urgent data stays in its place. That needs no waiting unless the listener's queue is full. fd is
 // non-blocking, and the caller's. src is the address to connect from, or the zero
 // value. Errors: os.SyscallError; where it holds EALREADY, fd is on its way, and
 // Connected tells what comes of it.
@@ -29,7 +29,8 @@ func ConnectApp(src netip.Addr, dst netip.AddrPort, keepAlive net.KeepAliveConfi
 			fd = -1
 		}
 	}()
-	options := append(keepAliveOptions(keepAlive), option{unix.SOL_SOCKET, unix.SO_MARK, MarkApp}, option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1})
+	options := append(keepAliveOptions(keepAlive), option{unix.SOL_SOCKET, unix.SO_MARK, MarkApp}, option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+		option{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1})
 	if src.IsValid() {
 		options = append(options, option{unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1})
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -151,7 +150,7 @@ func (c *Connects) Close() error {
 // was redirected. If not, the client's port was rewritten, or the connection was made
 // straight to the listener, or two handshakes at a time drew one sequence number:
 // Conntrack.ClientTuple says which, and must give the record's Tuple.
-func (c *Caller) Fits(conn *net.TCPConn) bool {
+func (c *Caller) Fits(conn Accepted) bool {
 	remote, err := addrPort(conn.RemoteAddr())
 	if err != nil || remote != c.Src {
 		return false

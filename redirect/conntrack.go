@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -47,7 +46,7 @@ func (c *Conntrack) Close() error { return c.nl.close() }
 //
 // ErrNotRedirected if the connection was made straight to the listener,
 // ErrNoConntrack if its record is gone.
-func (c *Conntrack) ClientTuple(conn *net.TCPConn) (Tuple, error) {
+func (c *Conntrack) ClientTuple(conn Accepted) (Tuple, error) {
 	if tuple, ok, err := c.untranslated(conn); ok || err != nil {
 		return tuple, err
 	}

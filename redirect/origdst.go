@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,10 +22,17 @@ var ErrNotRedirected = errors.New("connection was not redirected")
 // levels.
 const soOriginalDst = 80
 
+// Accepted is a connection that a listener has accepted, such as a *net.TCPConn.
+type Accepted interface {
+	syscall.Conn
+	LocalAddr() net.Addr
+	RemoteAddr() net.Addr
+}
+
 // OriginalDst is the destination that the client of an accepted connection named,
 // before the kernel redirected it. IPv4 on a dual-stack listener comes back as
 // IPv4; there is never a zone. ErrNotRedirected if there is none.
-func OriginalDst(conn *net.TCPConn) (netip.AddrPort, error) {
+func OriginalDst(conn Accepted) (netip.AddrPort, error) {
 	local, err := addrPort(conn.LocalAddr())
 	if err != nil {
 		return netip.AddrPort{}, err

@@ -75,7 +75,7 @@ func (c *Conntrack) Transparent(port uint16) { c.transparent = port }
 
 // untranslated is the tuple of a connection that TPROXY gave to the listener: its
 // socket has the addresses that the client used.
-func (c *Conntrack) untranslated(conn *net.TCPConn) (tuple Tuple, ok bool, err error) {
+func (c *Conntrack) untranslated(conn Accepted) (tuple Tuple, ok bool, err error) {
 	if c.transparent == 0 {
 		return Tuple{}, false, nil
 	}

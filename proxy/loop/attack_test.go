@@ -24,7 +24,7 @@ func TestMuchWasReadBefore(t *testing.T) {
 		_, _ = io.ReadFull(source(7, len(want)), want)
 		sealed := f.seal(t, append(frame(want), frame(nil)...))
 		l.far.Sealed = sealed[:size]
-		l.relay = New(l.near, l.far, func(err error, k *Kept) { l.done <- ending{err, k} })
+		l.relay = New(l.near, l.far, func(err error, k *Tunnel) { l.done <- ending{err, k} })
 		loops := start(t, 1)
 		loops.Add(l.relay)
 		f.send(t, sealed[size:])
@@ -34,7 +34,7 @@ func TestMuchWasReadBefore(t *testing.T) {
 		}
 		_ = l.app.CloseWrite()
 		if kept := l.clean(t); kept != nil {
-			_ = unix.Close(kept.FD)
+			kept.Close()
 		}
 	}
 }
@@ -84,7 +84,7 @@ func TestConnectionsBackToBack(t *testing.T) {
 		if b := f.frame(t); len(b) > 0 {
 			t.Fatalf("the peer read %q", b)
 		}
-		if err := c.Attach(kept.FD, kept.Stream, kept.Sealed); err != nil || !c.Reusable() {
+		if err := attach(c, kept); err != nil || !c.Reusable() {
 			t.Fatalf("attached: %v, reusable %v", err, c.Reusable())
 		}
 		if n := l.relay.ToFar.Load() + l.relay.ToNear.Load(); n != uint64(len(want[i])) {
@@ -115,7 +115,7 @@ func TestReadBeforeOnAFullSocket(t *testing.T) {
 		}
 	}
 	l.far.Sealed = f.seal(t, []byte("hello"))
-	l.relay = New(l.near, l.far, func(err error, k *Kept) { l.done <- ending{err, k} })
+	l.relay = New(l.near, l.far, func(err error, k *Tunnel) { l.done <- ending{err, k} })
 	start(t, 1).Add(l.relay)
 	b := make([]byte, 5)
 	if _, err := io.ReadFull(l.app, b); err != nil || string(b) != "hello" {

@@ -17,6 +17,8 @@ const (
 	slots = 8
 	// inSize holds an incomplete record and a read.
 	inSize = readSize + record.MaxRecord
+	// inSmall holds an incomplete record and a little more.
+	inSmall = 20 << 10
 )
 
 // sizes of buffers in which bytes wait, the smallest that fits is taken.

@@ -176,7 +176,7 @@ func TestChurn(t *testing.T) {
 			select {
 			case e := <-l.done:
 				if e.kept != nil {
-					_ = unix.Close(e.kept.FD)
+					e.kept.Close()
 				}
 				if (e.err == nil) != (i%5 < 2) {
 					t.Errorf("relay %d (%d) ends with %v", i, i%5, e.err)
@@ -204,4 +204,27 @@ func TestChurn(t *testing.T) {
 	}
 	s.Close()
 	eventually(t, "no descriptor is left", func() bool { return descriptors(t) <= before })
+}
+
+// A socket that the kernel does not let us watch is this host's trouble, and said to be.
+func TestUnwatchable(t *testing.T) {
+	for name, side := range map[string]func(l *link) *Side{
+		"near": func(l *link) *Side { return &l.near },
+		"far":  func(l *link) *Side { return &l.far },
+	} {
+		l := newLink(t, kind{})
+		s := side(l)
+		_ = unix.Close(s.FD)
+		null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0) // epoll_ctl(2): EPERM
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.FD = null
+		l.relay = New(l.near, l.far, func(err error, k *Tunnel) { l.done <- ending{err, k} })
+		start(t, 1).Add(l.relay)
+		var unwatched *WatchError
+		if e := l.ended(t); !errors.As(e.err, &unwatched) || !errors.Is(e.err, unix.EPERM) {
+			t.Errorf("%s: ends with %v", name, e.err)
+		}
+	}
 }

@@ -26,6 +26,12 @@
 //
 // A relay may carry so much (see budget) before it has to let the others have their turn.
 //
+// A tunnel that is to serve again stays on its loop as a [Tunnel], registered as before:
+//
+//	k.Await(func(m []byte, err error) { ... })   // the next Open, or Verdict
+//	err := k.Send(seal)                          // the other one
+//	loops.Add(loop.Resume(near, k, done))
+//
 // # What is kept of TCP
 //
 // The end of one direction is passed on, behind all of its bytes, and the other goes

@@ -57,7 +57,7 @@ func TestHalfClose(t *testing.T) {
 			}
 			kept := l.clean(t)
 			if kept != nil {
-				_ = unix.Close(kept.FD)
+				kept.Close()
 			}
 			if sum := l.relay.ToFar.Load() + l.relay.ToNear.Load(); sum != 300_000+8+12 {
 				t.Errorf("counted %d", sum)
@@ -187,7 +187,7 @@ func TestSmallFrames(t *testing.T) {
 	if kept == nil {
 		t.Fatal("not handed back")
 	}
-	defer unix.Close(kept.FD)
+	defer kept.Close()
 	if n := l.relay.ToFar.Load() + l.relay.ToNear.Load(); n != uint64(len(want)) {
 		t.Errorf("counted %d", n)
 	}
@@ -219,7 +219,7 @@ func TestUrgentData(t *testing.T) {
 			}
 			_ = l.peer.CloseWrite()
 			if kept := l.clean(t); kept != nil {
-				_ = unix.Close(kept.FD)
+				kept.Close()
 			}
 		}
 	})

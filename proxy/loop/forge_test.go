@@ -178,6 +178,6 @@ func newLinkTo(t testing.TB, c *mtls.Conn, keep bool) *link {
 	if l.far.FD, l.far.Stream, l.far.Sealed, err = c.Detach(l.far.Alerts); err != nil {
 		t.Fatal(err)
 	}
-	l.relay = New(l.near, l.far, func(err error, k *Kept) { l.done <- ending{err, k} })
+	l.relay = New(l.near, l.far, func(err error, k *Tunnel) { l.done <- ending{err, k} })
 	return l
 }

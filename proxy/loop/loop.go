@@ -55,8 +55,13 @@ func (s *Loops) Close() {
 	s.done.Wait()
 }
 
-// Add begins to relay, on the loop that has the least to do.
+// Add begins to relay, on the loop that has the least to do, or has the far side
+// already.
 func (s *Loops) Add(r *Relay) {
+	if r.from != nil {
+		r.from.l.resume(r)
+		return
+	}
 	best := s.loops[int(s.next.Add(1))%len(s.loops)]
 	for _, l := range s.loops {
 		if l.relays.Load() < best.relays.Load() {
@@ -114,25 +119,45 @@ func (l *Loop) add(r *Relay) {
 	if l.closed || r.cut.Load() { // cut before, it must not carry a byte
 		l.mu.Unlock()
 		l.relays.Add(-1)
-		r.close(ErrCut, l.spawn)
+		r.close(ErrCut, nil, l.spawn)
 		return
 	}
-	l.place(&r.near)
 	l.place(&r.far)
+	l.begin(r, &r.far)
+}
+
+// begin lets r run, whose far side has its slot; with the lock, which it gives back.
+// also is what is to be watched beside the near side.
+func (l *Loop) begin(r *Relay, also ...*end) {
+	l.place(&r.near)
 	r.loop.Store(l)
-	// Both under the lock, without which the loop handles no event: the first comes at
+	// All under the lock, without which the loop handles no event: the first comes at
 	// once, and might end r before its second descriptor is in.
-	err := errors.Join(l.watch(&r.near), l.watch(&r.far))
+	err := l.watch(&r.near)
+	for _, e := range also {
+		err = errors.Join(err, l.watch(e))
+	}
 	if r.near.readable || r.far.readable {
 		// What was read already has no event, if the socket is full as well.
 		l.posted = append(l.posted, r)
 		l.ring()
 	}
 	l.mu.Unlock()
+	if err != nil {
+		err = &WatchError{err}
+		r.why.Store(&err)
+	}
 	if err != nil || r.cut.Load() {
 		r.Cut()
 	}
 }
+
+// WatchError is that the kernel does not let a loop watch a socket, for want of memory or
+// by fs.epoll.max_user_watches.
+type WatchError struct{ Err error }
+
+func (e *WatchError) Error() string { return "watching a socket: " + e.Err.Error() }
+func (e *WatchError) Unwrap() error { return e.Err }
 
 // place gives an end a slot; with the lock.
 func (l *Loop) place(e *end) {
@@ -225,7 +250,11 @@ func (l *Loop) serve(events []unix.EpollEvent) bool {
 			e = nil
 		}
 		l.mu.Unlock()
-		if e != nil {
+		switch {
+		case e == nil:
+		case e.tunnel != nil:
+			e.tunnel.happened(v.Events)
+		default:
 			l.happened(e, v.Events)
 		}
 	}
@@ -241,7 +270,11 @@ func (l *Loop) woken() bool {
 	l.mu.Unlock()
 	for _, r := range posted {
 		if !r.over && r.cut.Load() {
-			l.finish(r, ErrCut)
+			why := ErrCut
+			if said := r.why.Load(); said != nil {
+				why = *said
+			}
+			l.finish(r, why)
 		}
 		for _, e := range []*end{&r.near, &r.far} {
 			if e.readable && !r.over {
@@ -255,6 +288,9 @@ func (l *Loop) woken() bool {
 // happened handles one end's events.
 func (l *Loop) happened(e *end, events uint32) {
 	r := e.relay
+	if r.over {
+		return
+	}
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLPRI) != 0 {
 		e.greedy = true
 	}
@@ -299,18 +335,24 @@ func (l *Loop) finish(r *Relay, err error) {
 	if r.over {
 		return
 	}
+	var kept *Tunnel
 	l.mu.Lock()
-	for _, e := range []*end{&r.near, &r.far} {
-		l.ends[e.slot] = nil
-		l.ages[e.slot]++
-		l.free = append(l.free, e.slot)
+	l.leaves(&r.near)
+	if err == nil && r.far.keep {
+		kept = l.leave(r)
+	} else {
+		l.leaves(&r.far)
 	}
 	l.mu.Unlock()
-	if err == nil && r.far.keep {
-		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, r.far.fd, nil)
-	}
 	l.relays.Add(-1)
-	r.close(err, l.spawn)
+	r.close(err, kept, l.spawn)
+}
+
+// leaves frees an end's slot; with the lock.
+func (l *Loop) leaves(e *end) {
+	l.ends[e.slot] = nil
+	l.ages[e.slot]++
+	l.free = append(l.free, e.slot)
 }
 
 // shut cuts what is left, when the loop stops.
@@ -319,7 +361,11 @@ func (l *Loop) shut() {
 	left := append([]*end(nil), l.ends...)
 	l.mu.Unlock()
 	for _, e := range left {
-		if e != nil && e == &e.relay.near {
+		switch {
+		case e == nil:
+		case e.tunnel != nil:
+			e.tunnel.Close()
+		case e == &e.relay.near:
 			l.finish(e.relay, ErrCut)
 		}
 	}

@@ -22,15 +22,10 @@ type Side struct {
 	Sealed []byte
 	// Alerts is where Stream's go; nil: nowhere.
 	Alerts *Alerts
-	// Keep: do not close FD after a clean end, but hand it back.
+	// Inline: SO_OOBINLINE is set on FD already.
+	Inline bool
+	// Keep: do not close FD after a clean end, but hand it on as a Tunnel.
 	Keep bool
-}
-
-// Kept is a descriptor that is handed back, and what was read from it behind the end.
-type Kept struct {
-	FD     int
-	Stream *mtls.Stream
-	Sealed []byte
 }
 
 // Relay carries bytes between two sides until both directions have ended. Its
@@ -45,18 +40,21 @@ type Relay struct {
 
 	near, far end
 	up, down  direction // from near to far, and back
-	done      func(err error, kept *Kept)
+	done      func(err error, kept *Tunnel)
+	from      *Tunnel // where far comes from; nil: it is New's
 
 	loop atomic.Pointer[Loop]
 	cut  atomic.Bool
-	over bool // the loop's
+	why  atomic.Pointer[error] // it cannot be carried; nil: somebody wanted the cut
+	over bool                  // the loop's
 }
 
 // end is one side as its loop sees it.
 type end struct {
 	fd       int
 	slot     int32
-	relay    *Relay
+	relay    *Relay  // nil: tunnel's
+	tunnel   *Tunnel // nil: relay's
 	stream   *mtls.Stream
 	alerts   *Alerts
 	carry    store // the beginning of a record
@@ -88,10 +86,10 @@ type direction struct {
 var ErrCut = net.ErrClosed
 
 // New prepares a relay. done is called once, by the loops' spawn: without an
-// error both directions have ended cleanly; kept is far's, if it is to be kept. In
+// error both directions have ended cleanly; kept is far, if it is to be kept. In
 // any other case both sides are reset and closed. The error is the first that cut a
-// direction short: ErrCut, mtls.ErrTruncated, the kernel's, the tunnel's.
-func New(near, far Side, done func(err error, kept *Kept)) *Relay {
+// direction short: ErrCut, mtls.ErrTruncated, *WatchError, the kernel's, the tunnel's.
+func New(near, far Side, done func(err error, kept *Tunnel)) *Relay {
 	r := &Relay{done: done}
 	r.near.use(r, near, &r.up, &r.down)
 	r.far.use(r, far, &r.down, &r.up)
@@ -105,12 +103,17 @@ func (e *end) use(r *Relay, s Side, reads, writes *direction) {
 	if e.alerts != nil {
 		e.alerts.end = e
 	}
+	if s.FD < 0 {
+		return
+	}
 	if e.stream != nil {
 		e.carry.add(s.Sealed)
 		e.readable = len(s.Sealed) > 0 || s.Stream.Buffered() // which gives no edge
 		return
 	}
-	_ = unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // TCP has it always
+	if !s.Inline {
+		_ = unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // TCP has it always
+	}
 }
 
 // Alerts writes to a Side's socket what that takes at once, as long as the relay
@@ -122,7 +125,7 @@ func (a *Alerts) Write(b []byte) (int, error) {
 	if a.end == nil {
 		return 0, net.ErrClosed
 	}
-	if !a.end.writes.flushed() {
+	if a.end.writes != nil && !a.end.writes.flushed() {
 		return 0, errAgain
 	}
 	return write(a.end.fd, b)
@@ -159,8 +162,8 @@ func gone(fd int, err error) error {
 	return unix.ECONNRESET
 }
 
-// close ends a relay: with err by resets.
-func (r *Relay) close(err error, spawn func(func())) {
+// close ends a relay: with err by resets. kept is what far has become, if it was kept.
+func (r *Relay) close(err error, kept *Tunnel, spawn func(func())) {
 	r.over = true
 	for _, d := range []*direction{&r.up, &r.down} {
 		d.pending.drop()
@@ -169,15 +172,12 @@ func (r *Relay) close(err error, spawn func(func())) {
 			d.pipe = nil
 		}
 	}
-	var kept *Kept
 	for _, e := range []*end{&r.near, &r.far} {
+		if e.fd < 0 {
+			continue // kept, or never here
+		}
 		if e.alerts != nil {
 			e.alerts.end = nil
-		}
-		if err == nil && e.keep {
-			kept = &Kept{FD: e.fd, Stream: e.stream, Sealed: append([]byte(nil), e.carry.data...)}
-			e.carry.drop()
-			continue
 		}
 		e.carry.drop()
 		if err != nil {

@@ -46,7 +46,7 @@ func drink(r io.Reader, seed uint64, n, piece int) error {
 
 // exchange carries up and down at once to their ends, and holds what arrived and
 // what was counted.
-func (l *link) exchange(t *testing.T, up, down, piece int) *Kept {
+func (l *link) exchange(t *testing.T, up, down, piece int) *Tunnel {
 	t.Helper()
 	l.both(t, up, down, piece)
 	kept := l.clean(t)
@@ -92,7 +92,7 @@ func TestTransfer(t *testing.T) {
 				t.Errorf("handed back: %v", kept)
 			}
 			if kept != nil {
-				if err := l.tunnel.Attach(kept.FD, kept.Stream, kept.Sealed); err != nil || !l.tunnel.Reusable() {
+				if err := attach(l.tunnel, kept); err != nil || !l.tunnel.Reusable() {
 					t.Errorf("attached: %v, reusable %v", err, l.tunnel.Reusable())
 				}
 				l.tunnel.Close()

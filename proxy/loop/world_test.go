@@ -75,7 +75,7 @@ func each(t *testing.T, test func(*testing.T, kind)) {
 // ending is what done was called with.
 type ending struct {
 	err  error
-	kept *Kept
+	kept *Tunnel
 }
 
 // link is an application and a peer with a relay between them, which has not begun.
@@ -115,7 +115,7 @@ func newLink(t testing.TB, k kind) *link {
 	}
 	_ = l.app.SetDeadline(time.Now().Add(patience))
 	_ = remote.SetDeadline(time.Now().Add(patience))
-	l.relay = New(l.near, l.far, func(err error, k *Kept) { l.done <- ending{err, k} })
+	l.relay = New(l.near, l.far, func(err error, k *Tunnel) { l.done <- ending{err, k} })
 	return l
 }
 
@@ -155,13 +155,22 @@ func (l *link) ended(t testing.TB) ending {
 }
 
 // clean ends the link and holds that it ended as it should.
-func (l *link) clean(t testing.TB) *Kept {
+func (l *link) clean(t testing.TB) *Tunnel {
 	t.Helper()
 	e := l.ended(t)
 	if e.err != nil {
 		t.Fatalf("the relay ends with %v", e.err)
 	}
 	return e.kept
+}
+
+// attach gives a tunnel the socket back that its relay has left.
+func attach(c *mtls.Conn, t *Tunnel) error {
+	k, err := t.Detach()
+	if err != nil {
+		return err
+	}
+	return c.Attach(k.FD, k.Stream, k.Sealed)
 }
 
 // tunnels makes a tunnel on a and b, of which a is the relay's end.

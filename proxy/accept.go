@@ -1,0 +1,144 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	acceptPauseMin = 5 * time.Millisecond
+	acceptPauseMax = time.Second
+)
+
+// acceptor is a listener as the proxy uses it.
+type acceptor interface {
+	// accept waits for a connection. Errors: net.ErrClosed, the kernel's.
+	accept() (*socket, error)
+	Addr() net.Addr
+	Close() error
+}
+
+// accept hands on connections until l is closed. Running out of descriptors is
+// waited out, not spun on.
+func (p *Proxy) accept(l acceptor, serve func(*socket)) error {
+	pause := acceptPauseMin
+	for {
+		c, err := l.accept()
+		switch {
+		case err == nil:
+			pause = acceptPauseMin
+			serve(c)
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		default:
+			p.metrics.acceptErrors.Inc()
+			p.strain.acceptFailed(err, p.now())
+			p.log.Warn("accept failed", zap.Stringer("listener", l.Addr()), zap.Error(err), zap.Duration("pause", pause))
+			time.Sleep(pause)
+			pause = min(2*pause, acceptPauseMax)
+		}
+	}
+}
+
+// listener gives its connections to the runtime.
+type listener struct {
+	*net.TCPListener
+	keepAlive net.KeepAliveConfig
+}
+
+func (l *listener) accept() (*socket, error) {
+	c, err := l.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	if l.keepAlive.Enable {
+		_ = c.SetKeepAliveConfig(l.keepAlive) // a connection that has gone shows later
+	}
+	return &socket{TCPConn: c, fd: -1}, nil
+}
+
+// bareListener gives out bare descriptors: a connection that an event loop will have
+// need not be introduced to the runtime's poller before. What each needs is set on
+// the listener once, and inherited.
+type bareListener struct {
+	*net.TCPListener
+	file  *os.File // the same socket, to wait on
+	raw   syscall.RawConn
+	local net.Addr // of every connection; nil: each has its own
+}
+
+// bare prepares l. Errors: the kernel's; l is as before.
+func bare(l *net.TCPListener, keepAlive net.KeepAliveConfig) (*bareListener, error) {
+	file, err := l.File()
+	if err != nil {
+		return nil, err
+	}
+	b := &bareListener{TCPListener: l, file: file}
+	b.raw, err = file.SyscallConn()
+	if err == nil {
+		cerr := b.raw.Control(func(fd uintptr) { err = inherited(int(fd), keepAlive) })
+		err = errors.Join(cerr, err)
+	}
+	if err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	// After a REDIRECT a connection to a listener on one address has that address.
+	if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsUnspecified() {
+		b.local = a
+	}
+	return b, nil
+}
+
+// inherited sets what accepted connections take over from their listener.
+func inherited(fd int, keepAlive net.KeepAliveConfig) error {
+	type option struct{ level, name, value int }
+	options := []option{{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_OOBINLINE, 1}}
+	if keepAlive.Enable {
+		options = append(options,
+			option{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			option{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAlive.Idle / time.Second)},
+			option{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAlive.Interval / time.Second)},
+			option{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlive.Count})
+	}
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return nil
+}
+
+func (b *bareListener) accept() (*socket, error) {
+	var fd int
+	var from syscall.Sockaddr
+	var failed error
+	err := b.raw.Read(func(l uintptr) bool {
+		for {
+			// Not x/sys's, which asks the socket for its protocol.
+			fd, from, failed = syscall.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			if errors.Is(failed, unix.EINTR) || errors.Is(failed, unix.ECONNABORTED) { // reset while it waited
+				continue
+			}
+			return !errors.Is(failed, unix.EAGAIN)
+		}
+	})
+	if err != nil {
+		return nil, net.ErrClosed // package os has no word for it here, and no deadline is set
+	}
+	if failed != nil {
+		return nil, os.NewSyscallError("accept4", failed)
+	}
+	return &socket{fd: fd, inline: true, local: b.local, remote: tcpAddr(from)}, nil
+}
+
+// Close ends waiting accepts, too.
+func (b *bareListener) Close() error {
+	return errors.Join(b.file.Close(), b.TCPListener.Close())
+}
