@@ -23,6 +23,7 @@ type distribution struct {
 	snapshot           *policydb.Snapshot
 	profilesGeneration uint64
 	bundle             [][]byte
+	tokenKeys          []*symbolonv1.TokenKey
 	// bundles are those of other trust domains. They change without a generation, so
 	// distributions have a number of their own.
 	bundles []*symbolonv1.TrustBundle
@@ -58,7 +59,7 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 	}
 	resources := d.snapshot.VisibleTo(namespace)
 	encoded, err := proto.Marshal(&symbolonv1.Generation{
-		Number: d.generation(), HostNamespace: namespace, Resources: resources, Bundle: d.bundle, Bundles: d.bundles,
+		Number: d.generation(), HostNamespace: namespace, Resources: resources, Bundle: d.bundle, Bundles: d.bundles, TokenKeys: d.tokenKeys,
 	})
 	if err != nil {
 		return nil, err

@@ -22,6 +22,8 @@ type policies struct {
 	store  store.Store
 	hosts  *hosts
 	bundle [][]byte
+	// tokenKeys are the keys that hosts believe tokens by.
+	tokenKeys func() []*symbolonv1.TokenKey
 
 	mu       sync.Mutex // orders changes
 	db       *policydb.DB
@@ -38,7 +40,7 @@ type policies struct {
 
 // openPolicies loads the set, or makes the root namespace in an empty store.
 func openPolicies(ctx context.Context, st store.Store, h *hosts, bundle [][]byte, now func() time.Time) (*policies, error) {
-	p := &policies{store: st, hosts: h, bundle: bundle, db: policydb.NewDB()}
+	p := &policies{store: st, hosts: h, bundle: bundle, db: policydb.NewDB(), tokenKeys: func() []*symbolonv1.TokenKey { return nil }}
 	p.db.Now = now
 	kv, err := st.Get(ctx, keyState)
 	if errors.Is(err, store.ErrNotFound) {
@@ -118,7 +120,7 @@ func (p *policies) distributionLocked() *distribution {
 	s := p.db.Snapshot()
 	return &distribution{
 		snapshot: s, serial: p.serial, profilesGeneration: p.state.ProfilesGeneration, bundle: p.bundle,
-		bundles: p.trustBundlesLocked(s),
+		bundles: p.trustBundlesLocked(s), tokenKeys: p.tokenKeys(),
 	}
 }
 

@@ -59,6 +59,8 @@ type Server struct {
 
 	store       store.Store
 	ca          *ca.CA
+	tokenKeys   *ca.TokenKeys
+	nonces      nonces
 	policies    *policies
 	hosts       *hosts
 	inventory   *inventory
@@ -107,6 +109,7 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 	s := &Server{
 		cfg: cfg, opts: opts, log: opts.Logger, started: opts.Now(),
 		flows: newFlowRing(), enrolLimit: newLimiter(), stopping: make(chan struct{}),
+		nonces:     newNonces(),
 		issueLimit: newHostLimits(issueRate, issueBurst), renewLimit: newHostLimits(renewRate, renewBurst),
 	}
 	if s.store, err = store.Open(cfg.storeFile()); err != nil {
@@ -125,6 +128,9 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.pop, err = openPoP(cfg.Enrolment.X509PoP); err != nil {
+		return nil, err
+	}
+	if s.tokenKeys, err = s.ca.OpenTokenKeys(ctx); err != nil {
 		return nil, err
 	}
 	if s.adminToken, err = openToken("admin token", cfg.adminTokenFile()); err != nil {
@@ -153,6 +159,7 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.policies.db.TrustDomain = cfg.TrustDomain
+	s.policies.tokenKeys = s.tokenKeys.Public
 	s.hub = newHub(opts.Now, s.policies.distribution())
 	enrolled, _, err := s.hosts.list(ctx)
 	if err != nil {
@@ -305,7 +312,7 @@ func (s *Server) janitor(ctx context.Context) {
 		s.inventory.prune(nil)
 		s.edges.prune(s.policies.hasPolicy)
 		_, pruned := s.revocations.prune(ctx)
-		if err := errors.Join(s.sweepTokens(ctx), s.scans.sweep(ctx), s.ca.Renew(ctx), pruned); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.sweepTokens(ctx), s.scans.sweep(ctx), s.ca.Renew(ctx), s.renewTokenKeys(ctx), pruned); err != nil && ctx.Err() == nil {
 			s.log.Error("housekeeping", zap.Error(err))
 		}
 		select {

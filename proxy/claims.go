@@ -123,9 +123,6 @@ func (p *Proxy) SetTokenKeys(controller spiffeid.TrustDomain, keys []*symbolonv1
 	return p.tokens.Set(controller, keys)
 }
 
-// Tokens checks what the controller issues for this host's workloads, by the same keys.
-func (p *Proxy) Tokens() *token.Verifier { return p.tokens }
-
 // unexplained gives a denial by default its better reason, where nothing but its ID
 // is known of the peer: no policy could have spoken of it.
 func unexplained(d policydb.Decision, peer *identity.Principal) policydb.Decision {

@@ -76,7 +76,9 @@ type Options struct {
 	Workloads   Resolver
 	Credentials Credentials
 	Names       NameSource // nil: no address has one
-	Records     flow.Sink
+	// Tokens checks clients' tokens; SetTokenKeys gives it keys. Nil: one of its own.
+	Tokens  *token.Verifier
+	Records flow.Sink
 	Edges       flow.EdgeSink // nil: none
 	Log         *zap.Logger
 
@@ -187,7 +189,9 @@ func New(o Options) *Proxy {
 		timeouts: o.Timeouts, now: o.Now, tls: o.TLS,
 		parties: parties{options: o.TLS},
 	}
-	p.tokens = token.NewVerifier()
+	if p.tokens = o.Tokens; p.tokens == nil {
+		p.tokens = token.NewVerifier()
+	}
 	p.noReuse, p.preserveSource, p.idle = o.NoReuse, o.PreserveSource, o.Idle
 	if p.nLoops = o.Loops; p.nLoops <= 0 {
 		p.nLoops = runtime.GOMAXPROCS(0)

@@ -179,6 +179,10 @@ func (n newest) IssueSVID(ctx context.Context, r *connect.Request[symbolonv1.Iss
 	return n.h.client().IssueSVID(ctx, r)
 }
 
+func (n newest) IssueToken(ctx context.Context, r *connect.Request[symbolonv1.IssueTokenRequest]) (*connect.Response[symbolonv1.IssueTokenResponse], error) {
+	return n.h.client().IssueToken(ctx, r)
+}
+
 func (n newest) RenewHost(ctx context.Context, r *connect.Request[symbolonv1.RenewHostRequest]) (*connect.Response[symbolonv1.RenewHostResponse], error) {
 	return n.h.client().RenewHost(ctx, r)
 }

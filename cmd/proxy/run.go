@@ -32,6 +32,7 @@ import (
 	"github.com/symbolon/symbolon/controller/enrol"
 	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/token"
 	"github.com/symbolon/symbolon/internal/handover"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/proxy"
@@ -59,6 +60,7 @@ type daemonParts struct {
 	resolver *identity.Resolver
 	source   source
 	manager  *identity.Manager
+	tokens   *token.Verifier
 	names    *names.Names
 	proxy    *proxy.Proxy
 	session  *proxy.Session
@@ -157,7 +159,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	d.proxy = proxy.New(proxy.Options{
 		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound, KeepAlive: redirect.DefaultKeepAlive,
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups, Connects: kernel.connects,
-		Workloads: resolver, Credentials: d.manager, Names: d.names, Records: records, Edges: d.reports, Log: d.log,
+		Workloads: resolver, Credentials: d.manager, Tokens: d.tokens, Names: d.names, Records: records, Edges: d.reports, Log: d.log,
 		Admin: admin, Timeouts: timeouts, Limits: d.cfg.Limits, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock", Curves: d.cfg.Tunnel.Curves()},
 		Idle: proxy.Idle{Open: d.cfg.Tunnel.IdleTimeout, HalfClosed: d.cfg.Tunnel.HalfCloseTimeout}, NoReuse: !d.cfg.Tunnel.Reuse,
 		Loops: d.loops, PreserveSource: d.cfg.Redirect.PreserveSource,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/identity/spire"
+	"github.com/symbolon/symbolon/identity/token"
 	"github.com/symbolon/symbolon/identity/workloadapi"
 	"github.com/symbolon/symbolon/proxy"
 )
@@ -25,12 +27,34 @@ type source interface {
 	Restored() []identity.Kept
 }
 
+// withTokens is a source of another CA's SVIDs, with the controller's word on those that
+// carry no claims.
+type withTokens struct {
+	source
+	tokens *token.Source
+}
+
+func (s withTokens) Watch(ctx context.Context, w *identity.Workload) <-chan identity.Update {
+	return s.tokens.Watch(ctx, w)
+}
+
+func (s withTokens) Reissue() {
+	s.source.Reissue()
+	s.tokens.Renew()
+}
+
 // openSource makes the source that the configuration names, and the resolver that finds
 // workloads of the kind that it identifies.
 func (d *daemonParts) openSource() (r *identity.Resolver, closeSource func(), err error) {
 	rule := d.cfg.Identity.SPIRE.Rule()
 	own := d.host.cred.Load().TrustDomain
 	closeSource = func() {}
+	d.tokens = token.NewVerifier()
+	defer func() {
+		if err == nil && d.cfg.Identity.Source != proxy.SourceController {
+			d.source = withTokens{d.source, token.NewSource(d.source, newest{d.host}, d.tokens)}
+		}
+	}()
 	switch d.cfg.Identity.Source {
 	case proxy.SourceSPIRE:
 		s, err := spire.New(spire.Options{Controller: own, AdminSocket: d.cfg.Identity.SPIRE.AdminSocket, Rule: spire.Rule(rule), Report: d.sourceState("SPIRE agent")})

@@ -1993,9 +1993,11 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"edges_lost\x18\x04 \x01(\x04R\tedgesLost\"\x15\n" +
 	"\x13ReportFlowsResponse2R\n" +
 	"\x10EnrolmentService\x12>\n" +
-	"\x05Enrol\x12\x19.symbolon.v1.EnrolRequest\x1a\x1a.symbolon.v1.EnrolResponse2\xc2\x02\n" +
+	"\x05Enrol\x12\x19.symbolon.v1.EnrolRequest\x1a\x1a.symbolon.v1.EnrolResponse2\x91\x03\n" +
 	"\fProxyService\x12J\n" +
-	"\tIssueSVID\x12\x1d.symbolon.v1.IssueSVIDRequest\x1a\x1e.symbolon.v1.IssueSVIDResponse\x12J\n" +
+	"\tIssueSVID\x12\x1d.symbolon.v1.IssueSVIDRequest\x1a\x1e.symbolon.v1.IssueSVIDResponse\x12M\n" +
+	"\n" +
+	"IssueToken\x12\x1e.symbolon.v1.IssueTokenRequest\x1a\x1f.symbolon.v1.IssueTokenResponse\x12J\n" +
 	"\tRenewHost\x12\x1d.symbolon.v1.RenewHostRequest\x1a\x1e.symbolon.v1.RenewHostResponse\x12H\n" +
 	"\aSession\x12\x1b.symbolon.v1.SessionRequest\x1a\x1c.symbolon.v1.SessionResponse(\x010\x01\x12P\n" +
 	"\vReportFlows\x12\x1f.symbolon.v1.ReportFlowsRequest\x1a .symbolon.v1.ReportFlowsResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
@@ -2089,16 +2091,18 @@ var file_symbolon_v1_control_proto_depIdxs = []int32{
 	36, // 33: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
 	0,  // 34: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
 	4,  // 35: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	8,  // 36: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	10, // 37: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	25, // 38: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	2,  // 39: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	5,  // 40: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	9,  // 41: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	13, // 42: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	26, // 43: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	39, // [39:44] is the sub-list for method output_type
-	34, // [34:39] is the sub-list for method input_type
+	6,  // 36: symbolon.v1.ProxyService.IssueToken:input_type -> symbolon.v1.IssueTokenRequest
+	8,  // 37: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	10, // 38: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	25, // 39: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	2,  // 40: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	5,  // 41: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	7,  // 42: symbolon.v1.ProxyService.IssueToken:output_type -> symbolon.v1.IssueTokenResponse
+	9,  // 43: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	13, // 44: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	26, // 45: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	40, // [40:46] is the sub-list for method output_type
+	34, // [34:40] is the sub-list for method input_type
 	34, // [34:34] is the sub-list for extension type_name
 	34, // [34:34] is the sub-list for extension extendee
 	0,  // [0:34] is the sub-list for field type_name

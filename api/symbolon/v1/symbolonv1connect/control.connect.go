@@ -40,6 +40,8 @@ const (
 	EnrolmentServiceEnrolProcedure = "/symbolon.v1.EnrolmentService/Enrol"
 	// ProxyServiceIssueSVIDProcedure is the fully-qualified name of the ProxyService's IssueSVID RPC.
 	ProxyServiceIssueSVIDProcedure = "/symbolon.v1.ProxyService/IssueSVID"
+	// ProxyServiceIssueTokenProcedure is the fully-qualified name of the ProxyService's IssueToken RPC.
+	ProxyServiceIssueTokenProcedure = "/symbolon.v1.ProxyService/IssueToken"
 	// ProxyServiceRenewHostProcedure is the fully-qualified name of the ProxyService's RenewHost RPC.
 	ProxyServiceRenewHostProcedure = "/symbolon.v1.ProxyService/RenewHost"
 	// ProxyServiceSessionProcedure is the fully-qualified name of the ProxyService's Session RPC.
@@ -136,6 +138,12 @@ type ProxyServiceClient interface {
 	// Errors: permission_denied (an attribute that a host may not assert),
 	// invalid_argument (CSR, attributes).
 	IssueSVID(context.Context, *connect.Request[v1.IssueSVIDRequest]) (*connect.Response[v1.IssueSVIDResponse], error)
+	// IssueToken signs the attributes that the Profiles give to a workload whose SVID
+	// is of another CA. Without nonce and signature it answers with a nonce alone.
+	// Errors: permission_denied (an attribute that a host may not assert, a chain that
+	// does not verify, a signature that is not the SVID's key's), failed_precondition (the
+	// nonce has expired or is another controller's: ask for one), invalid_argument.
+	IssueToken(context.Context, *connect.Request[v1.IssueTokenRequest]) (*connect.Response[v1.IssueTokenResponse], error)
 	// RenewHost replaces the host's own SVID before it expires.
 	RenewHost(context.Context, *connect.Request[v1.RenewHostRequest]) (*connect.Response[v1.RenewHostResponse], error)
 	// Session distributes: hello, then generations of resources, each acknowledged.
@@ -159,6 +167,12 @@ func NewProxyServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+ProxyServiceIssueSVIDProcedure,
 			connect.WithSchema(proxyServiceMethods.ByName("IssueSVID")),
+			connect.WithClientOptions(opts...),
+		),
+		issueToken: connect.NewClient[v1.IssueTokenRequest, v1.IssueTokenResponse](
+			httpClient,
+			baseURL+ProxyServiceIssueTokenProcedure,
+			connect.WithSchema(proxyServiceMethods.ByName("IssueToken")),
 			connect.WithClientOptions(opts...),
 		),
 		renewHost: connect.NewClient[v1.RenewHostRequest, v1.RenewHostResponse](
@@ -185,6 +199,7 @@ func NewProxyServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 // proxyServiceClient implements ProxyServiceClient.
 type proxyServiceClient struct {
 	issueSVID   *connect.Client[v1.IssueSVIDRequest, v1.IssueSVIDResponse]
+	issueToken  *connect.Client[v1.IssueTokenRequest, v1.IssueTokenResponse]
 	renewHost   *connect.Client[v1.RenewHostRequest, v1.RenewHostResponse]
 	session     *connect.Client[v1.SessionRequest, v1.SessionResponse]
 	reportFlows *connect.Client[v1.ReportFlowsRequest, v1.ReportFlowsResponse]
@@ -193,6 +208,11 @@ type proxyServiceClient struct {
 // IssueSVID calls symbolon.v1.ProxyService.IssueSVID.
 func (c *proxyServiceClient) IssueSVID(ctx context.Context, req *connect.Request[v1.IssueSVIDRequest]) (*connect.Response[v1.IssueSVIDResponse], error) {
 	return c.issueSVID.CallUnary(ctx, req)
+}
+
+// IssueToken calls symbolon.v1.ProxyService.IssueToken.
+func (c *proxyServiceClient) IssueToken(ctx context.Context, req *connect.Request[v1.IssueTokenRequest]) (*connect.Response[v1.IssueTokenResponse], error) {
+	return c.issueToken.CallUnary(ctx, req)
 }
 
 // RenewHost calls symbolon.v1.ProxyService.RenewHost.
@@ -217,6 +237,12 @@ type ProxyServiceHandler interface {
 	// Errors: permission_denied (an attribute that a host may not assert),
 	// invalid_argument (CSR, attributes).
 	IssueSVID(context.Context, *connect.Request[v1.IssueSVIDRequest]) (*connect.Response[v1.IssueSVIDResponse], error)
+	// IssueToken signs the attributes that the Profiles give to a workload whose SVID
+	// is of another CA. Without nonce and signature it answers with a nonce alone.
+	// Errors: permission_denied (an attribute that a host may not assert, a chain that
+	// does not verify, a signature that is not the SVID's key's), failed_precondition (the
+	// nonce has expired or is another controller's: ask for one), invalid_argument.
+	IssueToken(context.Context, *connect.Request[v1.IssueTokenRequest]) (*connect.Response[v1.IssueTokenResponse], error)
 	// RenewHost replaces the host's own SVID before it expires.
 	RenewHost(context.Context, *connect.Request[v1.RenewHostRequest]) (*connect.Response[v1.RenewHostResponse], error)
 	// Session distributes: hello, then generations of resources, each acknowledged.
@@ -236,6 +262,12 @@ func NewProxyServiceHandler(svc ProxyServiceHandler, opts ...connect.HandlerOpti
 		ProxyServiceIssueSVIDProcedure,
 		svc.IssueSVID,
 		connect.WithSchema(proxyServiceMethods.ByName("IssueSVID")),
+		connect.WithHandlerOptions(opts...),
+	)
+	proxyServiceIssueTokenHandler := connect.NewUnaryHandler(
+		ProxyServiceIssueTokenProcedure,
+		svc.IssueToken,
+		connect.WithSchema(proxyServiceMethods.ByName("IssueToken")),
 		connect.WithHandlerOptions(opts...),
 	)
 	proxyServiceRenewHostHandler := connect.NewUnaryHandler(
@@ -260,6 +292,8 @@ func NewProxyServiceHandler(svc ProxyServiceHandler, opts ...connect.HandlerOpti
 		switch r.URL.Path {
 		case ProxyServiceIssueSVIDProcedure:
 			proxyServiceIssueSVIDHandler.ServeHTTP(w, r)
+		case ProxyServiceIssueTokenProcedure:
+			proxyServiceIssueTokenHandler.ServeHTTP(w, r)
 		case ProxyServiceRenewHostProcedure:
 			proxyServiceRenewHostHandler.ServeHTTP(w, r)
 		case ProxyServiceSessionProcedure:
@@ -277,6 +311,10 @@ type UnimplementedProxyServiceHandler struct{}
 
 func (UnimplementedProxyServiceHandler) IssueSVID(context.Context, *connect.Request[v1.IssueSVIDRequest]) (*connect.Response[v1.IssueSVIDResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.ProxyService.IssueSVID is not implemented"))
+}
+
+func (UnimplementedProxyServiceHandler) IssueToken(context.Context, *connect.Request[v1.IssueTokenRequest]) (*connect.Response[v1.IssueTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.ProxyService.IssueToken is not implemented"))
 }
 
 func (UnimplementedProxyServiceHandler) RenewHost(context.Context, *connect.Request[v1.RenewHostRequest]) (*connect.Response[v1.RenewHostResponse], error) {
