@@ -90,8 +90,8 @@ func TestTokenKeysRotate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	clear := []byte{0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86}
-	for _, form := range [][]byte{clear, []byte(base64.StdEncoding.EncodeToString(clear))} {
+	plain := []byte{0x30, 0x81, 0x87, 0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86}
+	for _, form := range [][]byte{plain, []byte(base64.StdEncoding.EncodeToString(plain))} {
 		if bytes.Contains(db, form) {
 			t.Errorf("a private key in the clear: %q", form)
 		}
