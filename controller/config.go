@@ -53,6 +53,10 @@ type CAConfig struct {
 	RotateEvery time.Duration `yaml:"rotate_every"`
 	// KeyFile seals the CA's keys; empty: seal.key in DataDir.
 	KeyFile string `yaml:"key_file"`
+	// UpstreamCertFile and UpstreamKeyFile are the operator's own root or intermediate,
+	// PEM: taken over at the first start, and not read afterwards.
+	UpstreamCertFile string `yaml:"upstream_cert_file"`
+	UpstreamKeyFile  string `yaml:"upstream_key_file"`
 }
 
 // EdgesConfig is about what is kept of who reached whom.
@@ -134,6 +138,14 @@ func (c Config) Validate() error {
 		e.validate(c.TrustDomain, func(key, format string, args ...any) {
 			bad(fmt.Sprintf("enrolment.x509pop[%d].%s", i, key), format, args...)
 		})
+	}
+	for key, path := range map[string]string{"ca.upstream_cert_file": c.CA.UpstreamCertFile, "ca.upstream_key_file": c.CA.UpstreamKeyFile} {
+		if path != "" && !filepath.IsAbs(path) {
+			bad(key, "%q is not an absolute path", path)
+		}
+	}
+	if (c.CA.UpstreamCertFile == "") != (c.CA.UpstreamKeyFile == "") {
+		bad("ca.upstream_cert_file", "it goes with ca.upstream_key_file; give both, or neither to have a CA made")
 	}
 	if c.Edges.Retention < minEdgeRetention {
 		bad("edges.retention", "%v is too short; use %v or more, such as 720h", c.Edges.Retention, minEdgeRetention)

@@ -94,6 +94,8 @@ func TestConfigRefuses(t *testing.T) {
 		"relative key_file":   {file: ok + "ca: {key_file: k}\n", words: []string{"ca.key_file", "absolute"}},
 		"etcd":                {file: ok + "store: {kind: etcd}\n", words: []string{"store.kind", "bbolt"}},
 		"unknown store":       {file: ok + "store: {kind: mysql}\n", words: []string{"store.kind", "mysql", "bbolt"}},
+		"upstream cert alone": {file: ok + "ca: {upstream_cert_file: /c}\n", words: []string{"ca.upstream_cert_file", "upstream_key_file"}},
+		"relative upstream":   {file: ok + "ca: {upstream_cert_file: c, upstream_key_file: /k}\n", words: []string{"ca.upstream_cert_file", "absolute"}},
 		"rotate too often":    {file: ok + "ca: {rotate_every: 1s}\n", words: []string{"ca.rotate_every", "1m"}},
 		"ttl below rotation":  {file: ok + "ca: {svid_ttl: 30m, rotate_every: 30m}\n", words: []string{"ca.svid_ttl", "twice"}},
 		"ttl too long":        {file: ok + "ca: {svid_ttl: 8760h}\n", words: []string{"ca.svid_ttl", "or less"}},

@@ -123,6 +123,7 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 	s.ca, err = ca.Open(ctx, s.store, ca.Config{
 		TrustDomain: cfg.trustDomain(), KeyFile: cfg.keyFile(),
 		TTL: cfg.CA.SVIDTTL, RotateEvery: cfg.CA.RotateEvery, Now: opts.Now,
+		UpstreamCert: cfg.CA.UpstreamCertFile, UpstreamKey: cfg.CA.UpstreamKeyFile,
 	})
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -52,6 +53,9 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	// KeyFile seals the private keys; made if the CA is made.
 	KeyFile string
+	// UpstreamCert and UpstreamKey, if not empty, name the operator's own CA, PEM, which
+	// is taken over if the CA is made.
+	UpstreamCert, UpstreamKey string
 	// TTL is how long an SVID is valid, RotateEvery how soon its holder should ask
 	// for the next one.
 	TTL, RotateEvery time.Duration
@@ -65,6 +69,8 @@ type CA struct {
 	store store.Store
 	seal  *seal.Key
 	root  *x509.Certificate
+	// presented is what SVIDs carry beyond our intermediate; none below our own root.
+	presented [][]byte
 
 	mu           sync.Mutex
 	intermediate *signer
@@ -75,13 +81,19 @@ type CA struct {
 // signer is a CA certificate with its key.
 type signer struct {
 	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	key  crypto.Signer
+	// above are the certificates from the issuer of cert to the root; none: it is one.
+	above []*x509.Certificate
+	// trustDomain is whose CA it is, where cert does not say.
+	trustDomain string
 }
 
 // sealedSigner is a signer in the store.
 type sealedSigner struct {
-	Certificate []byte `json:"certificate"` // DER
-	Key         []byte `json:"key"`         // PKCS#8, sealed under the store's key, bound to the certificate
+	Certificate []byte   `json:"certificate"` // DER
+	Above       [][]byte `json:"above,omitempty"`
+	TrustDomain string   `json:"trust_domain,omitempty"`
+	Key         []byte   `json:"key"` // PKCS#8, sealed under the store's key, bound to all the others
 }
 
 // Open loads the trust domain's CA from the store, or makes it if the store has
@@ -116,9 +128,15 @@ func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.root = root.cert
-	if td := trustDomainOf(c.root); td != cfg.TrustDomain.IDString() {
+	c.root = root.root()
+	for _, cert := range root.presented() {
+		c.presented = append(c.presented, cert.Raw)
+	}
+	if td := trustDomainOf(root); td != cfg.TrustDomain.IDString() {
 		return nil, fmt.Errorf("%w: it is %s, the configuration says %s; set trust_domain back, or give another data_dir", ErrTrustDomain, td, cfg.TrustDomain.IDString())
+	}
+	if err := c.checkUpstream(ctx, root); err != nil {
+		return nil, err
 	}
 	if c.intermediate, err = c.load(ctx, keyIntermediate); err != nil {
 		return nil, err
@@ -129,21 +147,31 @@ func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
 	return c, nil
 }
 
-func trustDomainOf(root *x509.Certificate) string {
-	if len(root.URIs) != 1 {
+func trustDomainOf(root *signer) string {
+	if root.trustDomain != "" {
+		return root.trustDomain
+	}
+	if len(root.cert.URIs) != 1 {
 		return ""
 	}
-	return root.URIs[0].String()
+	return root.cert.URIs[0].String()
 }
 
 // create stores a new root and intermediate, unless somebody else was first.
 func (c *CA) create(ctx context.Context) error {
-	root, err := c.newRoot()
+	makeRoot := c.newRoot
+	if c.cfg.UpstreamCert != "" {
+		makeRoot = c.readUpstream
+	}
+	root, err := makeRoot()
 	if err != nil {
 		return err
 	}
 	intermediate, err := c.newIntermediate(root)
 	if err != nil {
+		return err
+	}
+	if err := c.tryOut(root, intermediate); err != nil {
 		return err
 	}
 	var ops []store.Op
@@ -171,6 +199,9 @@ func (c *CA) Renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !root.cert.NotAfter.After(c.intermediate.cert.NotAfter) {
+		return nil // there is no more to be had
+	}
 	next, err := c.newIntermediate(root)
 	if err != nil {
 		return err
@@ -191,11 +222,16 @@ func (c *CA) pack(name string, s *signer) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca: %s: %w", name, err)
 	}
-	sealed, err := c.seal.Seal(name, key, s.cert.Raw)
+	defer clear(key)
+	sealed, err := c.seal.Seal(name, key, s.bound())
 	if err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
-	return json.Marshal(sealedSigner{Certificate: s.cert.Raw, Key: sealed})
+	packed := sealedSigner{Certificate: s.cert.Raw, TrustDomain: s.trustDomain, Key: sealed}
+	for _, cert := range s.above {
+		packed.Above = append(packed.Above, cert.Raw)
+	}
+	return json.Marshal(packed)
 }
 
 func (c *CA) load(ctx context.Context, name string) (*signer, error) {
@@ -211,7 +247,15 @@ func (c *CA) load(ctx context.Context, name string) (*signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca: %s: %w", name, err)
 	}
-	der, err := c.seal.Open(name, packed.Key, packed.Certificate)
+	s := &signer{cert: cert, trustDomain: packed.TrustDomain}
+	for _, der := range packed.Above {
+		above, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("ca: %s: %w", name, err)
+		}
+		s.above = append(s.above, above)
+	}
+	der, err := c.seal.Open(name, packed.Key, s.bound())
 	if err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
@@ -219,11 +263,11 @@ func (c *CA) load(ctx context.Context, name string) (*signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca: %s: %w", name, err)
 	}
-	ec, ok := key.(*ecdsa.PrivateKey)
-	if !ok || !ec.PublicKey.Equal(cert.PublicKey) {
+	var ok bool
+	if s.key, ok = key.(crypto.Signer); !ok || !sameKey(s.key.Public(), cert.PublicKey) {
 		return nil, fmt.Errorf("ca: %s: the key is not the certificate's", name)
 	}
-	return &signer{cert: cert, key: ec}, nil
+	return s, nil
 }
 
 // Roots are the trust domain's, which every host trusts.

@@ -46,7 +46,7 @@ func ControllerID(td spiffeid.TrustDomain) spiffeid.ID {
 // Issued is a signed certificate. Immutable.
 type Issued struct {
 	ID spiffeid.ID
-	// Chain is leaf, then intermediate; without the root.
+	// Chain is leaf, then intermediates; without the root.
 	Chain [][]byte
 	Leaf  *x509.Certificate
 	// RotateAt is when its holder should ask for the next.
@@ -144,7 +144,7 @@ func (c *CA) sign(pub crypto.PublicKey, id spiffeid.ID, t *x509.Certificate) (*I
 	}
 	return &Issued{
 		ID:       id,
-		Chain:    [][]byte{leaf.Raw, by.cert.Raw},
+		Chain:    append([][]byte{leaf.Raw, by.cert.Raw}, c.presented...),
 		Leaf:     leaf,
 		RotateAt: c.cfg.Now().Add(c.cfg.RotateEvery),
 	}, nil
