@@ -94,10 +94,10 @@ func TestOperatorsCA(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, "acme.example")
 			top := newOperatorCA(t, tc.key, nil, nil)
-			signs, chain := top, []*operatorCA{top}
+			chain := []*operatorCA{top}
 			if tc.below {
 				top = newOperatorCA(t, ecKey(t, elliptic.P256()), nil, nil)
-				signs = newOperatorCA(t, tc.key, top, func(c *x509.Certificate) { c.MaxPathLen = 1 })
+				signs := newOperatorCA(t, tc.key, top, func(c *x509.Certificate) { c.MaxPathLen = 1 })
 				chain = []*operatorCA{signs, top}
 			}
 			cfg := w.files(tc.key, chain...)
