@@ -19,6 +19,16 @@ import (
 // what every policy on both chains made of it.
 func (s adminService) Explain(_ context.Context, req *connect.Request[symbolonv1.ExplainRequest]) (*connect.Response[symbolonv1.ExplainResponse], error) {
 	m := req.Msg
+	var records []*symbolonv1.FlowRecord
+	if m.GetFlow() != "" {
+		var err error
+		if records, err = s.flows.byID(m.GetFlow()); err != nil {
+			return nil, err
+		}
+		if m, err = questionOf(m, records); err != nil {
+			return nil, err
+		}
+	}
 	protocol := strings.ToLower(m.GetProtocol())
 	if protocol == "" {
 		protocol = "tcp"
@@ -62,6 +72,9 @@ func (s adminService) Explain(_ context.Context, req *connect.Request[symbolonv1
 	}
 
 	res := &symbolonv1.ExplainResponse{Allow: true, Generation: compiled.Generation()}
+	if records != nil {
+		res.From, res.To, res.Protocol, res.Port, res.Records = m.GetFrom(), m.GetTo(), m.GetProtocol(), m.GetPort(), records
+	}
 	for _, side := range []policydb.Side{policydb.Client, policydb.Server} {
 		if side == policydb.Client && q.From.External != "" || side == policydb.Server && q.To.External != "" {
 			continue // it has no proxy that would judge

@@ -12,9 +12,9 @@ import (
 )
 
 func (a *app) explainCommand() *cobra.Command {
-	var from, to, port string
+	var from, to, port, flow string
 	cmd := &cobra.Command{
-		Use:   "explain --from X --to Y --port P",
+		Use:   "explain (--from X --to Y --port P | --flow ID)",
 		Short: "Explain what policy says of a connection, and why",
 		Long: `Ask the controller to decide as the two proxies would, and to say why. Both sides
 must allow: the client's by the policies on its namespace's chain, the server's by
@@ -26,21 +26,28 @@ Each end is one of
   203.0.113.10                          an address outside, judged as External
   api.pay.example.com                   as destination: a name that an External has (fqdns)
 
+With --flow, the question is what policy says now of a connection that was recorded:
+'symbolon flows -o wide' shows the ids, of which the first 8 digits are enough.
+
 For each side it prints the chain of namespaces with their defaults, every candidate
 policy with the first clause that failed, what decided, and what the connection would
 be obliged to. Exit code 0: allowed; 1: denied.`,
 		Example: `  symbolon explain --from app=web,env=prod@/acme/prod --to app=db@/acme/prod --port 5432
-  symbolon explain --from spiffe://acme.example/acme/prod/web --to 203.0.113.10 --port tcp/443`,
+  symbolon explain --from spiffe://acme.example/acme/prod/web --to 203.0.113.10 --port tcp/443
+  symbolon explain --flow 5f0c2a91`,
 		Args: cobra.NoArgs,
-		RunE: a.run(func(ctx context.Context, _ []string) error { return a.explain(ctx, from, to, port) }),
+		RunE: a.run(func(ctx context.Context, _ []string) error { return a.explain(ctx, from, to, port, flow) }),
 	}
 	f := cmd.Flags()
 	f.StringVar(&from, "from", "", "the client")
 	f.StringVar(&to, "to", "", "the server")
 	f.StringVar(&port, "port", "", "the server's port: 443 or tcp/443")
+	f.StringVar(&flow, "flow", "", "a recorded connection, by its flow id")
 	for _, name := range []string{"from", "to"} {
+		cmd.MarkFlagsMutuallyExclusive("flow", name)
 		cobra.CheckErr(cmd.RegisterFlagCompletionFunc(name, a.completeWorkloads()))
 	}
+	cmd.MarkFlagsMutuallyExclusive("flow", "port")
 	a.outputFlag(cmd, "table", "json", "yaml")
 	return cmd
 }
@@ -58,27 +65,21 @@ func (a *app) completeWorkloads() cobra.CompletionFunc {
 	})
 }
 
-func (a *app) explain(ctx context.Context, from, to, port string) error {
-	var (
-		req symbolonv1.ExplainRequest
-		err error
-	)
-	if req.From, err = parseEndpoint("from", from); err != nil {
-		return err
-	}
-	if req.To, err = parseEndpoint("to", to); err != nil {
-		return err
-	}
-	if req.Protocol, req.Port, err = parsePort(port); err != nil {
+func (a *app) explain(ctx context.Context, from, to, port, flow string) error {
+	req, err := explainRequest(from, to, port, flow)
+	if err != nil {
 		return err
 	}
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	resp, err := call(ctx, a, c.Explain, &req)
+	resp, err := call(ctx, a, c.Explain, req)
 	if err != nil {
 		return err
+	}
+	if flow != "" {
+		req = &symbolonv1.ExplainRequest{From: resp.GetFrom(), To: resp.GetTo(), Protocol: resp.GetProtocol(), Port: resp.GetPort()}
 	}
 	switch a.output {
 	case "json":
@@ -86,12 +87,38 @@ func (a *app) explain(ctx context.Context, from, to, port string) error {
 	case "yaml":
 		err = a.yaml(resp)
 	default:
-		err = a.printExplanation(&req, resp)
+		err = a.printExplanation(req, resp)
 	}
 	if err == nil && !resp.GetAllow() {
 		err = errNegative
 	}
 	return err
+}
+
+func explainRequest(from, to, port, flow string) (req *symbolonv1.ExplainRequest, err error) {
+	if flow != "" {
+		return &symbolonv1.ExplainRequest{Flow: flow}, nil
+	}
+	req = &symbolonv1.ExplainRequest{}
+	if req.From, err = parseEndpoint("from", from); err != nil {
+		return nil, err
+	}
+	if req.To, err = parseEndpoint("to", to); err != nil {
+		return nil, err
+	}
+	if req.Protocol, req.Port, err = parsePort(port); err != nil {
+		return nil, err
+	}
+	return req, nil
+}
+
+// recordText is what a proxy made of a connection when it was there.
+func recordText(f *symbolonv1.FlowRecord) string {
+	s := fmt.Sprintf("recorded by %s (%s): %s, %s", f.GetHost(), word(f.GetReporter()), word(f.GetOutcome()), word(f.GetReason()))
+	if p := f.GetPeerReason(); p != symbolonv1.Reason_REASON_UNSPECIFIED {
+		s += ": " + word(p)
+	}
+	return s + fmt.Sprintf(", by generation %d", f.GetGeneration())
 }
 
 func (a *app) printExplanation(req *symbolonv1.ExplainRequest, resp *symbolonv1.ExplainResponse) error {
@@ -119,6 +146,9 @@ func (a *app) printExplanation(req *symbolonv1.ExplainRequest, resp *symbolonv1.
 	line(2, text("from"), text(endpointText(req.GetFrom())))
 	line(2, text("to  "), text(endpointText(req.GetTo())), text(fmt.Sprintf("%s/%d", req.GetProtocol(), req.GetPort())))
 	line(2, text(fmt.Sprintf("by generation %d", resp.GetGeneration())))
+	for _, f := range resp.GetRecords() {
+		line(2, text(recordText(f)))
+	}
 	for _, side := range resp.GetSides() {
 		b.WriteByte('\n')
 		line(0, cell{side.GetSide() + "'s side:", bold}, verdictCell(side.GetAllow()), text(decider(side)))

@@ -1662,10 +1662,13 @@ func (x *ListWorkloadsResponse) GetWorkloads() []*Workload {
 type ExplainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Either a SPIFFE ID of a known workload, or attributes with a namespace.
-	From          *ExplainEndpoint `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
-	To            *ExplainEndpoint `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
-	Protocol      string           `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Port          uint32           `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	From     *ExplainEndpoint `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To       *ExplainEndpoint `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Protocol string           `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port     uint32           `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	// A recorded connection instead of all the others: its flow id, or as many of the
+	// first digits as tell it from others, 8 or more.
+	Flow          string `protobuf:"bytes,5,opt,name=flow,proto3" json:"flow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1726,6 +1729,13 @@ func (x *ExplainRequest) GetPort() uint32 {
 		return x.Port
 	}
 	return 0
+}
+
+func (x *ExplainRequest) GetFlow() string {
+	if x != nil {
+		return x.Flow
+	}
+	return ""
 }
 
 type ExplainEndpoint struct {
@@ -1977,11 +1987,17 @@ func (x *Candidate) GetMode() Mode {
 }
 
 type ExplainResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Allow         bool                   `protobuf:"varint,1,opt,name=allow,proto3" json:"allow,omitempty"`
-	Protection    Protection             `protobuf:"varint,2,opt,name=protection,proto3,enum=symbolon.v1.Protection" json:"protection,omitempty"`
-	Sides         []*ExplainSide         `protobuf:"bytes,3,rep,name=sides,proto3" json:"sides,omitempty"`
-	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Allow      bool                   `protobuf:"varint,1,opt,name=allow,proto3" json:"allow,omitempty"`
+	Protection Protection             `protobuf:"varint,2,opt,name=protection,proto3,enum=symbolon.v1.Protection" json:"protection,omitempty"`
+	Sides      []*ExplainSide         `protobuf:"bytes,3,rep,name=sides,proto3" json:"sides,omitempty"`
+	Generation uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// What the question was where it named a flow, and what each proxy recorded of it.
+	From          *ExplainEndpoint `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	To            *ExplainEndpoint `protobuf:"bytes,6,opt,name=to,proto3" json:"to,omitempty"`
+	Protocol      string           `protobuf:"bytes,7,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32           `protobuf:"varint,8,opt,name=port,proto3" json:"port,omitempty"`
+	Records       []*FlowRecord    `protobuf:"bytes,9,rep,name=records,proto3" json:"records,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2042,6 +2058,41 @@ func (x *ExplainResponse) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *ExplainResponse) GetFrom() *ExplainEndpoint {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetTo() *ExplainEndpoint {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ExplainResponse) GetRecords() []*FlowRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
 }
 
 type WatchFlowsRequest struct {
@@ -5761,12 +5812,13 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"L\n" +
 	"\x15ListWorkloadsResponse\x123\n" +
-	"\tworkloads\x18\x01 \x03(\v2\x15.symbolon.v1.WorkloadR\tworkloads\"\xa0\x01\n" +
+	"\tworkloads\x18\x01 \x03(\v2\x15.symbolon.v1.WorkloadR\tworkloads\"\xb4\x01\n" +
 	"\x0eExplainRequest\x120\n" +
 	"\x04from\x18\x01 \x01(\v2\x1c.symbolon.v1.ExplainEndpointR\x04from\x12,\n" +
 	"\x02to\x18\x02 \x01(\v2\x1c.symbolon.v1.ExplainEndpointR\x02to\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x04 \x01(\rR\x04port\"\x8d\x02\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x12\n" +
+	"\x04flow\x18\x05 \x01(\tR\x04flow\"\x8d\x02\n" +
 	"\x0fExplainEndpoint\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12L\n" +
@@ -5795,7 +5847,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\amatches\x18\x02 \x01(\bR\amatches\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\tR\x06failed\x12%\n" +
 	"\x04verb\x18\x04 \x01(\x0e2\x11.symbolon.v1.VerbR\x04verb\x12%\n" +
-	"\x04mode\x18\x05 \x01(\x0e2\x11.symbolon.v1.ModeR\x04mode\"\xb0\x01\n" +
+	"\x04mode\x18\x05 \x01(\x0e2\x11.symbolon.v1.ModeR\x04mode\"\xf3\x02\n" +
 	"\x0fExplainResponse\x12\x14\n" +
 	"\x05allow\x18\x01 \x01(\bR\x05allow\x127\n" +
 	"\n" +
@@ -5804,7 +5856,12 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x05sides\x18\x03 \x03(\v2\x18.symbolon.v1.ExplainSideR\x05sides\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
-	"generation\"\x8d\x01\n" +
+	"generation\x120\n" +
+	"\x04from\x18\x05 \x01(\v2\x1c.symbolon.v1.ExplainEndpointR\x04from\x12,\n" +
+	"\x02to\x18\x06 \x01(\v2\x1c.symbolon.v1.ExplainEndpointR\x02to\x12\x1a\n" +
+	"\bprotocol\x18\a \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\b \x01(\rR\x04port\x121\n" +
+	"\arecords\x18\t \x03(\v2\x17.symbolon.v1.FlowRecordR\arecords\"\x8d\x01\n" +
 	"\x11WatchFlowsRequest\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12.\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x14.symbolon.v1.OutcomeR\aoutcome\x12\x1c\n" +
@@ -6268,8 +6325,8 @@ var file_symbolon_v1_admin_proto_goTypes = []any{
 	(Protection)(0),                    // 95: symbolon.v1.Protection
 	(Verb)(0),                          // 96: symbolon.v1.Verb
 	(Mode)(0),                          // 97: symbolon.v1.Mode
-	(Outcome)(0),                       // 98: symbolon.v1.Outcome
-	(*FlowRecord)(nil),                 // 99: symbolon.v1.FlowRecord
+	(*FlowRecord)(nil),                 // 98: symbolon.v1.FlowRecord
+	(Outcome)(0),                       // 99: symbolon.v1.Outcome
 	(*EdgeSet)(nil),                    // 100: symbolon.v1.EdgeSet
 	(*EdgeEnd)(nil),                    // 101: symbolon.v1.EdgeEnd
 	(BundleEndpointProfile)(0),         // 102: symbolon.v1.BundleEndpointProfile
@@ -6309,145 +6366,148 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	97,  // 29: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
 	95,  // 30: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
 	28,  // 31: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	98,  // 32: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	99,  // 33: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	98,  // 34: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	93,  // 35: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	100, // 36: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
-	37,  // 37: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	91,  // 38: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
-	5,   // 39: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	93,  // 40: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	95,  // 41: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	94,  // 42: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
-	1,   // 43: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	101, // 44: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	101, // 45: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
-	39,  // 46: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
-	39,  // 47: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	91,  // 48: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	91,  // 49: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
-	40,  // 50: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
-	7,   // 51: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 52: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
-	42,  // 53: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
-	1,   // 54: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	91,  // 55: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
-	43,  // 56: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
-	43,  // 57: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
-	7,   // 58: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	92,  // 59: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
-	7,   // 60: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 61: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
-	5,   // 62: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	52,  // 63: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
-	28,  // 64: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
-	5,   // 65: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	2,   // 66: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
-	54,  // 67: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
-	60,  // 68: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	91,  // 69: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	91,  // 70: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	91,  // 71: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
-	93,  // 72: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	92,  // 73: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	93,  // 74: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
-	5,   // 75: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
-	9,   // 76: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	89,  // 77: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	93,  // 78: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
-	65,  // 79: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	91,  // 80: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
-	65,  // 81: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	91,  // 82: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	91,  // 83: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
-	68,  // 84: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
-	75,  // 85: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
-	75,  // 86: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	102, // 87: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
-	91,  // 88: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
-	93,  // 89: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
-	91,  // 90: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
-	91,  // 91: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
-	91,  // 92: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
-	91,  // 93: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
-	75,  // 94: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
-	90,  // 95: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
-	103, // 96: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
-	91,  // 97: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
-	91,  // 98: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
-	79,  // 99: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	79,  // 100: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
-	79,  // 101: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	104, // 102: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 103: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 104: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 105: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 106: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 107: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 108: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 109: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 110: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 111: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 112: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 113: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 114: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 115: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 116: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 117: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 118: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 119: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 120: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 121: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 122: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 123: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 124: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 125: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 126: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 127: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	66,  // 128: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	69,  // 129: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	71,  // 130: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	73,  // 131: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	76,  // 132: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	78,  // 133: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
-	81,  // 134: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
-	83,  // 135: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
-	4,   // 136: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 137: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 138: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 139: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 140: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 141: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 142: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 143: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 144: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 145: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 146: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 147: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 148: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 149: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 150: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 151: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 152: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 153: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 154: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 155: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 156: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 157: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	67,  // 158: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	70,  // 159: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	72,  // 160: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	74,  // 161: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	77,  // 162: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	80,  // 163: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
-	82,  // 164: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
-	84,  // 165: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
-	136, // [136:166] is the sub-list for method output_type
-	106, // [106:136] is the sub-list for method input_type
-	106, // [106:106] is the sub-list for extension type_name
-	106, // [106:106] is the sub-list for extension extendee
-	0,   // [0:106] is the sub-list for field type_name
+	27,  // 32: symbolon.v1.ExplainResponse.from:type_name -> symbolon.v1.ExplainEndpoint
+	27,  // 33: symbolon.v1.ExplainResponse.to:type_name -> symbolon.v1.ExplainEndpoint
+	98,  // 34: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
+	99,  // 35: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	98,  // 36: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	99,  // 37: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	93,  // 38: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	100, // 39: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	37,  // 40: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
+	91,  // 41: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	5,   // 42: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
+	93,  // 43: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	95,  // 44: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	94,  // 45: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	1,   // 46: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
+	101, // 47: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	101, // 48: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	39,  // 49: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
+	39,  // 50: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
+	91,  // 51: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	91,  // 52: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	40,  // 53: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
+	7,   // 54: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 55: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
+	42,  // 56: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
+	1,   // 57: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
+	91,  // 58: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	43,  // 59: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
+	43,  // 60: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
+	7,   // 61: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
+	92,  // 62: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	7,   // 63: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 64: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
+	5,   // 65: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	52,  // 66: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
+	28,  // 67: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
+	5,   // 68: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	2,   // 69: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
+	54,  // 70: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
+	60,  // 71: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
+	91,  // 72: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	91,  // 73: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	91,  // 74: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
+	93,  // 75: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	92,  // 76: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	93,  // 77: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	5,   // 78: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
+	9,   // 79: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
+	89,  // 80: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	93,  // 81: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	65,  // 82: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
+	91,  // 83: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	65,  // 84: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
+	91,  // 85: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	91,  // 86: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	68,  // 87: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
+	75,  // 88: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
+	75,  // 89: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
+	102, // 90: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	91,  // 91: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	93,  // 92: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	91,  // 93: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	91,  // 94: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	91,  // 95: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	91,  // 96: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	75,  // 97: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
+	90,  // 98: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
+	103, // 99: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	91,  // 100: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	91,  // 101: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	79,  // 102: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	79,  // 103: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
+	79,  // 104: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	104, // 105: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 106: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 107: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	104, // 108: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 109: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 110: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 111: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 112: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 113: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 114: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 115: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 116: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 117: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 118: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 119: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 120: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 121: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 122: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 123: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 124: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 125: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 126: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 127: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 128: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 129: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 130: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	66,  // 131: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	69,  // 132: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	71,  // 133: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	73,  // 134: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	76,  // 135: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	78,  // 136: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	81,  // 137: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	83,  // 138: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	4,   // 139: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 140: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 141: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 142: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 143: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 144: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 145: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 146: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 147: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 148: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 149: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 150: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 151: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 152: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 153: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 154: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 155: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 156: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 157: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 158: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 159: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 160: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	67,  // 161: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	70,  // 162: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	72,  // 163: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	74,  // 164: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	77,  // 165: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	80,  // 166: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	82,  // 167: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	84,  // 168: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	139, // [139:169] is the sub-list for method output_type
+	109, // [109:139] is the sub-list for method input_type
+	109, // [109:109] is the sub-list for extension type_name
+	109, // [109:109] is the sub-list for extension extendee
+	0,   // [0:109] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }

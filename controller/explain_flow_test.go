@@ -1,0 +1,74 @@
+package controller_test
+
+import (
+	"testing"
+
+	"connectrpc.com/connect"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+)
+
+// A connection that was recorded is judged by what both proxies said of it, by the
+// policy of now.
+func TestExplainFlow(t *testing.T) {
+	w := newWorld(t)
+	w.apply(tree)
+	h := w.enrol("/acme/prod", nil)
+	const id = "5f0c2a91b3d4e5f60718293a4b5c6d7e"
+	workload := func(name, app, address string) *symbolonv1.FlowEndpoint {
+		return &symbolonv1.FlowEndpoint{
+			SpiffeId: "spiffe://acme.example/acme/prod/" + name, Namespace: "/acme/prod", Workload: name,
+			Attributes: attributes("app", app, "env", "prod"), Address: address,
+		}
+	}
+	web := workload("web", "web", "10.0.0.5:41234")
+	client := &symbolonv1.FlowRecord{
+		FlowId: id, Reporter: symbolonv1.Reporter_REPORTER_CLIENT, Outcome: symbolonv1.Outcome_OUTCOME_DENY,
+		Reason: symbolonv1.Reason_REASON_PEER_REFUSED, Source: web, Destination: &symbolonv1.FlowEndpoint{Address: "198.51.100.7:443"},
+	}
+	server := &symbolonv1.FlowRecord{
+		FlowId: id, Reporter: symbolonv1.Reporter_REPORTER_SERVER, Outcome: symbolonv1.Outcome_OUTCOME_DENY,
+		Source: web, Destination: workload("db", "db", "10.0.0.9:5432"),
+	}
+	outside := &symbolonv1.FlowRecord{
+		FlowId: "5f0c2a91ffffffffffffffffffffffff", Reporter: symbolonv1.Reporter_REPORTER_CLIENT, Outcome: symbolonv1.Outcome_OUTCOME_ALLOW,
+		Source: web, Destination: &symbolonv1.FlowEndpoint{Address: "203.0.113.9:443", External: "/acme/cards"},
+	}
+	h.report(t, 0, client, server, outside)
+	explain := func(req *symbolonv1.ExplainRequest) (*symbolonv1.ExplainResponse, error) {
+		res, err := w.admin().Explain(t.Context(), connect.NewRequest(req))
+		if err != nil {
+			return nil, err
+		}
+		return res.Msg, nil
+	}
+	res, err := explain(&symbolonv1.ExplainRequest{Flow: id[:12]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The balancer's address gave way to what answered behind it, and its port to that
+	// which the server's proxy saw.
+	if !res.GetAllow() || len(res.GetSides()) != 2 || res.GetPort() != 5432 || len(res.GetRecords()) != 2 ||
+		res.GetSides()[1].GetPolicy() != "/acme/web-to-db" || res.GetTo().GetAddress() != "" {
+		t.Errorf("%v", res)
+	}
+	if res, err = explain(&symbolonv1.ExplainRequest{Flow: outside.GetFlowId()}); err != nil || len(res.GetSides()) != 1 || res.GetTo().GetAddress() != "203.0.113.9" {
+		t.Errorf("to an External: %v, %v", res, err)
+	}
+	for name, test := range map[string]struct {
+		req  *symbolonv1.ExplainRequest
+		code connect.Code
+		want string
+	}{
+		"two flows":        {&symbolonv1.ExplainRequest{Flow: "5f0c2a91"}, connect.CodeInvalidArgument, "several flows begin with 5f0c2a91"},
+		"too short":        {&symbolonv1.ExplainRequest{Flow: "5f0c"}, connect.CodeInvalidArgument, "8 or more"},
+		"no id":            {&symbolonv1.ExplainRequest{Flow: "everything"}, connect.CodeInvalidArgument, "hexadecimal"},
+		"unknown":          {&symbolonv1.ExplainRequest{Flow: "00000000"}, connect.CodeNotFound, "no record of flow"},
+		"flow and address": {&symbolonv1.ExplainRequest{Flow: id, Port: 80}, connect.CodeInvalidArgument, "give either"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := explain(test.req)
+			wantCode(t, err, test.code, test.want)
+		})
+	}
+}
