@@ -46,14 +46,18 @@ func newByID(resources []*symbolonv1.Resource) byID {
 
 // labels are those of all Profiles that know id and are believed.
 func (b *byID) labels(id spiffeid.ID, believed func(namespace string) bool) identity.Attributes {
-	var ps []*symbolonv1.Resource
+	labels, _ := ClaimsByID(b.believed(believed), id)
+	return labels
+}
+
+// believed are the Profiles of namespaces that are.
+func (b *byID) believed(namespace func(string) bool) (ps []*symbolonv1.Resource) {
 	for _, r := range b.profiles {
-		if believed(r.GetNamespace()) {
+		if namespace(r.GetNamespace()) {
 			ps = append(ps, r)
 		}
 	}
-	labels, _ := ClaimsByID(ps, id)
-	return labels
+	return ps
 }
 
 // pathNamespace is all of an ID's path but its last segment.
@@ -102,6 +106,13 @@ func (s *Snapshot) ClaimsOfID(id spiffeid.ID) (labels identity.Attributes, profi
 		ps = append(ps, s.collect(indexID+"_prefix", exactlyKind{KindProfile, ns})...)
 	}
 	return ClaimsByID(ProfilesByID(ps), id)
+}
+
+// ClaimsForCA is Snapshot.ClaimsOfID of a set of ProfilesByID, for who has no more.
+func ClaimsForCA(profiles []*symbolonv1.Resource, id spiffeid.ID) (labels identity.Attributes, by []string) {
+	b := byID{profiles: profiles}
+	path := pathNamespace(id)
+	return ClaimsByID(b.believed(func(ns string) bool { return within(path, ns) }), id)
 }
 
 // AssignID is Assign for a workload whose SPIFFE ID another CA has given: what

@@ -48,6 +48,16 @@ name: web
 match: {spiffe.id: "spiffe://site-a.test/web"}
 labels: {app: web}
 ---
+kind: Namespace
+name: /acme
+mode: enforce
+---
+kind: Profile
+namespace: /acme
+name: team
+match: {spiffe.trust_domain: site-a.test}
+labels: {app: team}
+---
 kind: Profile
 namespace: /
 name: process
@@ -220,8 +230,9 @@ func TestClaims(t *testing.T) {
 		"spiffe://site-a.test/other":                 "env=prod",
 		"spiffe://site-b.test/web":                   "",
 		"spiffe://site-a.test/for/health/check/only": "env=prod",
-		"not an id":                        "",
-		"spiffe://site-a.test.example/web": "",
+		"spiffe://site-a.test/acme/shop/web":         "app=team env=prod", // a Profile of a namespace is for IDs there
+		"not an id":                                  "",
+		"spiffe://site-a.test.example/web":           "",
 	} {
 		if got := r.claims(id); got != want {
 			t.Errorf("%s: %q, want %q", id, got, want)

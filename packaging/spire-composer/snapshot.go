@@ -23,12 +23,14 @@ func newSnapshot(m *symbolonv1.ListClaimProfilesResponse) *snapshot {
 	return &snapshot{m.GetGeneration(), policydb.ProfilesByID(m.GetProfiles())}
 }
 
-// claims are the labels of id; none for an ID that no Profile speaks of.
+// claims are the labels of id; none for an ID that no Profile speaks of. Certificates
+// are believed everywhere, so a Profile counts only for IDs whose path is in its
+// namespace or below: who may write Profiles in one namespace has no say in others.
 func (s *snapshot) claims(id spiffeid.ID) identity.Attributes {
 	if s == nil {
 		return nil
 	}
-	claims, _ := policydb.ClaimsByID(s.profiles, id)
+	claims, _ := policydb.ClaimsForCA(s.profiles, id)
 	return claims
 }
 
