@@ -79,8 +79,8 @@ type Options struct {
 	// Tokens checks clients' tokens; SetTokenKeys gives it keys. Nil: one of its own.
 	Tokens  *token.Verifier
 	Records flow.Sink
-	Edges       flow.EdgeSink // nil: none
-	Log         *zap.Logger
+	Edges   flow.EdgeSink // nil: none
+	Log     *zap.Logger
 
 	// Admin is the proxy's own page, which local programs may reach; zero: none.
 	Admin netip.AddrPort
