@@ -224,6 +224,21 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// What was recorded stands beside what policy says now.
+func TestExplainFlow(t *testing.T) {
+	w := newWorld(t)
+	w.admin.explain = explanation(false)
+	w.admin.explain.From = &symbolonv1.ExplainEndpoint{Namespace: "/acme/prod", Attributes: map[string]*symbolonv1.LabelValues{"app": values("web")}}
+	w.admin.explain.To = &symbolonv1.ExplainEndpoint{Address: "203.0.113.9"}
+	w.admin.explain.Protocol, w.admin.explain.Port = "tcp", 443
+	w.admin.explain.Records = []*symbolonv1.FlowRecord{flowsOfTheTest()[0].GetRecord(), flowsOfTheTest()[2].GetRecord()}
+	r := w.run("explain", "--flow", "00010203")
+	if r.code != ExitNegative {
+		t.Errorf("exit code %d, want %d; stderr %q", r.code, ExitNegative, r.stderr)
+	}
+	golden(t, "explain-flow", r.stdout)
+}
+
 // The answer is no in every format.
 func TestExplainJSONKeepsTheExitCode(t *testing.T) {
 	w := newWorld(t)
