@@ -133,7 +133,8 @@ func TestSettingsCoverTheFile(t *testing.T) {
 			t.Errorf("%s: environment %s, want %s", s.Key, s.Env(), want)
 		}
 	}
-	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file", "edges-retention", "edges-per-namespace",
+	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file",
+		"ca-upstream-cert-file", "ca-upstream-key-file", "enrolment-x509pop", "edges-retention", "edges-per-namespace",
 		"federation-listen", "federation-profile", "federation-cert-file", "federation-key-file", "federation-refresh-hint", "federation-web-ca-file"}
 	if diff := cmp.Diff(want, flags); diff != "" {
 		t.Error(diff)

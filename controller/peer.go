@@ -24,6 +24,7 @@ type call struct {
 	peer     *x509.Certificate // nil: it brought none
 	tls      *tls.ConnectionState
 	response *http.ResponseController
+	stream   bool // it has no deadline
 }
 
 type (
@@ -51,7 +52,7 @@ func withCall(next http.Handler, streams map[string]bool) http.Handler {
 			c.peer = r.TLS.PeerCertificates[0]
 		}
 		var deadline time.Time // zero: none; a kept-alive connection may still have the last call's
-		if !streams[r.URL.Path] {
+		if !c.stream {
 			deadline = time.Now().Add(unaryTimeout)
 		}
 		if errors.Join(c.response.SetReadDeadline(deadline), c.response.SetWriteDeadline(deadline)) != nil {
@@ -60,6 +61,18 @@ func withCall(next http.Handler, streams map[string]bool) http.Handler {
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callKey{}, c)))
 	})
+}
+
+// extend gives a call that is no stream more time than others have.
+func (c call) extend(d time.Duration) error {
+	if c.response == nil || c.stream {
+		return nil
+	}
+	deadline := time.Now().Add(d)
+	if err := errors.Join(c.response.SetReadDeadline(deadline), c.response.SetWriteDeadline(deadline)); err != nil {
+		return connect.NewError(connect.CodeInternal, err)
+	}
+	return nil
 }
 
 // verifyPeer is for tls.Config.VerifyConnection, which runs on resumption too. A
@@ -120,10 +133,10 @@ func errRemoved(id string) error {
 
 // adminGate admits who knows the admin token.
 func (s *Server) adminGate(ctx context.Context, _ connect.Spec, _ connect.Peer, header http.Header) (context.Context, error) {
-	if !bears(header, s.adminToken) {
-		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the admin token is missing or wrong: Authorization: Bearer, with the content of admin.token"))
+	if bears(header, s.adminToken) {
+		return ctx, callOf(ctx).extend(operatorTimeout)
 	}
-	return ctx, nil
+	return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("the admin token is missing or wrong: Authorization: Bearer, with the content of admin.token"))
 }
 
 // enrolGate bounds what callers without any proof can cost.

@@ -36,6 +36,9 @@ const (
 	headerTimeout = 10 * time.Second // also bounds the TLS handshake
 	idleTimeout   = 2 * time.Minute
 	unaryTimeout  = 2 * time.Minute
+	// operatorTimeout is what a call of an operator's may take, once he is known: an apply
+	// of 100,000 policies needs its time on a busy machine.
+	operatorTimeout = 10 * time.Minute
 	// A connection on which nothing arrives for so long is probed, and given up.
 	pingAfter, pingTimeout = 10 * time.Second, 5 * time.Second
 	shutdownTimeout        = 10 * time.Second
