@@ -171,6 +171,7 @@ func Settings() []settings.Setting[Config] {
 		{Key: "identity.spire.path_prefix", Usage: "of several SVIDs of a workload, the one whose path begins so, such as /prod", Set: text(func(x *c) *string { return &x.Identity.SPIRE.PathPrefix })},
 		{Key: "identity.workload_api", Usage: "socket of the SPIFFE Workload API, such as unix:///run/spire/agent.sock (default $SPIFFE_ENDPOINT_SOCKET)", Set: text(func(x *c) *string { return &x.Identity.WorkloadAPI })},
 		{Key: "identity.attributes", Usage: "attributes on request, which make workloads of processes: " + strings.Join(identity.OnRequest(), ", "), Set: settings.List(func(x *c) *[]string { return &x.Identity.Attributes })},
+		{Key: "identity.serve_workload_api", Usage: "Unix socket where local programs get their SVIDs, with private keys, by the SPIFFE Workload API (default none)", Set: text(func(x *c) *string { return &x.Identity.ServeWorkloadAPI })},
 		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect, or tproxy to leave ports as they are (default redirect)", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
 		{Key: "redirect.preserve_source", Usage: "let applications see a remote client's address: true or false (default false)", Set: func(x *c, v string) (err error) {
 			x.Redirect.PreserveSource, err = strconv.ParseBool(v)

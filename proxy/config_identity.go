@@ -18,6 +18,9 @@ type IdentityConfig struct {
 	// WorkloadAPI is the address of the SPIFFE Workload API; "": what
 	// SPIFFE_ENDPOINT_SOCKET says.
 	WorkloadAPI string `yaml:"workload_api"`
+	// ServeWorkloadAPI is the path of the Unix socket where local programs get their SVIDs
+	// by the SPIFFE Workload API; "": nowhere.
+	ServeWorkloadAPI string `yaml:"serve_workload_api"`
 	// Attributes are those that are found on request only: identity.OnRequest. Each of
 	// their values makes a workload of its own.
 	Attributes []string `yaml:"attributes"`
@@ -68,6 +71,11 @@ func (c IdentityConfig) validate(bad func(key, format string, args ...any)) {
 		if !slices.Contains(identity.OnRequest(), key) {
 			bad("identity.attributes", "%q is not found on request; use some of %s", key, strings.Join(identity.OnRequest(), ", "))
 		}
+	}
+	if s := c.ServeWorkloadAPI; s != "" && (!filepath.IsAbs(s) || len(s) > maxSocketPath) {
+		bad("identity.serve_workload_api", "%q is not an absolute path of at most %d bytes; such as /run/symbolon/workload.sock", s, maxSocketPath)
+	} else if s != "" && c.Source == SourceWorkloadAPI {
+		bad("identity.serve_workload_api", "with identity.source workload-api every program would get the host's one identity; use spire or controller")
 	}
 	switch c.Source {
 	case SourceController:

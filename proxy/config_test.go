@@ -186,6 +186,8 @@ func TestMistakes(t *testing.T) {
 		{"an address without a host", `controller: {address: ":7443"}` + "\n", []string{"controller.address", "198.51.100.5:7443"}},
 		{"a socket by a relative path", minimal + "identity: {source: spire, spire: {admin_socket: admin.sock}}\n", []string{"identity.spire.admin_socket", "absolute path", "/run/spire/sockets/admin.sock"}},
 		{"a path that is none", minimal + "identity: {source: spire, spire: {path_prefix: prod}}\n", []string{"identity.spire.path_prefix", "such as /prod"}},
+		{"a relative socket to serve on", minimal + "identity: {serve_workload_api: w.sock}\n", []string{"identity.serve_workload_api", "absolute path"}},
+		{"the host's identity for everybody", minimal + "identity: {source: workload-api, workload_api: unix:///run/a.sock, serve_workload_api: /run/w.sock}\n", []string{"identity.serve_workload_api", "one identity"}},
 		{"no Workload API", minimal + "identity: {source: workload-api}\n", []string{"identity.workload_api", "SPIFFE_ENDPOINT_SOCKET", "unix:///"}},
 		{"a Workload API without a scheme", minimal + "identity: {source: workload-api, workload_api: /run/a.sock}\n", []string{"identity.workload_api", "unix:///"}},
 		{"another way to join", "controller: {address: 198.51.100.5:7443, join: tpm}\n", []string{"controller.join", "tpm", "x509pop"}},

@@ -208,13 +208,18 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	if err != nil {
 		return err
 	}
+	closeAPI, err := d.serveWorkloadAPI()
+	if err != nil {
+		closeAdmin()
+		return err
+	}
 	d.keepListeners(kernel)
-	return d.work(ctx, closeAdmin)
+	return d.work(ctx, func() { closeAPI(); closeAdmin() })
 }
 
 // work runs every part until ctx ends, the proxy fails or another process has taken
 // over, and waits for all.
-func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
+func (d *daemonParts) work(ctx context.Context, closeServers func()) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, removed := context.WithCancelCause(ctx)
 	defer removed(nil)
@@ -250,7 +255,7 @@ func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
 		next := d.succeed(serving, background, u)
 		successor <- next
 		if next != nil {
-			closeAdmin()
+			closeServers()
 			stopServing()
 			d.follow(next.Control)
 		}
@@ -266,7 +271,7 @@ func (d *daemonParts) work(ctx context.Context, closeAdmin func()) error {
 	u.stop()
 	stop()
 	parts.Wait()
-	closeAdmin()
+	closeServers()
 	return errors.Join(err, d.leave(ctx, next != nil))
 }
 
@@ -276,6 +281,9 @@ func (d *daemonParts) leave(ctx context.Context, succeeded bool) (err error) {
 		return nil // all of it is the next one's
 	}
 	_ = os.Remove(d.cfg.Socket)
+	if path := d.cfg.Identity.ServeWorkloadAPI; path != "" {
+		_ = os.Remove(path)
+	}
 	if cause := context.Cause(ctx); errors.Is(cause, proxy.ErrRemoved) {
 		// The next start enrols anew, if there is a fresh join token.
 		d.keeper.forget()

@@ -53,7 +53,6 @@ type Server struct {
 	source identity.Source
 	log    *zap.Logger
 	grpc   *grpc.Server
-	path   string
 	served sync.WaitGroup
 
 	mu    sync.Mutex
@@ -81,7 +80,7 @@ func Listen(path string, source identity.Source, resolver Resolver, log *zap.Log
 		_ = l.Close()
 		return nil, fmt.Errorf("workload API: %w", err)
 	}
-	s := &Server{source: source, log: log, path: path, users: make(map[uint32]int)}
+	s := &Server{source: source, log: log, users: make(map[uint32]int)}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(peers{find: resolver.Process, enter: s.enter, log: log}),
 		grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxStreams),
@@ -131,9 +130,6 @@ func (s *Server) Close() {
 	s.grpc.Stop()
 	s.served.Wait()
 }
-
-// Remove takes the socket's name away: no other process has taken over.
-func (s *Server) Remove() { _ = os.Remove(s.path) }
 
 // checkHeader keeps out what a browser or a proxy could be talked into.
 func checkHeader(ctx context.Context) error {
