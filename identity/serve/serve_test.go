@@ -370,7 +370,7 @@ func TestImpostor(t *testing.T) {
 				// Whoever has connected runs something else by now: the worst case.
 				for range 1000 {
 					exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-					if real, _ := filepath.EvalSymlinks(sleep); exe == real {
+					if want, _ := filepath.EvalSymlinks(sleep); exe == want {
 						time.Sleep(100 * time.Millisecond) // exec has still something to do
 						return
 					}
