@@ -182,12 +182,13 @@ func (s *Server) revokeRemoved(ctx context.Context, hostID, actor string) error 
 // removalSlack is for what is being issued while a host is removed.
 const removalSlack = time.Minute
 
-// refuseRevoked refuses to issue what nobody would accept. Errors: permission_denied.
-func (s *Server) refuseRevoked(hostID string, p *identity.Principal) error {
+// refuseRevoked refuses to issue what nobody would accept; serial is that of a certificate
+// that there is already, or "". Errors: permission_denied.
+func (s *Server) refuseRevoked(hostID string, serial identity.Serial, p *identity.Principal) error {
 	set := s.revocations.current()
 	err := set.CheckHost(s.cfg.TrustDomain, hostID)
 	if err == nil && p != nil {
-		err = set.Check("", p)
+		err = set.Check(serial, p)
 	}
 	if err != nil {
 		return connect.NewError(connect.CodePermissionDenied, err)

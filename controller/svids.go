@@ -49,7 +49,7 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 	if err != nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
 	}
-	if err := s.refuseRevoked(host.ID, &who); err != nil {
+	if err := s.refuseRevoked(host.ID, "", &who); err != nil {
 		s.log.Warn("SVID refused", zap.String("host", host.ID), zap.Error(err))
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (s proxyService) RenewHost(ctx context.Context, req *connect.Request[symbol
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)
 	}
-	if err := s.refuseRevoked(host.ID, nil); err != nil {
+	if err := s.refuseRevoked(host.ID, "", nil); err != nil {
 		return nil, err
 	}
 	issued, err := s.ca.IssueHost(pub, host.ID)

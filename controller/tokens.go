@@ -58,6 +58,10 @@ func (s proxyService) IssueToken(ctx context.Context, req *connect.Request[symbo
 	subjects := scanSubjects(reported)
 	scanned := s.scans.of(subjects...)
 	a := s.policies.snapshot().AssignID(host.Namespace, overlay(reported, scanned).Union(host.attributes()), p.ID)
+	if err := s.refuseRevoked(host.ID, identity.SerialOf(leaf), p.With(a.Claims, identity.FromToken)); err != nil {
+		s.log.Warn("token refused", zap.String("host", host.ID), zap.Error(err))
+		return nil, err
+	}
 	jkt, err := token.Thumbprint(leaf.PublicKey)
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err)

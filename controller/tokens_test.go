@@ -269,6 +269,36 @@ func TestIssueTokenRefuses(t *testing.T) {
 	})
 }
 
+// Nobody who is revoked gets a token, by whatever he is, and a good one again afterwards.
+func TestIssueTokenToTheRevoked(t *testing.T) {
+	w := newWorld(t)
+	site := newForeignCA(t, "site-a.test")
+	w.apply(tokenPolicy + site.trustDomain())
+	h := w.enrol("/prod", nil)
+	svid := site.issue("/prod/web", nil)
+	ask := func() error {
+		_, err := h.IssueToken(t.Context(), connect.NewRequest(h.request(t, svid, "proc.exe", "/usr/bin/web")))
+		return err
+	}
+	for name, by := range map[string]*symbolonv1.RevokeRequest{
+		"ID":     {SpiffeId: "spiffe://site-a.test/prod/web", Reason: "r"},
+		"serial": {TrustDomain: "site-a.test", Serial: fmt.Sprintf("%x", svid.Chain[0].SerialNumber), Reason: "r"},
+		"labels": {Labels: map[string]string{"app": "web", "tier": "front"}, Reason: "r"},
+		"host":   {Host: h.HostID, Reason: "r"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			made := w.revoke(by)
+			if err := ask(); connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(fmt.Sprint(err), "revoked") {
+				t.Errorf("%v, want that it is revoked", err)
+			}
+			w.unrevoke(made.GetRecord().GetRevocation().GetId())
+			if err := ask(); err != nil {
+				t.Errorf("after the revocation: %v", err)
+			}
+		})
+	}
+}
+
 func strings9(der []byte) (out [][]byte) {
 	for range 9 {
 		out = append(out, der)

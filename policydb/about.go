@@ -116,18 +116,33 @@ func ClaimsForCA(profiles []*symbolonv1.Resource, id spiffeid.ID) (labels identi
 }
 
 // AssignID is Assign for a workload whose SPIFFE ID another CA has given: what
-// Profiles look at is id as well, and its name and namespace are the ID's, where there is
-// such a namespace on the host's chain or below it.
+// Profiles look at is id as well, and its name is the ID's. Its namespace is the one in
+// which its host judges it, see LocalNamespace: labels of any other would be believed of
+// it elsewhere, and not there.
 func (s *Snapshot) AssignID(hostNamespace string, attrs identity.Attributes, id spiffeid.ID) Assignment {
 	attrs = attrs.Filter(func(k string) bool { return !isLabel(k) && !strings.HasPrefix(k, spiffePrefix) })
-	path := pathNamespace(id)
-	if s.Get(KindNamespace, path, "") == nil || !within(path, hostNamespace) && !within(hostNamespace, path) {
-		path = ""
-	}
-	a := s.assign(hostNamespace, attrs.Union(identity.Attributes{
-		{Key: "spiffe.id", Value: id.String()}, {Key: "spiffe.trust_domain", Value: id.TrustDomain().Name()},
-	}), path)
+	attrs = attrs.Union(attributesOfID(id))
+	a := s.assign(hostNamespace, attrs, s.localNamespace(id, hostNamespace, attrs))
 	a.Workload = id.Path()[strings.LastIndexByte(id.Path(), '/')+1:]
 	a.Claims = a.Claims.Filter(func(k string) bool { return !strings.HasPrefix(k, spiffePrefix) })
 	return a
+}
+
+// localNamespace is LocalNamespace, of what is stored.
+func (s *Snapshot) localNamespace(id spiffeid.ID, host string, attrs identity.Attributes) string {
+	exists := func(ns string) bool { return s.Get(KindNamespace, ns, "") != nil }
+	if path := pathNamespace(id); within(path, host) && exists(path) {
+		return path
+	}
+	var deepest *symbolonv1.Resource
+	for _, r := range s.matchingProfiles(host, attrs) {
+		if ByID(r.GetProfile()) && within(r.GetNamespace(), host) && exists(r.GetNamespace()) &&
+			(deepest == nil || compareNaming(r, deepest) < 0) {
+			deepest = r
+		}
+	}
+	if deepest != nil {
+		return deepest.GetNamespace()
+	}
+	return host
 }

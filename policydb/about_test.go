@@ -131,9 +131,34 @@ func TestAssignID(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	// An ID whose path is no namespace of ours is in the host's.
-	if got := s.AssignID("/prod", attrs, spiffeid.RequireFromString("spiffe://acme.example/ns/x/sa/y")); got.Namespace != "/prod" {
-		t.Errorf("namespace %s", got.Namespace)
+	// An ID whose path is no namespace of ours is where a Profile of the host's speaks of it,
+	// or else in the host's.
+	for id, want := range map[string]string{"spiffe://acme.example/ns/x/sa/y": "/prod/web", "spiffe://third.example/ns/x/sa/y": "/prod"} {
+		if got := s.AssignID("/prod", attrs, spiffeid.RequireFromString(id)); got.Namespace != want {
+			t.Errorf("%s: namespace %s, want %s", id, got.Namespace, want)
+		}
+	}
+}
+
+// The controller gives labels by the namespace in which the host's proxy judges, whatever
+// the ID's path is: no path leads above the host's namespace, or beside it.
+func TestAssignIDAgreesWithLocalNamespace(t *testing.T) {
+	s, c := newDB(t, localSet).Snapshot(), compile(t, localSet).compiled
+	for _, host := range []string{"/", "/acme", "/acme/prod", "/acme/prod/shop", "/acme/prod/bank", "/acme/dev"} {
+		for _, id := range []string{
+			"spiffe://site.example/web", "spiffe://site.example/acme/web", "spiffe://site.example/acme/prod/web",
+			"spiffe://site.example/acme/prod/shop/web", "spiffe://site.example/acme/dev/web",
+			"spiffe://site.example/ns/shop/sa/web", "spiffe://site.example/ns/x/sa/web", "spiffe://other.example/ns/shop/sa/web",
+		} {
+			id := spiffeid.RequireFromString(id)
+			want, got := c.LocalNamespace(id, host), s.AssignID(host, nil, id)
+			if got.Namespace != want {
+				t.Errorf("%s on a host of %s: %s, and the proxy judges in %s", id, host, got.Namespace, want)
+			}
+			if !within(got.Namespace, host) {
+				t.Errorf("%s on a host of %s is taken to %s", id, host, got.Namespace)
+			}
+		}
 	}
 }
 
