@@ -221,6 +221,44 @@ func TestExec(t *testing.T) {
 	until(t, web, "it has ended as what it was", fails(identity.ErrEnded, "another program"))
 }
 
+// A process that executes its program anew while the agent is away has nothing until it is
+// attested anew; also when bundles change, which has everybody judged again.
+func TestExecWhileTheAgentIsAway(t *testing.T) {
+	site, ours := newRoot(t, "site.example"), newRoot(t, "controller.example")
+	a := newTestAgent(t, site)
+	p := started(t, "sh", "-c", `echo ready; read x; exec sh -c 'read x'`)
+	a.sends[p.pid()] = one(site.svid("/prod/web", ""))
+	s := sourceOf(t, a, Rule{})
+	web := watched(t, s, p.w)
+	until(t, web, "it has an SVID", is("spiffe://site.example/prod/web"))
+	a.stop()
+	until(t, web, "the agent is away", func(u identity.Update) bool { return u.Credential != nil && u.Err != nil })
+	p.goOn(t)
+	until(t, web, "it is withdrawn", fails(identity.ErrWithdrawn, "anew"))
+	a.change(func() { a.sends[p.pid()] = one(site.svid("/prod/other", "")) })
+	td := spiffeid.RequireTrustDomainFromString("controller.example")
+	for range 20 {
+		s.SetBundle(td, []*x509.Certificate{ours.cert})
+		time.Sleep(50 * time.Millisecond)
+		s.SetBundle(td, nil)
+		time.Sleep(50 * time.Millisecond)
+		select {
+		case u := <-web:
+			if u.Credential != nil {
+				t.Fatalf("it has the SVID of before: %s", u.Credential.SVID.ID)
+			}
+		default:
+		}
+	}
+	a.start()
+	until(t, web, "it is attested as what it is", func(u identity.Update) bool {
+		if u.Credential != nil && u.Credential.SVID.ID.Path() == "/prod/web" {
+			t.Fatal("it has the SVID of before")
+		}
+		return is("spiffe://site.example/prod/other")(u)
+	})
+}
+
 // Two processes of one program and one user, which differ by what only the agent knows.
 func TestEqualProgramsAreToldApart(t *testing.T) {
 	site := newRoot(t, "site.example")

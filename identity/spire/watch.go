@@ -48,7 +48,9 @@ func (w *watch) run(ctx context.Context) {
 			w.send(identity.Update{Err: err})
 			return
 		case errors.Is(err, identity.ErrChanged):
-			// What was attested is not what runs.
+			// What was attested is not what runs, whatever else changes until it is
+			// attested anew.
+			w.attested, w.federates, w.own = nil, nil, nil
 			w.withdraw(err)
 		default:
 			w.fail(err)

@@ -172,15 +172,21 @@ func (s *Source) choose(c *api.X509Context) (*identity.SVID, error) {
 	return svid, nil
 }
 
-// failed keeps what there is.
+// failed keeps what there is, but for an agent that answers that there is none, any more
+// or yet. That stands until it says something else: not to be reached afterwards, it has
+// taken nothing back.
 func (s *Source) failed(err error) {
 	g := s.current()
 	st := status.Convert(err)
-	g.err = fmt.Errorf("the SPIFFE Workload API at %s: %s: %.300s", s.address, st.Code(), st.Message())
-	if st.Code() == codes.PermissionDenied {
-		g.err = fmt.Errorf("%w: the agent has no identity for the proxy; give it a registration entry", g.err)
+	why := fmt.Errorf("the SPIFFE Workload API at %s: %s: %.300s", s.address, st.Code(), st.Message())
+	switch {
+	case st.Code() == codes.PermissionDenied:
+		g.svid, g.bundles = nil, nil
+		why = fmt.Errorf("%w: %w: the agent has no identity for the proxy; give it a registration entry", identity.ErrWithdrawn, why)
+	case errors.Is(g.err, identity.ErrWithdrawn):
+		why = g.err
 	}
-	g.known = true
+	g.err, g.known = why, true
 	s.replace(g)
 }
 
@@ -217,12 +223,14 @@ func (s *Source) Watch(ctx context.Context, w *identity.Workload) <-chan identit
 func (s *Source) follow(ctx context.Context, w *identity.Workload, out chan identity.Update) {
 	var last *identity.Credential
 	kept, restored := s.Claim(w)
+	restored = restored && kept.Bundles != nil
 	for {
 		g, state := s.current(), s.roots.Current()
-		if !g.known || g.svid == nil && restored && !errors.Is(g.err, identity.ErrWithdrawn) {
-			// Until the agent has its say, what it said to an earlier run.
-			if restored && kept.Bundles != nil {
-				g.svid, g.bundles, g.known = kept.SVID, kept.Bundles, true
+		if restored && (!g.known || g.svid == nil && !errors.Is(g.err, identity.ErrWithdrawn)) {
+			// Until the agent has its say, what it said to an earlier run. Whom it and the
+			// controller federated with then may be gone by now.
+			if own, ok := kept.Bundles.Get(kept.SVID.ID.TrustDomain()); ok {
+				g.svid, g.bundles, g.known = kept.SVID, x509bundle.NewSet(own), true
 			}
 		}
 		if g.known {

@@ -112,12 +112,20 @@ func newAPI(t *testing.T) *fakeAPI {
 
 // say changes the answer; nil: it refuses.
 func (a *fakeAPI) say(m *workload.X509SVIDResponse) {
+	if m == nil {
+		a.fail(codes.PermissionDenied)
+		return
+	}
+	a.answer(m, codes.OK)
+}
+
+// fail answers with an error from now on.
+func (a *fakeAPI) fail(code codes.Code) { a.answer(nil, code) }
+
+func (a *fakeAPI) answer(m *workload.X509SVIDResponse, code codes.Code) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.says, a.refuse = m, codes.OK
-	if m == nil {
-		a.refuse = codes.PermissionDenied
-	}
+	a.says, a.refuse = m, code
 	close(a.changed)
 	a.changed = make(chan struct{})
 }
@@ -201,7 +209,8 @@ func refused(words ...string) func(identity.Update) bool {
 }
 
 // An agent that has no entry for the proxy keeps nobody waiting; when it has one, all
-// workloads have that identity; when it has none again, the last one stays.
+// workloads have that identity; when it has none again, nobody has. One that does not
+// answer takes nothing away.
 func TestOneIdentityForAll(t *testing.T) {
 	site, partner, ours := newRoot(t, "site.example"), newRoot(t, "partner.example"), newRoot(t, "controller.example")
 	a := newAPI(t)
@@ -223,7 +232,17 @@ func TestOneIdentityForAll(t *testing.T) {
 	if v := until(t, one, "a renewal", is("spiffe://site.example/host")); v.Credential == u.Credential || v.Credential.Bundles.Len() != 2 {
 		t.Error("what was renewed is as before")
 	}
+	// What it says now holds when it cannot be reached any more: it has taken nothing back.
 	a.say(nil)
+	until(t, one, "it has none again", refused("PermissionDenied", "registration entry"))
+	a.fail(codes.Unavailable)
+	until(t, watched(t, s, 3), "nobody has one", refused("PermissionDenied"))
+	if st := s.Status(); st.SPIFFEID != "" || st.Error == "" {
+		t.Errorf("%+v", st)
+	}
+	a.say(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{site.svid(t, "/host", "")}})
+	until(t, one, "it has one again", is("spiffe://site.example/host"))
+	a.fail(codes.Unavailable)
 	v := until(t, one, "why there is no newer", func(u identity.Update) bool { return u.Err != nil })
 	if v.Credential == nil || errors.Is(v.Err, identity.ErrWithdrawn) {
 		t.Errorf("what there was is taken away: %v", v.Err)
@@ -251,22 +270,38 @@ func TestControllersDomain(t *testing.T) {
 	until(t, watched(t, s, 1), "it is refused", refused("another trust_domain"))
 }
 
-// What an earlier run left bridges the time until the agent answers.
+// What an earlier run left bridges the time until the agent answers, and no longer: not
+// even when an agent that has said that there is none cannot be reached any more. Foreign
+// bundles of then are not believed.
 func TestRestored(t *testing.T) {
-	site := newRoot(t, "site.example")
+	site, partner := newRoot(t, "site.example"), newRoot(t, "partner.example")
 	a := newAPI(t)
-	a.say(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{site.svid(t, "/host", "")}})
+	a.say(&workload.X509SVIDResponse{
+		Svids: []*workload.X509SVID{site.svid(t, "/host", "")}, FederatedBundles: map[string][]byte{"spiffe://partner.example": partner.cert.Raw},
+	})
 	m := identity.NewManager(sourceOf(t, a, Rule{}))
 	if _, err := m.Get(t.Context(), &identity.Workload{Key: identity.Key{UID: 1}}); err != nil {
 		t.Fatal(err)
 	}
 	kept := m.Keep()
 	m.Close()
-	a.say(nil)
+	a.fail(codes.Unavailable)
 	s := sourceOf(t, a, Rule{})
 	s.Restore(kept)
-	until(t, watched(t, s, 1), "its own of before", func(u identity.Update) bool {
+	one := watched(t, s, 1)
+	u := until(t, one, "its own of before", func(u identity.Update) bool {
 		return u.Credential != nil && u.Credential.SVID.ID == kept[0].SVID.ID
 	})
+	if n := u.Credential.Bundles.Len(); n != 1 {
+		t.Errorf("%d bundles of before are believed, want its own", n)
+	}
 	until(t, watched(t, s, 2), "another has none", refused())
+	a.say(nil)
+	until(t, one, "the agent has none", refused("PermissionDenied"))
+	a.fail(codes.Unavailable)
+	// What ends the wait: a change that has it judged anew.
+	s.SetBundle(spiffeid.RequireTrustDomainFromString("controller.example"), []*x509.Certificate{newRoot(t, "controller.example").cert})
+	if u := until(t, one, "it is judged again", func(identity.Update) bool { return true }); u.Credential != nil {
+		t.Error("what the agent has withdrawn is back")
+	}
 }
