@@ -94,3 +94,34 @@ func TestWithdrawnIdentity(t *testing.T) {
 	w.p.CredentialChanged(w.creds.set("0", cred), cred)
 	w.good()
 }
+
+// Who asked for a workload's credential before it was replaced and then withdrawn, and
+// comes late with it, brings neither back.
+func TestLateCredentialUndoesNoWithdrawal(t *testing.T) {
+	ca := newAuthority(t, "acme.example")
+	first, second := ca.workload("/prod/db", nil), ca.workload("/prod/db", nil)
+	var s parties
+	key := identity.Key{UID: 7}
+	w := s.get(key, first, time.Now())
+	s.update(key, second)
+	s.get(key, first, time.Now())
+	if w.current.Load().Credential() != second {
+		t.Error("the credential of before is back")
+	}
+	s.withdraw(key)
+	s.get(key, first, time.Now())
+	s.get(key, second, time.Now())
+	if !w.withdrawn.Load() {
+		t.Error("the withdrawal is undone")
+	}
+	var tab table
+	l := &live{question: question{kind: toAddress, near: w}, judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }, cut: func() {}}
+	tab.add(l, time.Now())
+	if l.cutReason() != symbolonv1.Reason_REASON_NO_IDENTITY {
+		t.Errorf("a connection that was late lives: %s", l.cutReason())
+	}
+	s.update(key, first) // the source's word, which counts whatever it was before
+	if w.withdrawn.Load() || w.current.Load().Credential() != first {
+		t.Error("a new credential is not in force")
+	}
+}

@@ -29,6 +29,9 @@ type party struct {
 	current  atomic.Pointer[mtls.Endpoint]
 	lastUsed atomic.Int64 // Unix seconds
 	open     atomic.Int64 // live connections
+	// former is the credential before current, which somebody may still bring who asked
+	// for it earlier. Guarded by the lock of parties.
+	former *identity.Credential
 	// withdrawn: the workload's source says that it has no identity any more.
 	withdrawn atomic.Bool
 	host      *atomic.Pointer[string] // parties.host; nil in tests
@@ -58,7 +61,8 @@ type parties struct {
 	host atomic.Pointer[string]
 }
 
-// get returns the party of key, with cred as its credential.
+// get returns the party of key, with cred as its credential, unless that was replaced
+// since it was asked for: it must undo neither what came after it nor a withdrawal.
 func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time) *party {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,7 +77,9 @@ func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time
 		w = &party{key: key, host: &s.host}
 		s.byKey[key] = w
 	}
-	w.use(cred, s.options)
+	if cred != w.former {
+		w.use(cred, s.options)
+	}
 	w.lastUsed.Store(now.Unix())
 	return w
 }
@@ -81,7 +87,11 @@ func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time
 // use makes cred the party's, unless it is already: a new endpoint has no tickets,
 // and tunnels of the old one are not reused.
 func (w *party) use(cred *identity.Credential, o mtls.Options) {
-	if e := w.current.Load(); e == nil || e.Credential() != cred {
+	e := w.current.Load()
+	if e == nil || e.Credential() != cred {
+		if e != nil {
+			w.former = e.Credential()
+		}
 		w.current.Store(mtls.NewEndpoint(cred, o))
 		w.withdrawn.Store(false)
 	}
@@ -269,6 +279,7 @@ func (p *Proxy) identifySocket(ctx context.Context, s identity.Socket) (*party, 
 	if _, err := p.credentials.Get(ctx, w); err != nil {
 		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))
 	}
+	cred = me.current.Load().Credential()
 	if err := p.refuseRevoked(cred.SVID.Serial(), me.known(p.policy.Load())); err != nil {
 		return nil, err
 	}
