@@ -142,7 +142,8 @@ func (b *edgeBook) add(taken []takenEdge, lost uint64, counts func(policy, names
 
 func (b *edgeBook) hit(policy string, t takenEdge, counts func(policy, namespace string) bool) {
 	namespace := t.namespace
-	if policy == t.edge.GetServerPolicy() && t.edge.GetReporter() == symbolonv1.Reporter_REPORTER_LOCAL {
+	// A foreign end's path is no namespace of ours, or a host could count elsewhere.
+	if policy == t.edge.GetServerPolicy() && t.edge.GetReporter() == symbolonv1.Reporter_REPORTER_LOCAL && !t.to.foreign {
 		namespace = t.to.message.GetNamespace()
 	}
 	if policy == "" || t.edge.GetConnections() == 0 || !counts(policy, namespace) {

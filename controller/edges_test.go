@@ -157,7 +157,15 @@ func TestEdgesAreKept(t *testing.T) {
 // kept and shown; and no hits of policies that never judge there.
 func TestEdgesAHostMayReport(t *testing.T) {
 	w := newWorld(t)
-	w.apply(tree)
+	w.apply(tree + `
+---
+kind: Policy
+namespace: /acme/dev
+name: theirs
+subject: {app: x}
+verb: allow
+object: {app: x}
+`)
 	h := w.enrol("/acme/prod", nil)
 	prod, dev := edgeEnd("/acme/prod", "web", "app", "web"), edgeEnd("/acme/dev", "x", "app", "x")
 	address := &symbolonv1.EdgeEnd{Address: "192.0.2.1"}
@@ -200,10 +208,11 @@ func TestEdgesAHostMayReport(t *testing.T) {
 		edgeSet(client, prod, dev, future), edgeSet(client, prod, dev, future), edgeSet(client, address, dev), edgeSet(client, prod, liar),
 		// Policies of others, and of nobody.
 		edgeSet(client, prod, dev, func(e *symbolonv1.Edge) { e.ClientPolicy = "/acme/none" }),
-		edgeSet(server, dev, prod, func(e *symbolonv1.Edge) { e.ServerPolicy = "/acme/dev/p" }),
+		edgeSet(server, dev, prod, func(e *symbolonv1.Edge) { e.ServerPolicy = "/acme/dev/theirs" }),
+		edgeSet(local, prod, spire, func(e *symbolonv1.Edge) { e.ServerPolicy = "/acme/dev/theirs" }),
 	)
 	got := w.edges(&symbolonv1.ListEdgesRequest{})
-	if n := len(got.GetEdges().GetEdges()); n != 9 {
+	if n := len(got.GetEdges().GetEdges()); n != 10 {
 		t.Errorf("%d edges: %q", n, lines(got.GetEdges()))
 	}
 	for _, e := range got.GetEdges().GetEdges() {

@@ -207,6 +207,10 @@ func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.R
 			Identity: who.name, SPIFFEID: who.spiffeID, Enrolled: now, LastSeen: now,
 		}
 		if again = was != nil; again {
+			// RenewHost would refuse it, too.
+			if err := s.refuseRevoked(was.ID, "", nil); err != nil {
+				return nil, err
+			}
 			h.ID, h.Addresses = was.ID, was.Addresses
 		}
 		if issued, err = s.ca.IssueHost(pub, h.ID); err != nil {
@@ -216,6 +220,8 @@ func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.R
 		return h, nil
 	})
 	switch {
+	case connect.CodeOf(err) == connect.CodePermissionDenied: // refuseRevoked's
+		return nil, refuse(connect.CodePermissionDenied, errors.Unwrap(err))
 	case errors.Is(err, errBarred):
 		return nil, refuse(connect.CodePermissionDenied, err)
 	case errors.Is(err, errNoNamespace):
@@ -237,6 +243,11 @@ func parseHostChain(ders [][]byte) ([]*x509.Certificate, error) {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, errors.New("the certificate cannot be read")
+		}
+		// Before anything is verified by it: crypto/x509 does with an RSA key of any size,
+		// and one that fills the message costs seconds.
+		if err := enrol.CheckKey(c.PublicKey); err != nil {
+			return nil, err
 		}
 		out = append(out, c)
 	}

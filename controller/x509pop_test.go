@@ -255,6 +255,47 @@ func TestEnrolByCertificateRefuses(t *testing.T) {
 	}
 }
 
+// The attack: nobody has signed anything, but to find that out costs crypto/x509 seconds
+// with RSA keys as large as the message may be. They are not looked at.
+func TestHugeKeysAreNotVerifiedBy(t *testing.T) {
+	w, machines, agents := popWorld(t)
+	huge := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1<<17, 1), E: 1<<31 - 1}
+	above := machines.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "above"}, IsCA: true, BasicConstraintsValid: true}, huge)
+	for name, cert := range map[string]tls.Certificate{
+		"as the leaf's":  {Certificate: [][]byte{machines.sign(&x509.Certificate{}, huge).Raw}},
+		"above the leaf": {Certificate: [][]byte{machines.machine(ecKey(t), nil).Certificate[0], above.Raw}},
+		"above an SVID":  {Certificate: [][]byte{agents.machine(ecKey(t), nil, "spiffe://spire.example/spire/agent/1").Certificate[0], above.Raw}},
+	} {
+		client, _ := w.onOneConnection()
+		_, request := csr(t)
+		_, err := client.Enrol(t.Context(), connect.NewRequest(&symbolonv1.EnrolRequest{
+			Csr: request, Hostname: "h", X509Pop: &symbolonv1.X509Proof{Chain: cert.Certificate, Signature: []byte("none")},
+		}))
+		wantCode(t, err, connect.CodeInvalidArgument, "RSA of 2048 to 8192 bits")
+		if t.Failed() {
+			t.Fatal(name)
+		}
+	}
+}
+
+// A host that is revoked has its certificate still: that is no way to another SVID.
+func TestARevokedHostDoesNotEnrolAgain(t *testing.T) {
+	w, machines, _ := popWorld(t)
+	cert := machines.machine(ecKey(t), nil)
+	h, err := w.byCertificate(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := w.revoke(&symbolonv1.RevokeRequest{Host: h.HostID, Reason: "r"})
+	_, err = w.byCertificate(cert)
+	wantCode(t, err, connect.CodePermissionDenied, "revoked")
+	w.unrevoke(made.GetRecord().GetRevocation().GetId())
+	again, err := w.byCertificate(cert)
+	if err != nil || again.HostID != h.HostID {
+		t.Errorf("unrevoked: %v, %v", again, err)
+	}
+}
+
 // onOneConnection is a client whose calls all go over one TLS connection, and its state.
 func (w *world) onOneConnection() (symbolonv1connect.EnrolmentServiceClient, tls.ConnectionState) {
 	w.t.Helper()

@@ -102,6 +102,13 @@ func CheckProof(state *tls.ConnectionState, csr []byte, leaf *x509.Certificate, 
 	return nil
 }
 
+// CheckKey tells whether a key may be part of a proof, or of a chain above one.
+// Errors: ErrKey.
+func CheckKey(key crypto.PublicKey) error {
+	_, _, err := algorithmOf(key)
+	return err
+}
+
 // algorithmOf is the one signature scheme of a key: nothing is negotiated.
 func algorithmOf(key crypto.PublicKey) (x509.SignatureAlgorithm, crypto.Hash, error) {
 	switch key := key.(type) {
