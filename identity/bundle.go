@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -21,9 +20,6 @@ const (
 	// MaxRoots is how many roots a trust domain may have: every handshake may have to
 	// look at each.
 	MaxRoots = 32
-	// maxRSA is the largest RSA key of a root, bits, as in crypto/tls for the others of a
-	// chain: with a larger one every handshake that names the root could cost seconds.
-	maxRSA = 8192
 )
 
 // ParseBundle reads a SPIFFE bundle (SPIFFE Trust Domain and Bundle, section 4), a
@@ -53,8 +49,9 @@ func checkRoots(td spiffeid.TrustDomain, roots []*x509.Certificate) error {
 		if !root.IsCA {
 			return fmt.Errorf("%w: an X.509 authority is not a CA", ErrMalformedBundle)
 		}
-		if key, ok := root.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSA {
-			return fmt.Errorf("%w: the RSA key of an X.509 authority has %d bits, at most %d", ErrMalformedBundle, key.N.BitLen(), maxRSA)
+		// Every handshake that names the root would be verified by it.
+		if n := rsaBits(root); n > maxRSA {
+			return fmt.Errorf("%w: the RSA key of an X.509 authority has %d bits, at most %d", ErrMalformedBundle, n, maxRSA)
 		}
 		for _, uri := range root.URIs {
 			if id, err := spiffeid.FromURI(uri); err == nil && id.TrustDomain() != td {

@@ -1,10 +1,8 @@
 package identity
 
 import (
-	"crypto/rsa"
 	"crypto/x509"
 	"errors"
-	"math/big"
 	"strings"
 	"testing"
 
@@ -30,9 +28,6 @@ func TestParseBundle(t *testing.T) {
 	for i := range many {
 		many[i] = newRoot(t, "partner.example").cert
 	}
-	// A key by which nobody can verify for less than seconds.
-	huge := caTemplate(t, "root", "spiffe://partner.example")
-	huge = sign(t, huge, root.cert, &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1<<17, 1), E: 1<<31 - 1}, root.key)
 	b, err := ParseBundle(partner, bundleJSON(t, root.cert))
 	if err != nil || len(b.X509Authorities()) != 1 || !b.HasX509Authority(root.cert) {
 		t.Fatalf("a good bundle: %v, %v", b, err)
@@ -47,7 +42,7 @@ func TestParseBundle(t *testing.T) {
 		"another domain's":     {bundleJSON(t, root.cert, other.cert), "of other.example, not of partner.example"},
 		"a leaf":               {bundleJSON(t, leaf), "not a CA"},
 		"too many roots":       {bundleJSON(t, many[:MaxRoots+1]...), "at most 32"},
-		"a huge key":           {bundleJSON(t, root.cert, huge), "131073 bits, at most 8192"},
+		"a huge key":           {bundleJSON(t, root.cert, hugeCA(t, root)), "131073 bits, at most 8192"},
 		"too large":            {make([]byte, MaxBundleSize+1), "larger than 64 KiB"},
 		"a certificate broken": {[]byte(`{"keys":[{"use":"x509-svid","kty":"EC","crv":"P-256","x":"AA","y":"AA","x5c":["AAAA"]}]}`), "not a JWK set"},
 	} {

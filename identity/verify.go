@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -92,6 +93,18 @@ func verifySVID(chain []*x509.Certificate, bundles x509bundle.Source, now time.T
 	return id, v, nil
 }
 
+// maxRSA is the largest RSA key that anything is verified by, bits, as in crypto/tls:
+// one that fills a message costs seconds each time.
+const maxRSA = 8192
+
+// rsaBits is the size of a certificate's key, 0 where it is not RSA's.
+func rsaBits(c *x509.Certificate) int {
+	if key, ok := c.PublicKey.(*rsa.PublicKey); ok {
+		return key.N.BitLen()
+	}
+	return 0
+}
+
 // checkSVID applies the rules of the X.509-SVID specification (sections 2 to 4) to
 // the leaf alone.
 func checkSVID(chain []*x509.Certificate) (spiffeid.ID, error) {
@@ -100,6 +113,12 @@ func checkSVID(chain []*x509.Certificate) (spiffeid.ID, error) {
 	}
 	if len(chain) > maxChain {
 		return spiffeid.ID{}, fmt.Errorf("%w: %d certificates, at most %d", ErrMalformedSVID, len(chain), maxChain)
+	}
+	for _, c := range chain {
+		// TLS refuses such keys itself, but chains come in messages, too.
+		if n := rsaBits(c); n > maxRSA {
+			return spiffeid.ID{}, fmt.Errorf("%w: an RSA key of %d bits, at most %d", ErrMalformedSVID, n, maxRSA)
+		}
 	}
 	leaf := chain[0]
 	id, err := idOf(leaf)

@@ -1,10 +1,12 @@
 package identity
 
 import (
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
+	"math/big"
 	"net/url"
 	"strings"
 	"testing"
@@ -35,6 +37,13 @@ func TestVerifyReadsNameAndClaimsOfTheLeaf(t *testing.T) {
 	if d := cmp.Diff(want, p, cmp.AllowUnexported(spiffeid.ID{}, spiffeid.TrustDomain{})); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
+}
+
+// hugeCA has an RSA key that is larger than any in TLS.
+func hugeCA(t *testing.T, by *authority) *x509.Certificate {
+	t.Helper()
+	key := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1<<17, 1), E: 1<<31 - 1}
+	return sign(t, caTemplate(t, "root", by.cert.URIs[0].String()), by.cert, key, by.key)
 }
 
 // Each is an attack, or what careless PKI software produces.
@@ -91,6 +100,7 @@ func TestVerifyRefuses(t *testing.T) {
 		{"expired and forged", under(impostor, impostor.issue(webID, nil, func(c *x509.Certificate) {
 			c.NotAfter = now.Add(-time.Second)
 		})), bundles, ErrUntrusted},
+		{"a key above it that takes seconds to verify by", append(leaf(nil), hugeCA(t, root)), bundles, ErrMalformedSVID},
 		{"two URI SANs", leaf(func(c *x509.Certificate) {
 			c.URIs = append(c.URIs, mustURI(t, "spiffe://acme.example/acme/prod/db"))
 		}), bundles, ErrMalformedSVID},
