@@ -75,7 +75,7 @@ func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbol
 		}
 		return &hostRecord{
 			ID: id, Hostname: m.GetHostname(), Namespace: t.Namespace, Labels: t.Labels, Reported: reported,
-			Enrolled: now, LastSeen: now, SVIDNotAfter: issued.Leaf.NotAfter,
+			Enrolled: now, LastSeen: now, SVIDNotAfter: issued.Leaf.NotAfter, Issuer: issued.Issuer(),
 		}, nil
 	})
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/symbolon/symbolon/policydb"
 )
 
-// What lies where in the store (package ca has the rest, under ca/):
+// What lies where in the store (package ca has the rest, under ca/ and ca-):
 //
 //	state                          state, JSON
 //	resource/<kind><namespace>|<name>  Resource, protobuf
@@ -92,6 +92,8 @@ type hostRecord struct {
 	Enrolled     time.Time           `json:"enrolled"`
 	LastSeen     time.Time           `json:"last_seen"`
 	SVIDNotAfter time.Time           `json:"svid_not_after"`
+	// Issuer is the intermediate that has signed its SVID (ca.Issued.Issuer).
+	Issuer string `json:"issuer,omitempty"`
 	// Addresses is what it said of them when it connected last.
 	Addresses []string `json:"addresses,omitempty"`
 	// Identity is what it enrolled as, if not by a token (hostIdentity), and SPIFFEID that
@@ -138,6 +140,7 @@ type workloadRecord struct {
 	// ran with an SVID that may still be valid, and when the last such was issued.
 	Subjects map[string]time.Time `json:"subjects,omitempty"`
 	Serial   string               `json:"serial,omitempty"` // hexadecimal
+	Issuer   string               `json:"issuer,omitempty"` // the intermediate that has signed it
 }
 
 // principal is who the SVID speaks for.

@@ -83,7 +83,7 @@ func (s proxyService) Session(ctx context.Context, stream *sessionStream) error 
 	if err := s.reported(ctx, e.host, hello.GetAddresses()); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return s.internal("addresses", err)
 	}
-	if s.owesReissue(e.host.ID) { // something was said while it was away
+	if s.owesReissue(e.host.ID) || s.ofEarlier(ctx, e.host.ID) { // something has happened while it was away
 		a.anew()
 	}
 	err = e.run(ctx, a, hello.GetGeneration())

@@ -66,10 +66,11 @@ func (s proxyService) IssueSVID(ctx context.Context, req *connect.Request[symbol
 	s.inventory.record(workloadRecord{
 		SPIFFEID: id.String(), Namespace: a.Namespace, Name: a.Workload, Claims: a.Claims,
 		HostID: host.ID, Issued: now, NotAfter: issued.Leaf.NotAfter, Subjects: issuedAt(subjects, now),
-		Serial: identity.SerialOf(issued.Leaf).String(),
+		Serial: identity.SerialOf(issued.Leaf).String(), Issuer: issued.Issuer(),
 	})
-	// Who pushed meanwhile did not find this host in the inventory.
-	if !slices.Equal(scanned, s.scans.of(subjects...)) {
+	// Who pushed meanwhile did not find this host in the inventory; and who has replaced
+	// the intermediate told it before it had this SVID.
+	if !slices.Equal(scanned, s.scans.of(subjects...)) || !s.ca.InForce(issued) {
 		s.hub.reissue([]string{host.ID})
 	}
 	s.log.Debug("SVID issued", zap.Stringer("id", id), zap.String("host", host.ID), zap.Strings("profiles", a.Profiles))
@@ -104,7 +105,7 @@ func (s proxyService) RenewHost(ctx context.Context, req *connect.Request[symbol
 		return nil, s.internal("renew host", err)
 	}
 	err = s.hosts.update(ctx, host.ID, func(h *hostRecord) {
-		h.LastSeen, h.SVIDNotAfter = s.opts.Now(), issued.Leaf.NotAfter
+		h.LastSeen, h.SVIDNotAfter, h.Issuer = s.opts.Now(), issued.Leaf.NotAfter, issued.Issuer()
 	})
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, errRemoved(host.ID)

@@ -216,7 +216,7 @@ func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.R
 		if issued, err = s.ca.IssueHost(pub, h.ID); err != nil {
 			return nil, err
 		}
-		h.SVIDNotAfter = issued.Leaf.NotAfter
+		h.SVIDNotAfter, h.Issuer = issued.Leaf.NotAfter, issued.Issuer()
 		return h, nil
 	})
 	switch {

@@ -39,7 +39,7 @@ type Session struct {
 	// Revoked puts a change of what is revoked in force, and says what of it was not
 	// understood.
 	Revoked func(*symbolonv1.Revocations) error
-	// Reissue asks for new SVIDs, since profiles have changed.
+	// Reissue asks for new SVIDs, since profiles or what signs have changed.
 	Reissue func()
 	Log     *zap.Logger
 

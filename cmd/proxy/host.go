@@ -37,6 +37,8 @@ type host struct {
 	api  atomic.Pointer[controllerAPI]
 	// inKeyring: the newest credential is kept there.
 	inKeyring atomic.Bool
+	// asked has room for one word: the SVID is to be renewed now.
+	asked chan struct{}
 	// changed hears of each new credential.
 	changed func(*enrol.HostCredential)
 }
@@ -148,11 +150,11 @@ func hostCredential(c *enrol.HostCredential) (*identity.Credential, error) {
 
 // renew replaces the host's SVID in time, until ctx ends.
 func (h *host) renew(ctx context.Context) {
-	pause := retryFirst
+	pause, due := retryFirst, false
 	for {
 		c := h.cred.Load()
 		wait := time.Until(c.RotateAt)
-		if wait < 0 {
+		if due || wait < 0 {
 			wait = rand.N(pause)
 			pause = min(2*pause, retryMax)
 		}
@@ -160,14 +162,24 @@ func (h *host) renew(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
+		case <-h.asked:
 		}
 		next, err := c.Renew(ctx, h.client())
 		if err != nil {
 			h.log.Warn("host SVID not renewed", zap.Time("not_after", c.NotAfter()), zap.Error(err))
+			due = true
 			continue
 		}
-		pause = retryFirst
+		pause, due = retryFirst, false
 		h.use(next)
+	}
+}
+
+// renewNow has renew do so without waiting for the time.
+func (h *host) renewNow() {
+	select {
+	case h.asked <- struct{}{}:
+	default: // it is asked already
 	}
 }
 

@@ -117,7 +117,7 @@ func run(ctx context.Context, cfg proxy.Config) (err error) {
 	for _, w := range d.rules.Warnings() {
 		log.Warn("the rules protect less than they could", zap.String("why", w))
 	}
-	d.host = &host{cfg: cfg, log: log}
+	d.host = &host{cfg: cfg, log: log, asked: make(chan struct{}, 1)}
 	left := d.host.openEstate(inherited, log)
 	if err := d.host.join(ctx, left); err != nil {
 		if ctx.Err() != nil {
@@ -186,6 +186,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Revoked: d.revokedByController,
 		Reissue: func() {
 			d.source.Reissue()
+			d.host.renewNow()
 			d.tellPredecessor(handover.Reissue, nil)
 		},
 		Log: d.log,

@@ -69,11 +69,16 @@ type CA struct {
 	store store.Store
 	seal  *seal.Key
 	root  *x509.Certificate
+	// signerEnd is when what signs intermediates ends, or the first above it; upstream: it
+	// is the operator's.
+	signerEnd time.Time
+	upstream  bool
 	// presented is what SVIDs carry beyond our intermediate; none below our own root.
 	presented [][]byte
 
 	mu           sync.Mutex
 	intermediate *signer
+	replaced     replacement
 
 	validity validity
 }
@@ -128,7 +133,7 @@ func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.root = root.root()
+	c.root, c.signerEnd, c.upstream = root.root(), root.end(), root.trustDomain != ""
 	for _, cert := range root.presented() {
 		c.presented = append(c.presented, cert.Raw)
 	}
@@ -141,7 +146,10 @@ func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
 	if c.intermediate, err = c.load(ctx, keyIntermediate); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(c.openValidity(ctx), c.Renew(ctx)); err != nil {
+	if err := errors.Join(c.openValidity(ctx), c.openReplacement(ctx)); err != nil {
+		return nil, err
+	}
+	if err := c.Renew(ctx); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -192,29 +200,11 @@ func (c *CA) create(ctx context.Context) error {
 func (c *CA) Renew(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cfg.Now().Before(c.intermediate.cert.NotAfter.Add(-renewBefore)) {
+	if at := c.renewal(); at.IsZero() || c.cfg.Now().Before(at) {
 		return nil
 	}
-	root, err := c.load(ctx, keyRoot)
-	if err != nil {
-		return err
-	}
-	if !root.cert.NotAfter.After(c.intermediate.cert.NotAfter) {
-		return nil // there is no more to be had
-	}
-	next, err := c.newIntermediate(root)
-	if err != nil {
-		return err
-	}
-	v, err := c.pack(keyIntermediate, next)
-	if err != nil {
-		return err
-	}
-	if _, _, err := c.store.Txn(ctx, nil, []store.Op{store.Put(keyIntermediate, v)}); err != nil {
-		return fmt.Errorf("ca: renew the intermediate: %w", err)
-	}
-	c.intermediate = next
-	return nil
+	_, err := c.replace(ctx, "")
+	return err
 }
 
 func (c *CA) pack(name string, s *signer) ([]byte, error) {

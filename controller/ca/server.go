@@ -30,7 +30,8 @@ func (s *ServerCertificate) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.ca.cfg.Now()
-	if s.current != nil && now.Before(s.renewAt) {
+	// Not after the intermediate was replaced, either: so nothing of the old one is left.
+	if s.current != nil && now.Before(s.renewAt) && s.ca.inForce(s.current.Certificate) {
 		return s.current, nil
 	}
 	key, err := newKey()

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -192,6 +193,17 @@ func (s *signer) root() *x509.Certificate {
 		return s.above[n-1]
 	}
 	return s.cert
+}
+
+// end is when the first of the chain ends.
+func (s *signer) end() time.Time {
+	end := s.cert.NotAfter
+	for _, cert := range s.above {
+		if cert.NotAfter.Before(end) {
+			end = cert.NotAfter
+		}
+	}
+	return end
 }
 
 // presented is what an SVID carries beyond our intermediate: all but the root.

@@ -13,13 +13,14 @@ import (
 )
 
 func (a *app) caCommand() *cobra.Command {
-	return group("ca", "Revoke identities",
+	return group("ca", "Revoke identities, and see and change what signs them",
 		`Identities are certificates, valid for a day or so. Revoking one refuses it everywhere
 within moments, and cuts its connections.`,
 		`  symbolon ca revoke spiffe://acme.example/acme/prod/web --reason "key leaked"
   symbolon ca revocations
-  symbolon ca unrevoke 4be1c09a7d21`,
-		a.caRevokeCommand(), a.caRevocationsCommand(), a.caUnrevokeCommand())
+  symbolon ca unrevoke 4be1c09a7d21
+  symbolon ca status`,
+		a.caRevokeCommand(), a.caRevocationsCommand(), a.caUnrevokeCommand(), a.caStatusCommand(), a.caRotateCommand())
 }
 
 func (a *app) caRevokeCommand() *cobra.Command {

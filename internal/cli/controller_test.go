@@ -317,3 +317,21 @@ func TestRevocationWithAController(t *testing.T) {
 		t.Errorf("%d are left", n)
 	}
 }
+
+// What signs is shown, and rotated with what is asked for said.
+func TestIntermediateRotationWithAController(t *testing.T) {
+	o := newOperator(t)
+	out, _ := o.runs(cli.ExitOK, "", "ca", "status")
+	contains(t, out, "acme.example", "made by the controller", "ECDSA P-256", "never", "replaced by itself in", "valid for 24h")
+	if strings.Contains(out, "of earlier") {
+		t.Errorf("something of an earlier intermediate from the start:\n%s", out)
+	}
+	_, talk := o.runs(cli.ExitUsage, "", "ca", "rotate")
+	contains(t, talk, "--intermediate is needed", "the root cannot be rotated")
+	serial, talk := o.runs(cli.ExitOK, "", "ca", "rotate", "--intermediate")
+	contains(t, talk, "0 connected hosts")
+	out, _ = o.runs(cli.ExitOK, "", "ca", "status")
+	contains(t, out, strings.TrimSpace(serial), "by admin token from 127.0.0.1", "known of no host")
+	out, _ = o.runs(cli.ExitOK, "", "ca", "status", "-o", "json")
+	contains(t, out, `"earlierUntil"`, `"rotatedBy"`, strings.TrimSpace(serial))
+}

@@ -5674,6 +5674,461 @@ func (x *UnrevokeResponse) GetRecord() *RevocationRecord {
 	return nil
 }
 
+type CACertificate struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Subject string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Hexadecimal, as the key identifier.
+	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	KeyId  string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Such as "ECDSA P-256".
+	Key       string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// DER.
+	Certificate   []byte `protobuf:"bytes,7,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CACertificate) Reset() {
+	*x = CACertificate{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CACertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CACertificate) ProtoMessage() {}
+
+func (x *CACertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CACertificate.ProtoReflect.Descriptor instead.
+func (*CACertificate) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *CACertificate) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *CACertificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *CACertificate) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *CACertificate) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *CACertificate) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *CACertificate) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *CACertificate) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+type GetCARequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCARequest) Reset() {
+	*x = GetCARequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCARequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCARequest) ProtoMessage() {}
+
+func (x *GetCARequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCARequest.ProtoReflect.Descriptor instead.
+func (*GetCARequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{83}
+}
+
+type GetCAResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// What hosts trust, and its pin in join tokens.
+	Root *CACertificate `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	Pin  string         `protobuf:"bytes,3,opt,name=pin,proto3" json:"pin,omitempty"`
+	// The operator's own, given at the first start.
+	Upstream bool `protobuf:"varint,4,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	// What signs SVIDs.
+	Intermediate *CACertificate `protobuf:"bytes,5,opt,name=intermediate,proto3" json:"intermediate,omitempty"`
+	// When it will be replaced by itself; not there: never, it ends with the root.
+	IntermediateRenewal *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=intermediate_renewal,json=intermediateRenewal,proto3" json:"intermediate_renewal,omitempty"`
+	// How long an SVID is valid.
+	SvidTtl *durationpb.Duration `protobuf:"bytes,7,opt,name=svid_ttl,json=svidTtl,proto3" json:"svid_ttl,omitempty"`
+	// The last replacement of the intermediate, and who asked for it; not there: none yet.
+	Rotated   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=rotated,proto3" json:"rotated,omitempty"`
+	RotatedBy string                 `protobuf:"bytes,9,opt,name=rotated_by,json=rotatedBy,proto3" json:"rotated_by,omitempty"`
+	// When the last SVID ends that an earlier intermediate has signed; not there: none is
+	// valid.
+	EarlierUntil *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=earlier_until,json=earlierUntil,proto3" json:"earlier_until,omitempty"`
+	// Hosts that have such SVIDs, as far as it is known.
+	Behind        []*CABehind `protobuf:"bytes,11,rep,name=behind,proto3" json:"behind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCAResponse) Reset() {
+	*x = GetCAResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCAResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCAResponse) ProtoMessage() {}
+
+func (x *GetCAResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCAResponse.ProtoReflect.Descriptor instead.
+func (*GetCAResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *GetCAResponse) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *GetCAResponse) GetRoot() *CACertificate {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetPin() string {
+	if x != nil {
+		return x.Pin
+	}
+	return ""
+}
+
+func (x *GetCAResponse) GetUpstream() bool {
+	if x != nil {
+		return x.Upstream
+	}
+	return false
+}
+
+func (x *GetCAResponse) GetIntermediate() *CACertificate {
+	if x != nil {
+		return x.Intermediate
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetIntermediateRenewal() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IntermediateRenewal
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetSvidTtl() *durationpb.Duration {
+	if x != nil {
+		return x.SvidTtl
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetRotated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Rotated
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetRotatedBy() string {
+	if x != nil {
+		return x.RotatedBy
+	}
+	return ""
+}
+
+func (x *GetCAResponse) GetEarlierUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EarlierUntil
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetBehind() []*CABehind {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
+}
+
+type CABehind struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	HostId    string                 `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	Hostname  string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Connected bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	// Its own SVID is of an earlier intermediate, and so many workloads' last ones are.
+	HostSvid  bool   `protobuf:"varint,4,opt,name=host_svid,json=hostSvid,proto3" json:"host_svid,omitempty"`
+	Workloads uint32 `protobuf:"varint,5,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	// When the last of these ends.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CABehind) Reset() {
+	*x = CABehind{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CABehind) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CABehind) ProtoMessage() {}
+
+func (x *CABehind) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CABehind.ProtoReflect.Descriptor instead.
+func (*CABehind) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *CABehind) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+func (x *CABehind) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *CABehind) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *CABehind) GetHostSvid() bool {
+	if x != nil {
+		return x.HostSvid
+	}
+	return false
+}
+
+func (x *CABehind) GetWorkloads() uint32 {
+	if x != nil {
+		return x.Workloads
+	}
+	return 0
+}
+
+func (x *CABehind) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+type RotateIntermediateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateIntermediateRequest) Reset() {
+	*x = RotateIntermediateRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateIntermediateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateIntermediateRequest) ProtoMessage() {}
+
+func (x *RotateIntermediateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateIntermediateRequest.ProtoReflect.Descriptor instead.
+func (*RotateIntermediateRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{86}
+}
+
+type RotateIntermediateResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Previous     *CACertificate         `protobuf:"bytes,1,opt,name=previous,proto3" json:"previous,omitempty"`
+	Intermediate *CACertificate         `protobuf:"bytes,2,opt,name=intermediate,proto3" json:"intermediate,omitempty"`
+	// Hosts that are told now, and those that will be when they come back.
+	HostsConnected uint32 `protobuf:"varint,3,opt,name=hosts_connected,json=hostsConnected,proto3" json:"hosts_connected,omitempty"`
+	HostsAway      uint32 `protobuf:"varint,4,opt,name=hosts_away,json=hostsAway,proto3" json:"hosts_away,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RotateIntermediateResponse) Reset() {
+	*x = RotateIntermediateResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateIntermediateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateIntermediateResponse) ProtoMessage() {}
+
+func (x *RotateIntermediateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateIntermediateResponse.ProtoReflect.Descriptor instead.
+func (*RotateIntermediateResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *RotateIntermediateResponse) GetPrevious() *CACertificate {
+	if x != nil {
+		return x.Previous
+	}
+	return nil
+}
+
+func (x *RotateIntermediateResponse) GetIntermediate() *CACertificate {
+	if x != nil {
+		return x.Intermediate
+	}
+	return nil
+}
+
+func (x *RotateIntermediateResponse) GetHostsConnected() uint32 {
+	if x != nil {
+		return x.HostsConnected
+	}
+	return 0
+}
+
+func (x *RotateIntermediateResponse) GetHostsAway() uint32 {
+	if x != nil {
+		return x.HostsAway
+	}
+	return 0
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
@@ -6157,7 +6612,45 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x0fUnrevokeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"I\n" +
 	"\x10UnrevokeResponse\x125\n" +
-	"\x06record\x18\x01 \x01(\v2\x1d.symbolon.v1.RevocationRecordR\x06record*\x8f\x01\n" +
+	"\x06record\x18\x01 \x01(\v2\x1d.symbolon.v1.RevocationRecordR\x06record\"\x80\x02\n" +
+	"\rCACertificate\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x15\n" +
+	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x129\n" +
+	"\n" +
+	"not_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
+	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12 \n" +
+	"\vcertificate\x18\a \x01(\fR\vcertificate\"\x0e\n" +
+	"\fGetCARequest\"\x9a\x04\n" +
+	"\rGetCAResponse\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12.\n" +
+	"\x04root\x18\x02 \x01(\v2\x1a.symbolon.v1.CACertificateR\x04root\x12\x10\n" +
+	"\x03pin\x18\x03 \x01(\tR\x03pin\x12\x1a\n" +
+	"\bupstream\x18\x04 \x01(\bR\bupstream\x12>\n" +
+	"\fintermediate\x18\x05 \x01(\v2\x1a.symbolon.v1.CACertificateR\fintermediate\x12M\n" +
+	"\x14intermediate_renewal\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x13intermediateRenewal\x124\n" +
+	"\bsvid_ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\asvidTtl\x124\n" +
+	"\arotated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\arotated\x12\x1d\n" +
+	"\n" +
+	"rotated_by\x18\t \x01(\tR\trotatedBy\x12?\n" +
+	"\rearlier_until\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\fearlierUntil\x12-\n" +
+	"\x06behind\x18\v \x03(\v2\x15.symbolon.v1.CABehindR\x06behind\"\xca\x01\n" +
+	"\bCABehind\x12\x17\n" +
+	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x12\x1b\n" +
+	"\thost_svid\x18\x04 \x01(\bR\bhostSvid\x12\x1c\n" +
+	"\tworkloads\x18\x05 \x01(\rR\tworkloads\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x1b\n" +
+	"\x19RotateIntermediateRequest\"\xdc\x01\n" +
+	"\x1aRotateIntermediateResponse\x126\n" +
+	"\bprevious\x18\x01 \x01(\v2\x1a.symbolon.v1.CACertificateR\bprevious\x12>\n" +
+	"\fintermediate\x18\x02 \x01(\v2\x1a.symbolon.v1.CACertificateR\fintermediate\x12'\n" +
+	"\x0fhosts_connected\x18\x03 \x01(\rR\x0ehostsConnected\x12\x1d\n" +
+	"\n" +
+	"hosts_away\x18\x04 \x01(\rR\thostsAway*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -6174,7 +6667,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\xa6\x13\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x022\xcd\x14\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -6210,7 +6703,9 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x12RefreshTrustDomain\x12&.symbolon.v1.RefreshTrustDomainRequest\x1a'.symbolon.v1.RefreshTrustDomainResponse\x12A\n" +
 	"\x06Revoke\x12\x1a.symbolon.v1.RevokeRequest\x1a\x1b.symbolon.v1.RevokeResponse\x12\\\n" +
 	"\x0fListRevocations\x12#.symbolon.v1.ListRevocationsRequest\x1a$.symbolon.v1.ListRevocationsResponse\x12G\n" +
-	"\bUnrevoke\x12\x1c.symbolon.v1.UnrevokeRequest\x1a\x1d.symbolon.v1.UnrevokeResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\bUnrevoke\x12\x1c.symbolon.v1.UnrevokeRequest\x1a\x1d.symbolon.v1.UnrevokeResponse\x12>\n" +
+	"\x05GetCA\x12\x19.symbolon.v1.GetCARequest\x1a\x1a.symbolon.v1.GetCAResponse\x12e\n" +
+	"\x12RotateIntermediate\x12&.symbolon.v1.RotateIntermediateRequest\x1a'.symbolon.v1.RotateIntermediateResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_admin_proto_rawDescOnce sync.Once
@@ -6225,7 +6720,7 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                    // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),                 // 1: symbolon.v1.SimulatedType
@@ -6312,30 +6807,36 @@ var file_symbolon_v1_admin_proto_goTypes = []any{
 	(*ListRevocationsResponse)(nil),    // 82: symbolon.v1.ListRevocationsResponse
 	(*UnrevokeRequest)(nil),            // 83: symbolon.v1.UnrevokeRequest
 	(*UnrevokeResponse)(nil),           // 84: symbolon.v1.UnrevokeResponse
-	nil,                                // 85: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                                // 86: symbolon.v1.Host.AttributesEntry
-	nil,                                // 87: symbolon.v1.Workload.AttributesEntry
-	nil,                                // 88: symbolon.v1.ExplainEndpoint.AttributesEntry
-	nil,                                // 89: symbolon.v1.ScanFinding.AttributesEntry
-	nil,                                // 90: symbolon.v1.RevokeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 91: google.protobuf.Timestamp
-	(*Resource)(nil),                   // 92: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),        // 93: google.protobuf.Duration
-	(Reason)(0),                        // 94: symbolon.v1.Reason
-	(Protection)(0),                    // 95: symbolon.v1.Protection
-	(Verb)(0),                          // 96: symbolon.v1.Verb
-	(Mode)(0),                          // 97: symbolon.v1.Mode
-	(*FlowRecord)(nil),                 // 98: symbolon.v1.FlowRecord
-	(Outcome)(0),                       // 99: symbolon.v1.Outcome
-	(*EdgeSet)(nil),                    // 100: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                    // 101: symbolon.v1.EdgeEnd
-	(BundleEndpointProfile)(0),         // 102: symbolon.v1.BundleEndpointProfile
-	(*Revocation)(nil),                 // 103: symbolon.v1.Revocation
-	(*LabelValues)(nil),                // 104: symbolon.v1.LabelValues
+	(*CACertificate)(nil),              // 85: symbolon.v1.CACertificate
+	(*GetCARequest)(nil),               // 86: symbolon.v1.GetCARequest
+	(*GetCAResponse)(nil),              // 87: symbolon.v1.GetCAResponse
+	(*CABehind)(nil),                   // 88: symbolon.v1.CABehind
+	(*RotateIntermediateRequest)(nil),  // 89: symbolon.v1.RotateIntermediateRequest
+	(*RotateIntermediateResponse)(nil), // 90: symbolon.v1.RotateIntermediateResponse
+	nil,                                // 91: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                                // 92: symbolon.v1.Host.AttributesEntry
+	nil,                                // 93: symbolon.v1.Workload.AttributesEntry
+	nil,                                // 94: symbolon.v1.ExplainEndpoint.AttributesEntry
+	nil,                                // 95: symbolon.v1.ScanFinding.AttributesEntry
+	nil,                                // 96: symbolon.v1.RevokeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 97: google.protobuf.Timestamp
+	(*Resource)(nil),                   // 98: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),        // 99: google.protobuf.Duration
+	(Reason)(0),                        // 100: symbolon.v1.Reason
+	(Protection)(0),                    // 101: symbolon.v1.Protection
+	(Verb)(0),                          // 102: symbolon.v1.Verb
+	(Mode)(0),                          // 103: symbolon.v1.Mode
+	(*FlowRecord)(nil),                 // 104: symbolon.v1.FlowRecord
+	(Outcome)(0),                       // 105: symbolon.v1.Outcome
+	(*EdgeSet)(nil),                    // 106: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                    // 107: symbolon.v1.EdgeEnd
+	(BundleEndpointProfile)(0),         // 108: symbolon.v1.BundleEndpointProfile
+	(*Revocation)(nil),                 // 109: symbolon.v1.Revocation
+	(*LabelValues)(nil),                // 110: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	91,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	91,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	97,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	97,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
 	75,  // 2: symbolon.v1.GetStatusResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
 	5,   // 3: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
 	0,   // 4: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
@@ -6343,60 +6844,60 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	7,   // 6: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 7: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
 	11,  // 8: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	92,  // 9: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	85,  // 10: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	93,  // 11: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	91,  // 12: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	86,  // 13: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	91,  // 14: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	91,  // 15: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	91,  // 16: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	98,  // 9: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	91,  // 10: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	99,  // 11: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	97,  // 12: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	92,  // 13: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	97,  // 14: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	97,  // 15: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	97,  // 16: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
 	19,  // 17: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	87,  // 18: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	91,  // 19: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	91,  // 20: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	93,  // 18: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	97,  // 19: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	97,  // 20: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
 	24,  // 21: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
 	27,  // 22: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
 	27,  // 23: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	88,  // 24: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	94,  // 25: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	95,  // 26: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	94,  // 24: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	100, // 25: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	101, // 26: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
 	29,  // 27: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	96,  // 28: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	97,  // 29: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	95,  // 30: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	102, // 28: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	103, // 29: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	101, // 30: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
 	28,  // 31: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
 	27,  // 32: symbolon.v1.ExplainResponse.from:type_name -> symbolon.v1.ExplainEndpoint
 	27,  // 33: symbolon.v1.ExplainResponse.to:type_name -> symbolon.v1.ExplainEndpoint
-	98,  // 34: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
-	99,  // 35: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	98,  // 36: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	99,  // 37: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	93,  // 38: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	100, // 39: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	104, // 34: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
+	105, // 35: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	104, // 36: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	105, // 37: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	99,  // 38: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	106, // 39: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
 	37,  // 40: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	91,  // 41: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	97,  // 41: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
 	5,   // 42: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	93,  // 43: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	95,  // 44: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	94,  // 45: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	99,  // 43: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	101, // 44: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	100, // 45: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
 	1,   // 46: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	101, // 47: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	101, // 48: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	107, // 47: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	107, // 48: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
 	39,  // 49: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
 	39,  // 50: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	91,  // 51: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	91,  // 52: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	97,  // 51: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	97,  // 52: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
 	40,  // 53: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
 	7,   // 54: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 55: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
 	42,  // 56: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
 	1,   // 57: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	91,  // 58: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	97,  // 58: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
 	43,  // 59: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
 	43,  // 60: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
 	7,   // 61: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	92,  // 62: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	98,  // 62: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
 	7,   // 63: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
 	10,  // 64: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
 	5,   // 65: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
@@ -6406,108 +6907,124 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	2,   // 69: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
 	54,  // 70: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
 	60,  // 71: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	91,  // 72: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	91,  // 73: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	91,  // 74: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
-	93,  // 75: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	92,  // 76: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	93,  // 77: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	97,  // 72: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	97,  // 73: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	97,  // 74: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
+	99,  // 75: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	98,  // 76: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	99,  // 77: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
 	5,   // 78: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
 	9,   // 79: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	89,  // 80: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	93,  // 81: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	95,  // 80: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	99,  // 81: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
 	65,  // 82: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	91,  // 83: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	97,  // 83: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
 	65,  // 84: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	91,  // 85: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	91,  // 86: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	97,  // 85: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	97,  // 86: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
 	68,  // 87: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
 	75,  // 88: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
 	75,  // 89: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	102, // 90: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
-	91,  // 91: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
-	93,  // 92: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
-	91,  // 93: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
-	91,  // 94: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
-	91,  // 95: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
-	91,  // 96: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	108, // 90: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	97,  // 91: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	99,  // 92: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	97,  // 93: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	97,  // 94: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	97,  // 95: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	97,  // 96: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
 	75,  // 97: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
-	90,  // 98: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
-	103, // 99: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
-	91,  // 100: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
-	91,  // 101: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	96,  // 98: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
+	109, // 99: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	97,  // 100: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	97,  // 101: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
 	79,  // 102: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
 	79,  // 103: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
 	79,  // 104: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	104, // 105: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 106: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 107: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	104, // 108: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 109: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 110: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 111: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 112: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 113: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 114: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 115: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 116: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 117: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 118: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 119: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 120: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 121: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 122: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 123: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 124: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 125: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 126: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 127: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 128: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 129: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 130: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	66,  // 131: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	69,  // 132: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	71,  // 133: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	73,  // 134: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	76,  // 135: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	78,  // 136: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
-	81,  // 137: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
-	83,  // 138: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
-	4,   // 139: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 140: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 141: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 142: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 143: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 144: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 145: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 146: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 147: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 148: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 149: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 150: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 151: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 152: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 153: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 154: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 155: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 156: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 157: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 158: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 159: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 160: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	67,  // 161: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	70,  // 162: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	72,  // 163: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	74,  // 164: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	77,  // 165: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	80,  // 166: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
-	82,  // 167: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
-	84,  // 168: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
-	139, // [139:169] is the sub-list for method output_type
-	109, // [109:139] is the sub-list for method input_type
-	109, // [109:109] is the sub-list for extension type_name
-	109, // [109:109] is the sub-list for extension extendee
-	0,   // [0:109] is the sub-list for field type_name
+	97,  // 105: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
+	97,  // 106: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
+	85,  // 107: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
+	85,  // 108: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	97,  // 109: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
+	99,  // 110: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
+	97,  // 111: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
+	97,  // 112: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
+	88,  // 113: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
+	97,  // 114: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
+	85,  // 115: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
+	85,  // 116: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	110, // 117: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	110, // 118: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	110, // 119: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	110, // 120: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 121: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 122: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 123: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 124: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 125: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 126: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 127: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 128: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 129: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 130: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 131: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 132: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 133: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 134: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 135: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 136: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 137: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 138: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 139: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 140: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 141: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 142: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	66,  // 143: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	69,  // 144: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	71,  // 145: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	73,  // 146: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	76,  // 147: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	78,  // 148: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	81,  // 149: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	83,  // 150: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	86,  // 151: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
+	89,  // 152: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
+	4,   // 153: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 154: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 155: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 156: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 157: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 158: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 159: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 160: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 161: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 162: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 163: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 164: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 165: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 166: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 167: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 168: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 169: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 170: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 171: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 172: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 173: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 174: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	67,  // 175: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	70,  // 176: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	72,  // 177: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	74,  // 178: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	77,  // 179: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	80,  // 180: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	82,  // 181: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	84,  // 182: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	87,  // 183: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
+	90,  // 184: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
+	153, // [153:185] is the sub-list for method output_type
+	121, // [121:153] is the sub-list for method input_type
+	121, // [121:121] is the sub-list for extension type_name
+	121, // [121:121] is the sub-list for extension extendee
+	0,   // [0:121] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -6526,7 +7043,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   88,
+			NumMessages:   94,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

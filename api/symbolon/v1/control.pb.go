@@ -996,7 +996,8 @@ type SessionResponse_Generation struct {
 }
 
 type SessionResponse_Reissue struct {
-	// Profiles changed: SVIDs issued before this moment are to be asked for anew.
+	// Profiles changed, or what signs: SVIDs issued before this moment are to be asked for
+	// anew, the host's own too.
 	Reissue *Reissue `protobuf:"bytes,2,opt,name=reissue,proto3,oneof"`
 }
 

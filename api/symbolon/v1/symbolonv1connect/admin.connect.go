@@ -108,6 +108,11 @@ const (
 	AdminServiceListRevocationsProcedure = "/symbolon.v1.AdminService/ListRevocations"
 	// AdminServiceUnrevokeProcedure is the fully-qualified name of the AdminService's Unrevoke RPC.
 	AdminServiceUnrevokeProcedure = "/symbolon.v1.AdminService/Unrevoke"
+	// AdminServiceGetCAProcedure is the fully-qualified name of the AdminService's GetCA RPC.
+	AdminServiceGetCAProcedure = "/symbolon.v1.AdminService/GetCA"
+	// AdminServiceRotateIntermediateProcedure is the fully-qualified name of the AdminService's
+	// RotateIntermediate RPC.
+	AdminServiceRotateIntermediateProcedure = "/symbolon.v1.AdminService/RotateIntermediate"
 )
 
 // AdminServiceClient is a client for the symbolon.v1.AdminService service.
@@ -167,6 +172,12 @@ type AdminServiceClient interface {
 	ListRevocations(context.Context, *connect.Request[v1.ListRevocationsRequest]) (*connect.Response[v1.ListRevocationsResponse], error)
 	// Unrevoke lets it in again. Errors: not_found.
 	Unrevoke(context.Context, *connect.Request[v1.UnrevokeRequest]) (*connect.Response[v1.UnrevokeResponse], error)
+	// GetCA tells what signs SVIDs, and who still has some of an earlier intermediate.
+	GetCA(context.Context, *connect.Request[v1.GetCARequest]) (*connect.Response[v1.GetCAResponse], error)
+	// RotateIntermediate makes a new intermediate under the same root, which signs from
+	// then on; connected hosts ask for all their SVIDs anew.
+	// Errors: failed_precondition (what the root signs would not verify).
+	RotateIntermediate(context.Context, *connect.Request[v1.RotateIntermediateRequest]) (*connect.Response[v1.RotateIntermediateResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the symbolon.v1.AdminService service. By default,
@@ -360,6 +371,18 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("Unrevoke")),
 			connect.WithClientOptions(opts...),
 		),
+		getCA: connect.NewClient[v1.GetCARequest, v1.GetCAResponse](
+			httpClient,
+			baseURL+AdminServiceGetCAProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("GetCA")),
+			connect.WithClientOptions(opts...),
+		),
+		rotateIntermediate: connect.NewClient[v1.RotateIntermediateRequest, v1.RotateIntermediateResponse](
+			httpClient,
+			baseURL+AdminServiceRotateIntermediateProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RotateIntermediate")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -395,6 +418,8 @@ type adminServiceClient struct {
 	revoke             *connect.Client[v1.RevokeRequest, v1.RevokeResponse]
 	listRevocations    *connect.Client[v1.ListRevocationsRequest, v1.ListRevocationsResponse]
 	unrevoke           *connect.Client[v1.UnrevokeRequest, v1.UnrevokeResponse]
+	getCA              *connect.Client[v1.GetCARequest, v1.GetCAResponse]
+	rotateIntermediate *connect.Client[v1.RotateIntermediateRequest, v1.RotateIntermediateResponse]
 }
 
 // GetStatus calls symbolon.v1.AdminService.GetStatus.
@@ -547,6 +572,16 @@ func (c *adminServiceClient) Unrevoke(ctx context.Context, req *connect.Request[
 	return c.unrevoke.CallUnary(ctx, req)
 }
 
+// GetCA calls symbolon.v1.AdminService.GetCA.
+func (c *adminServiceClient) GetCA(ctx context.Context, req *connect.Request[v1.GetCARequest]) (*connect.Response[v1.GetCAResponse], error) {
+	return c.getCA.CallUnary(ctx, req)
+}
+
+// RotateIntermediate calls symbolon.v1.AdminService.RotateIntermediate.
+func (c *adminServiceClient) RotateIntermediate(ctx context.Context, req *connect.Request[v1.RotateIntermediateRequest]) (*connect.Response[v1.RotateIntermediateResponse], error) {
+	return c.rotateIntermediate.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the symbolon.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -604,6 +639,12 @@ type AdminServiceHandler interface {
 	ListRevocations(context.Context, *connect.Request[v1.ListRevocationsRequest]) (*connect.Response[v1.ListRevocationsResponse], error)
 	// Unrevoke lets it in again. Errors: not_found.
 	Unrevoke(context.Context, *connect.Request[v1.UnrevokeRequest]) (*connect.Response[v1.UnrevokeResponse], error)
+	// GetCA tells what signs SVIDs, and who still has some of an earlier intermediate.
+	GetCA(context.Context, *connect.Request[v1.GetCARequest]) (*connect.Response[v1.GetCAResponse], error)
+	// RotateIntermediate makes a new intermediate under the same root, which signs from
+	// then on; connected hosts ask for all their SVIDs anew.
+	// Errors: failed_precondition (what the root signs would not verify).
+	RotateIntermediate(context.Context, *connect.Request[v1.RotateIntermediateRequest]) (*connect.Response[v1.RotateIntermediateResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -793,6 +834,18 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("Unrevoke")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceGetCAHandler := connect.NewUnaryHandler(
+		AdminServiceGetCAProcedure,
+		svc.GetCA,
+		connect.WithSchema(adminServiceMethods.ByName("GetCA")),
+		connect.WithHandlerOptions(opts...),
+	)
+	adminServiceRotateIntermediateHandler := connect.NewUnaryHandler(
+		AdminServiceRotateIntermediateProcedure,
+		svc.RotateIntermediate,
+		connect.WithSchema(adminServiceMethods.ByName("RotateIntermediate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/symbolon.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -855,6 +908,10 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListRevocationsHandler.ServeHTTP(w, r)
 		case AdminServiceUnrevokeProcedure:
 			adminServiceUnrevokeHandler.ServeHTTP(w, r)
+		case AdminServiceGetCAProcedure:
+			adminServiceGetCAHandler.ServeHTTP(w, r)
+		case AdminServiceRotateIntermediateProcedure:
+			adminServiceRotateIntermediateHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -982,4 +1039,12 @@ func (UnimplementedAdminServiceHandler) ListRevocations(context.Context, *connec
 
 func (UnimplementedAdminServiceHandler) Unrevoke(context.Context, *connect.Request[v1.UnrevokeRequest]) (*connect.Response[v1.UnrevokeResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.Unrevoke is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) GetCA(context.Context, *connect.Request[v1.GetCARequest]) (*connect.Response[v1.GetCAResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.GetCA is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RotateIntermediate(context.Context, *connect.Request[v1.RotateIntermediateRequest]) (*connect.Response[v1.RotateIntermediateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.RotateIntermediate is not implemented"))
 }

@@ -1,0 +1,136 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/symbolon/symbolon/controller/store"
+)
+
+// keyReplaced is not under ca/, where keys lie.
+const keyReplaced = "ca-replaced"
+
+// replacement is what is known of the last change of intermediates; zero: none yet.
+type replacement struct {
+	Time time.Time `json:"time"`
+	// By is who asked for it; empty: it was near its end.
+	By string `json:"by,omitempty"`
+	// Until is when nothing is valid any more that an earlier one has signed.
+	Until time.Time `json:"until"`
+}
+
+// Status is what signs.
+type Status struct {
+	// Root is what hosts trust; Upstream: it is the operator's, or above the operator's CA.
+	Root     *x509.Certificate
+	Upstream bool
+	// Intermediate signs SVIDs. It is replaced at Renewal; zero: it ends with what has
+	// signed it.
+	Intermediate *x509.Certificate
+	Renewal      time.Time
+	// Replaced is when the intermediate was replaced last, By who asked for it; zero: never.
+	Replaced time.Time
+	By       string
+	// EarlierUntil is when the last SVID of an earlier intermediate ends; zero if all have.
+	EarlierUntil time.Time
+}
+
+// Issuer names the intermediate that has signed: its key identifier, hexadecimal.
+func (i *Issued) Issuer() string { return hex.EncodeToString(i.Leaf.AuthorityKeyId) }
+
+// InForce tells whether the intermediate that has signed would do so now.
+func (c *CA) InForce(i *Issued) bool { return c.inForce(i.Chain) }
+
+func (c *CA) inForce(chain [][]byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return bytes.Equal(chain[1], c.intermediate.cert.Raw)
+}
+
+// Status says what signs now.
+func (c *CA) Status() Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := Status{
+		Root: c.root, Upstream: c.upstream, Intermediate: c.intermediate.cert, Renewal: c.renewal(),
+		Replaced: c.replaced.Time, By: c.replaced.By,
+	}
+	if c.cfg.Now().Before(c.replaced.Until) {
+		s.EarlierUntil = c.replaced.Until
+	}
+	return s
+}
+
+// renewal is when the intermediate is to be replaced; zero: there is no more to be had.
+// The lock is held.
+func (c *CA) renewal() time.Time {
+	end := c.intermediate.cert.NotAfter
+	if !c.signerEnd.After(end) || !c.cfg.Now().Before(c.signerEnd) {
+		return time.Time{}
+	}
+	return end.Add(-renewBefore)
+}
+
+// RotateIntermediate makes another intermediate under the same root, at once; by is who
+// wants that. What the old one has signed stays valid, and its key is gone.
+// Errors: ErrUpstream: what the new one signs would not verify; the old one stays.
+func (c *CA) RotateIntermediate(ctx context.Context, by string) (previous, next *x509.Certificate, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	previous = c.intermediate.cert
+	if next, err = c.replace(ctx, by); err != nil {
+		return nil, nil, err
+	}
+	return previous, next, nil
+}
+
+// replace is durable before it is in force. The lock is held.
+func (c *CA) replace(ctx context.Context, by string) (*x509.Certificate, error) {
+	root, err := c.load(ctx, keyRoot)
+	if err != nil {
+		return nil, err
+	}
+	next, err := c.newIntermediate(root)
+	if err != nil {
+		return nil, err
+	}
+	// The operator's CA may have ended, or been made unfit, since it was taken over.
+	if err := c.tryOut(root, next); err != nil {
+		return nil, err
+	}
+	packed, err := c.pack(keyIntermediate, next)
+	if err != nil {
+		return nil, err
+	}
+	replaced := replacement{Time: c.cfg.Now(), By: by, Until: c.ValidUntil()}
+	note, err := json.Marshal(replaced)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	ops := []store.Op{store.Put(keyIntermediate, packed), store.Put(keyReplaced, note)}
+	if _, _, err := c.store.Txn(ctx, nil, ops); err != nil {
+		return nil, fmt.Errorf("ca: replace the intermediate: %w", err)
+	}
+	c.intermediate, c.replaced = next, replaced
+	return next.cert, nil
+}
+
+func (c *CA) openReplacement(ctx context.Context) error {
+	kv, err := c.store.Get(ctx, keyReplaced)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("ca: %w", err)
+	}
+	if err := json.Unmarshal(kv.Value, &c.replaced); err != nil {
+		return fmt.Errorf("ca: %s: %w", keyReplaced, err)
+	}
+	return nil
+}
