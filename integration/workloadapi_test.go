@@ -51,4 +51,3 @@ func TestServedWorkloadAPI(t *testing.T) {
 		t.Errorf("without a proxy:\n%s", got)
 	}
 }
-
