@@ -115,6 +115,9 @@ func (w *ExecWatch) Executed() (bool, error) {
 	return false, nil
 }
 
+// Descriptors is how many it has open.
+func (w *ExecWatch) Descriptors() int { return len(w.events) }
+
 // Close ends the watch.
 func (w *ExecWatch) Close() {
 	for _, fd := range w.events {

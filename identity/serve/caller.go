@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -38,9 +39,12 @@ type caller struct {
 	// written, as far as can be told, before it began.
 	watch  *identity.ExecWatch
 	queued int
-	err    error
-	proven chan struct{}
-	closed sync.Once
+	// unwatch gives back what watch counts for; late ends a caller that is not proven in time.
+	unwatch func()
+	late    *time.Timer
+	err     error
+	proven  chan struct{}
+	closed  sync.Once
 }
 
 // AuthType is credentials.AuthInfo's.
@@ -148,8 +152,7 @@ func (x *caller) judge(oob []byte, n int) error {
 	if err != nil {
 		return err
 	}
-	x.watch.Close()
-	x.watch = nil
+	x.endWatch()
 	close(x.proven)
 	return nil
 }
@@ -173,12 +176,37 @@ func (x *caller) letGo() {
 	x.closed.Do(func() {
 		x.mu.Lock()
 		if x.watch != nil {
-			x.watch.Close()
-			x.watch = nil
+			x.endWatch()
 		}
 		x.mu.Unlock()
 		x.pin.Close()
 	})
+}
+
+// endWatch is for the holder of the lock.
+func (x *caller) endWatch() {
+	x.watch.Close()
+	x.watch = nil
+	if x.late != nil {
+		x.late.Stop()
+	}
+	if x.unwatch != nil {
+		x.unwatch()
+	}
+}
+
+// limit counts the descriptors that watching takes, one for each thread of the caller's,
+// and lets nobody have them for long who does not prove himself.
+func (x *caller) limit(count func(uid uint32, n int) (release func(), err error)) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	release, err := count(x.workload.Key.UID, x.watch.Descriptors())
+	if err != nil {
+		return err
+	}
+	x.unwatch = release
+	x.late = time.AfterFunc(2*proofTimeout, func() { _ = x.UnixConn.Close() })
+	return nil
 }
 
 // peers is the handshake of gRPC's that finds out who calls.
@@ -186,7 +214,10 @@ type peers struct {
 	find func(context.Context, int) (*identity.Workload, error)
 	// enter counts a connection of a user's, and refuses too many.
 	enter func(uid uint32) (leave func(), err error)
-	log   *zap.Logger
+	// slots bound how many are looked at at a time, watching the descriptors for that.
+	slots    identity.Shares
+	watching func(uid uint32, n int) (release func(), err error)
+	log      *zap.Logger
 }
 
 var _ credentials.TransportCredentials = peers{}
@@ -198,18 +229,53 @@ func (p peers) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, erro
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), attestTimeout)
 	defer cancel()
-	x, err := meet(ctx, u, p.find)
+	uid, err := peerUID(u)
 	if err != nil {
+		return nil, nil, err
+	}
+	// Before anything is done for him that costs.
+	leave, err := p.enter(uid)
+	if err != nil {
+		p.log.Warn("a caller of the Workload API is refused", zap.Error(err))
+		return nil, nil, err
+	}
+	x, err := p.meet(ctx, u, uid)
+	if err == nil {
+		if err = x.limit(p.watching); err != nil {
+			x.letGo()
+		}
+	}
+	if err != nil {
+		leave()
 		p.log.Info("a caller of the Workload API is not known", zap.Error(err))
 		return nil, nil, err
 	}
-	leave, err := p.enter(x.workload.Key.UID)
-	if err != nil {
-		p.log.Warn("a caller of the Workload API is refused", zap.Error(err))
-		x.letGo()
-		return nil, nil, err
-	}
 	return &counted{caller: x, leave: sync.OnceFunc(leave)}, x, nil
+}
+
+// meet finds out who a few callers at a time are.
+func (p peers) meet(ctx context.Context, c *net.UnixConn, uid uint32) (*caller, error) {
+	release, err := p.slots.Acquire(ctx, uid)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return meet(ctx, c, p.find)
+}
+
+func peerUID(c *net.UnixConn) (uid uint32, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	err = control(raw, func(fd int) error {
+		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err == nil {
+			uid = cred.Uid
+		}
+		return os.NewSyscallError("getsockopt", err)
+	})
+	return uid, err
 }
 
 func (peers) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {

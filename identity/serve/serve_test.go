@@ -9,7 +9,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/url"
@@ -353,6 +355,49 @@ func TestTooManyConnections(t *testing.T) {
 	}
 	if out, err := as(t, "client", 65534, path).CombinedOutput(); err != nil {
 		t.Errorf("another user: %v, %s", err, out)
+	}
+}
+
+// Who connects and says nothing costs descriptors, one for each of his threads: he loses
+// them soon, though his connection would be let to idle for long.
+func TestSilentCaller(t *testing.T) {
+	path := start(t, newAuthority(t), nil)
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := c.Write([]byte(http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("he is still there")
+	}
+}
+
+// Descriptors are bounded for a user, and for all, and are given back.
+func TestWatchedDescriptors(t *testing.T) {
+	s := &Server{watched: make(map[uint32]int)}
+	var release []func()
+	for uid := range uint32(maxWatching / maxWatchingPerUser) {
+		r, err := s.watching(uid, maxWatchingPerUser)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.watching(uid, 1); err == nil {
+			t.Error("a user has more than his share")
+		}
+		release = append(release, r)
+	}
+	if _, err := s.watching(99, 1); err == nil {
+		t.Error("there is no bound for all")
+	}
+	for _, r := range release {
+		r()
+	}
+	if s.allWatched != 0 || len(s.watched) != 0 {
+		t.Errorf("%d are left, %v", s.allWatched, s.watched)
 	}
 }
 

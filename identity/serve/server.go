@@ -35,6 +35,11 @@ const (
 	// maxConnections bounds those of all programs, maxPerUser those of one user, and
 	// maxStreams the calls on one.
 	maxConnections, maxPerUser, maxStreams = 1024, 128, 16
+	// maxMeeting is how many callers are looked at at a time, maxMeetingPerUser how many of
+	// one user. maxWatching bounds the descriptors that watching unproven callers takes, one
+	// for each of their threads, maxWatchingPerUser those for one user.
+	maxMeeting, maxMeetingPerUser   = 16, 4
+	maxWatching, maxWatchingPerUser = 32 << 10, 8 << 10
 	// maxRequest is far above any request, bytes.
 	maxRequest = 64 << 10
 	// header is what every call must carry (SPIFFE Workload Endpoint, section 5).
@@ -58,6 +63,9 @@ type Server struct {
 	mu    sync.Mutex
 	all   int
 	users map[uint32]int
+	// watched are descriptors.
+	allWatched int
+	watched    map[uint32]int
 }
 
 // Listen serves on the socket path until Close. Every local user may connect: what is
@@ -80,9 +88,9 @@ func Listen(path string, source identity.Source, resolver Resolver, log *zap.Log
 		_ = l.Close()
 		return nil, fmt.Errorf("workload API: %w", err)
 	}
-	s := &Server{source: source, log: log, users: make(map[uint32]int)}
+	s := &Server{source: source, log: log, users: make(map[uint32]int), watched: make(map[uint32]int)}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(peers{find: resolver.Process, enter: s.enter, log: log}),
+		grpc.Creds(peers{find: resolver.Process, enter: s.enter, slots: identity.NewShares(maxMeeting, maxMeetingPerUser), watching: s.watching, log: log}),
 		grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(attestTimeout), grpc.MaxHeaderListSize(16<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 10 * time.Minute}),
@@ -155,6 +163,25 @@ func (s *Server) enter(uid uint32) (leave func(), err error) {
 		s.all--
 		if s.users[uid]--; s.users[uid] == 0 {
 			delete(s.users, uid)
+		}
+	}, nil
+}
+
+// watching counts n descriptors for watching a user's process.
+func (s *Server) watching(uid uint32, n int) (release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.allWatched+n > maxWatching || s.watched[uid]+n > maxWatchingPerUser {
+		return nil, fmt.Errorf("processes of user %d with %d threads, of all users with %d, have connected and not yet spoken: %w", uid, s.watched[uid]+n, s.allWatched+n, syscall.EUSERS)
+	}
+	s.allWatched += n
+	s.watched[uid] += n
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.allWatched -= n
+		if s.watched[uid] -= n; s.watched[uid] == 0 {
+			delete(s.watched, uid)
 		}
 	}, nil
 }
