@@ -78,6 +78,7 @@ var values = map[string][2]string{ // yaml, text
 	"identity.spire.hint":            {"tunnel", "tunnel"},
 	"identity.spire.path_prefix":     {"/prod", "/prod"},
 	"identity.workload_api":          {`"unix:///tmp/w.sock"`, "unix:///tmp/w.sock"},
+	"identity.serve_workload_api":    {"/tmp/serve.sock", "/tmp/serve.sock"},
 	"identity.attributes":            {"[proc.args, proc.start]", "proc.args,proc.start"},
 	"redirect.inbound":               {"tproxy", "tproxy"},
 	"redirect.preserve_source":       {"true", "true"},
