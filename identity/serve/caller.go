@@ -50,20 +50,13 @@ type caller struct {
 // AuthType is credentials.AuthInfo's.
 func (*caller) AuthType() string { return "unix-peer" }
 
-// meet finds out who is at the other end of c.
-func meet(ctx context.Context, c *net.UnixConn, find func(context.Context, int) (*identity.Workload, error)) (*caller, error) {
+// meet finds out who is at the other end of c, which cred is of.
+func meet(ctx context.Context, c *net.UnixConn, cred *unix.Ucred, find func(context.Context, int) (*identity.Workload, error)) (*caller, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	x := &caller{UnixConn: c, proven: make(chan struct{})}
-	var cred *unix.Ucred
-	if err := control(raw, func(fd int) (err error) {
-		cred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		return os.NewSyscallError("getsockopt", err)
-	}); err != nil {
-		return nil, err
-	}
 	if cred.Pid <= 0 {
 		return nil, fmt.Errorf("%w: its process cannot be seen from here", identity.ErrUnknownOwner)
 	}
@@ -229,17 +222,17 @@ func (p peers) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, erro
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), attestTimeout)
 	defer cancel()
-	uid, err := peerUID(u)
+	cred, err := peerOf(u)
 	if err != nil {
 		return nil, nil, err
 	}
 	// Before anything is done for him that costs.
-	leave, err := p.enter(uid)
+	leave, err := p.enter(cred.Uid)
 	if err != nil {
 		p.log.Warn("a caller of the Workload API is refused", zap.Error(err))
 		return nil, nil, err
 	}
-	x, err := p.meet(ctx, u, uid)
+	x, err := p.meet(ctx, u, cred)
 	if err == nil {
 		if err = x.limit(p.watching); err != nil {
 			x.letGo()
@@ -254,28 +247,26 @@ func (p peers) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, erro
 }
 
 // meet finds out who a few callers at a time are.
-func (p peers) meet(ctx context.Context, c *net.UnixConn, uid uint32) (*caller, error) {
-	release, err := p.slots.Acquire(ctx, uid)
+func (p peers) meet(ctx context.Context, c *net.UnixConn, cred *unix.Ucred) (*caller, error) {
+	release, err := p.slots.Acquire(ctx, cred.Uid)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	return meet(ctx, c, p.find)
+	return meet(ctx, c, cred, p.find)
 }
 
-func peerUID(c *net.UnixConn) (uid uint32, err error) {
+// peerOf is the kernel's word on who connected.
+func peerOf(c *net.UnixConn) (cred *unix.Ucred, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	err = control(raw, func(fd int) error {
-		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err == nil {
-			uid = cred.Uid
-		}
+	err = control(raw, func(fd int) (err error) {
+		cred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 		return os.NewSyscallError("getsockopt", err)
 	})
-	return uid, err
+	return cred, err
 }
 
 func (peers) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
