@@ -31,18 +31,7 @@ func (h *hosts) get(ctx context.Context, id string) (*hostRecord, int64, error) 
 
 // list returns all hosts by ID, and the revision to watch from.
 func (h *hosts) list(ctx context.Context) ([]*hostRecord, int64, error) {
-	kvs, rev, err := h.store.List(ctx, hostPrefix)
-	if err != nil {
-		return nil, 0, err
-	}
-	out := make([]*hostRecord, len(kvs))
-	for i, kv := range kvs {
-		out[i] = &hostRecord{}
-		if err := getJSON(kv, out[i]); err != nil {
-			return nil, 0, err
-		}
-	}
-	return out, rev, nil
+	return listJSON[hostRecord](ctx, h.store, hostPrefix)
 }
 
 // update changes a host that still exists; one that was removed stays removed.

@@ -68,19 +68,13 @@ func openInventory(ctx context.Context, st store.Store, now func() time.Time) (*
 		store: st, now: now, wake: make(chan struct{}, 1),
 		records: make(map[string]*list.Element), perHost: make(map[string]*hostInventory), dirty: make(map[string]bool),
 	}
-	kvs, _, err := st.List(ctx, workloadPrefix)
+	stored, _, err := listJSON[workloadRecord](ctx, st, workloadPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("inventory: %w", err)
 	}
-	stored := make([]workloadRecord, len(kvs))
-	for n, kv := range kvs {
-		if err := getJSON(kv, &stored[n]); err != nil {
-			return nil, fmt.Errorf("inventory: %w", err)
-		}
-	}
-	slices.SortFunc(stored, func(a, b workloadRecord) int { return a.Issued.Compare(b.Issued) })
+	slices.SortFunc(stored, func(a, b *workloadRecord) int { return a.Issued.Compare(b.Issued) })
 	for _, r := range stored {
-		i.put(r)
+		i.put(*r)
 	}
 	i.prune(nil)
 	return i, nil

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -183,6 +184,23 @@ func getJSON(kv store.KV, v any) error {
 		return fmt.Errorf("%w: %s: %w", store.ErrCorrupt, kv.Key, err)
 	}
 	return nil
+}
+
+// listJSON reads the records under a prefix, in the order of their keys, and the
+// revision to watch them from.
+func listJSON[T any](ctx context.Context, st store.Store, prefix string) ([]*T, int64, error) {
+	kvs, rev, err := st.List(ctx, prefix)
+	if err != nil {
+		return nil, 0, err
+	}
+	out := make([]*T, len(kvs))
+	for i, kv := range kvs {
+		out[i] = new(T)
+		if err := getJSON(kv, out[i]); err != nil {
+			return nil, 0, err
+		}
+	}
+	return out, rev, nil
 }
 
 // putResource is deterministic, so that an unchanged resource has unchanged bytes.

@@ -139,15 +139,11 @@ func openRevocations(ctx context.Context, st store.Store, now func() time.Time) 
 		}
 		r.number = s.Number
 	}
-	kvs, _, err := st.List(ctx, revocationPrefix)
+	stored, _, err := listJSON[revocationRecord](ctx, st, revocationPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("revocations: %w", err)
 	}
-	for _, kv := range kvs {
-		rec := &revocationRecord{}
-		if err := getJSON(kv, rec); err != nil {
-			return nil, fmt.Errorf("revocations: %w", err)
-		}
+	for _, rec := range stored {
 		r.put(rec)
 	}
 	return r, nil

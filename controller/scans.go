@@ -97,15 +97,11 @@ type scanBook struct {
 
 func openScans(ctx context.Context, st store.Store, keep time.Duration, now func() time.Time) (*scanBook, error) {
 	b := &scanBook{store: st, now: now, keep: keep, bySubject: make(map[string]map[string]*scanRecord), expired: now()}
-	kvs, _, err := st.List(ctx, scanPrefix)
+	stored, _, err := listJSON[scanRecord](ctx, st, scanPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("scans: %w", err)
 	}
-	for _, kv := range kvs {
-		r := &scanRecord{}
-		if err := getJSON(kv, r); err != nil {
-			return nil, fmt.Errorf("scans: %w", err)
-		}
+	for _, r := range stored {
 		b.put(r)
 	}
 	return b, nil
