@@ -42,6 +42,7 @@ func (s adminService) GetStatus(ctx context.Context, _ *connect.Request[symbolon
 
 		Revocations:             uint32(s.revocations.current().Len()),
 		HostsWithoutRevocations: uint32(len(s.hub.withoutRevocations(s.revocations.current().Number()))),
+		Ages:                    s.ages(hosts),
 	}), nil
 }
 
@@ -79,14 +80,10 @@ func (s adminService) ListHosts(ctx context.Context, _ *connect.Request[symbolon
 	res := &symbolonv1.ListHostsResponse{Generation: s.policies.snapshot().Generation()}
 	for _, h := range hosts {
 		p := s.hub.presence(h.ID)
-		seen := h.LastSeen
-		if p.lastSeen.After(seen) {
-			seen = p.lastSeen
-		}
 		res.Hosts = append(res.Hosts, &symbolonv1.Host{
 			Id: h.ID, Hostname: h.Hostname, Namespace: h.Namespace,
 			Attributes: h.attributes().Union(h.Reported).Proto(),
-			Enrolled:   timestamppb.New(h.Enrolled), LastSeen: timestamppb.New(seen), SvidNotAfter: timestamppb.New(h.SVIDNotAfter),
+			Enrolled:   timestamppb.New(h.Enrolled), LastSeen: timestamppb.New(h.seen(p)), SvidNotAfter: timestamppb.New(h.SVIDNotAfter),
 			Connected: p.connected, Generation: p.acked, Error: p.refusal, Version: p.version, Addresses: p.addresses,
 		})
 	}

@@ -44,10 +44,34 @@ type Session struct {
 	Log     *zap.Logger
 
 	connected atomic.Bool
+	turned    atomic.Pointer[time.Time] // when connected has changed
+	heard     atomic.Pointer[time.Time]
 }
 
 // Connected tells whether the controller is there now.
 func (s *Session) Connected() bool { return s.connected.Load() }
+
+// Ages are since when Connected is as it is, and when the controller has said something
+// last; zero: never in this process.
+func (s *Session) Ages() (since, heard time.Time) {
+	if t := s.turned.Load(); t != nil {
+		since = *t
+	}
+	if t := s.heard.Load(); t != nil {
+		heard = *t
+	}
+	return since, heard
+}
+
+// turn notes whether the controller is there, and tells how it was.
+func (s *Session) turn(connected bool) (was bool) {
+	was = s.connected.Swap(connected)
+	if was != connected || s.turned.Load() == nil {
+		now := time.Now().UTC()
+		s.turned.Store(&now)
+	}
+	return was
+}
 
 type sessionStream = *connect.BidiStreamForClient[symbolonv1.SessionRequest, symbolonv1.SessionResponse]
 
@@ -61,7 +85,7 @@ func (s *Session) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := s.once(ctx)
-		wasConnected := s.connected.Swap(false)
+		wasConnected := s.turn(false)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -107,7 +131,9 @@ func (s *Session) once(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !s.connected.Swap(true) {
+		now := time.Now().UTC()
+		s.heard.Store(&now)
+		if !s.turn(true) {
 			s.Log.Info("session with the controller")
 		}
 		switch m := m.GetMessage().(type) {

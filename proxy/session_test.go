@@ -141,11 +141,18 @@ func TestSessionAcknowledges(t *testing.T) {
 	if !s.Connected() {
 		t.Error("it does not count as connected")
 	}
+	since, said := s.Ages()
+	if since.IsZero() || said.Before(since) {
+		t.Errorf("connected since %v, said %v", since, said)
+	}
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
 	if s.Connected() {
 		t.Error("it counts as connected after its end")
+	}
+	if away, last := s.Ages(); !away.After(since) || last.Before(said) {
+		t.Errorf("away since %v, said %v; it was there since %v, and said something at %v", away, last, since, said)
 	}
 	if diff := cmp.Diff([]uint64{5, 7}, applied); diff != "" {
 		t.Errorf("applied (-want +got):\n%s", diff)

@@ -33,8 +33,8 @@ func debugCommand() *cobra.Command {
                 connection, and why (as 'symbolon explain', without the controller)
   identities    the workloads seen, with their SPIFFE IDs and claims
   rules         what is in the kernel, and how it differs from what should be
-  status        host, controller, generation, certificate; how old each is, and when the
-                first SVID ends`,
+  status        host, controller, generation, revocations, bundles, certificate; since when
+                each is as it is (after a restart too), and when the first SVID ends`,
 		Example: `  symbolon-proxy debug connections | jq '.[].source.spiffe_id'
   symbolon-proxy debug policies --from app=web@/acme/prod --to api.pay.example.com --port 443`,
 		Args:      arguments(cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)),

@@ -11,6 +11,7 @@ import (
 // that drains.
 func (d *daemonParts) revokedByController(m *symbolonv1.Revocations) error {
 	err := d.revoke(m)
+	d.receivedRevocations()
 	if g := d.generation.Load(); g != nil {
 		d.tellPredecessor(handover.Policy, g)
 	}

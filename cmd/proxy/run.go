@@ -72,12 +72,10 @@ type daemonParts struct {
 	page   *net.TCPListener // metrics and health; nil: none
 	// generation is the policy in force, as it came; nil: none.
 	generation atomic.Pointer[symbolonv1.Generation]
-	// policySince is when it came; nil: from an earlier run.
-	policySince atomic.Pointer[time.Time]
-	foreign     map[spiffeid.TrustDomain][]*x509.Certificate // of the generation in force; apply's alone
-	keeper      *keeper
-	requests    chan os.Signal // to hand over
-	unused      []string       // names of what was inherited and is not needed
+	foreign    map[spiffeid.TrustDomain][]*x509.Certificate // of the generation in force; apply's alone
+	keeper     *keeper
+	requests   chan os.Signal // to hand over
+	unused     []string       // names of what was inherited and is not needed
 
 	tell        sync.Mutex
 	predecessor *handover.Control // the process that handed over, and drains; nil: none
@@ -176,6 +174,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 			return &symbolonv1.Hello{Version: version, Generation: d.proxy.Generation(), Addresses: d.proxy.Addresses()}
 		},
 		Apply: func(g *symbolonv1.Generation) error {
+			d.received(g)
 			if err := d.apply(g); err != nil {
 				return err
 			}
@@ -326,8 +325,6 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	d.federate(foreign)
 	g.Revocations = d.proxy.Revocations().Proto() // it may say nothing of them
 	d.generation.Store(g)
-	now := time.Now().UTC()
-	d.policySince.Store(&now)
 	d.keeper.save() // before the controller hears of it
 	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
 	return nil
@@ -528,9 +525,7 @@ func (d *daemonParts) debugStatus() any {
 		"identity_source": d.cfg.Identity.Source, "revocations": d.proxy.Revocations().Len(),
 		"host_svid_since": c.Chain[0].NotBefore, "host_svid_renewal": c.RotateAt, "svids": svidAges(d.manager.Snapshot()),
 	}
-	if since := d.policySince.Load(); since != nil {
-		out["policy_since"] = *since
-	}
+	d.addAges(out)
 	if d.sourceStatus != nil {
 		out["identity"] = d.sourceStatus()
 	}

@@ -71,6 +71,9 @@ func (s *Source) setStatus(err error) {
 	s.mu.Lock()
 	was := s.status
 	s.status = err
+	if (was == nil) != (err == nil) {
+		s.since = time.Now()
+	}
 	s.mu.Unlock()
 	if s.report == nil {
 		return

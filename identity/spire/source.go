@@ -68,6 +68,7 @@ type Source struct {
 
 	mu     sync.Mutex
 	status error // of the bundle subscription
+	since  time.Time
 
 	identity.Estate
 }
@@ -95,7 +96,7 @@ func New(o Options) (*Source, error) {
 	s := &Source{
 		client: delegatedidentityv1.NewDelegatedIdentityClient(conn), conn: conn, rule: o.Rule,
 		roots: agent.NewRoots(o.Controller), slots: identity.NewShares(maxAttesting, maxAttestingPerUser),
-		report: o.Report, socket: o.AdminSocket, cancel: cancel, status: errConnecting,
+		report: o.Report, socket: o.AdminSocket, cancel: cancel, status: errConnecting, since: time.Now(),
 	}
 	s.wg.Go(func() { s.watchBundles(ctx) })
 	return s, nil
@@ -123,6 +124,8 @@ type Status struct {
 	AdminSocket string `json:"admin_socket"`
 	// Error is why the agent does not answer, "" if it does.
 	Error string `json:"error,omitempty"`
+	// Since is when it began to answer, or not to.
+	Since time.Time `json:"since"`
 	// TrustDomains are those that the agent serves bundles of.
 	TrustDomains []string `json:"trust_domains"`
 }
@@ -134,6 +137,7 @@ func (s *Source) Status() Status {
 	if s.status != nil {
 		out.Error = s.status.Error()
 	}
+	out.Since = s.since.UTC()
 	s.mu.Unlock()
 	if set := s.roots.Current().Agent; set != nil {
 		for _, b := range set.Bundles() {

@@ -410,11 +410,16 @@ func TestAgentAway(t *testing.T) {
 			return u.Credential != nil && u.Err != nil && !errors.Is(u.Err, identity.ErrWithdrawn) && strings.Contains(u.Err.Error(), strings.Join(words, " "))
 		}
 	}
+	await(t, "the status says that it answers", func() bool { return s.Status().Error == "" })
+	answers := s.Status().Since
 	a.stop()
 	until(t, updates, "the agent is away", beside("cannot be reached at "+a.socket))
 	waiting := watched(t, s, late.w)
 	until(t, waiting, "another one has none", fails(identity.ErrWithdrawn, "cannot be reached", "admin_socket_path"))
 	await(t, "the status says so", func() bool { return strings.Contains(s.Status().Error, "cannot be reached") })
+	if away := s.Status().Since; answers.IsZero() || !away.After(answers) {
+		t.Errorf("it answers since %v, and is away since %v", answers, away)
+	}
 	a.start()
 	until(t, updates, "the agent is back", is("spiffe://site.example/web"))
 	until(t, waiting, "the other has its own", is("spiffe://site.example/late"))

@@ -61,6 +61,7 @@ type given struct {
 	bundles *x509bundle.Set
 	err     error         // why there is nothing newer
 	known   bool          // it has said something, or failed
+	since   time.Time     // when err became nil, or was nil last
 	changed chan struct{} // closed when this is not the last any more
 }
 
@@ -78,7 +79,7 @@ func New(o Options) (*Source, error) {
 	}
 	s := &Source{
 		client: client, address: o.Address, rule: o.Rule, report: o.Report, roots: agent.NewRoots(o.Controller), cancel: cancel,
-		latest: given{changed: make(chan struct{})},
+		latest: given{since: time.Now(), changed: make(chan struct{})},
 	}
 	s.wg.Go(func() { s.run(ctx) })
 	return s, nil
@@ -122,12 +123,14 @@ type Status struct {
 	SPIFFEID string `json:"spiffe_id,omitempty"`
 	// Error is why there is no newer SVID, "" if there is.
 	Error string `json:"error,omitempty"`
+	// Since is when it began to answer, or not to.
+	Since time.Time `json:"since"`
 }
 
 // Status tells how it is with the API.
 func (s *Source) Status() Status {
 	g := s.current()
-	out := Status{Address: s.address}
+	out := Status{Address: s.address, Since: g.since.UTC()}
 	if g.svid != nil {
 		out.SPIFFEID = g.svid.ID.String()
 	}
@@ -200,6 +203,9 @@ func (s *Source) replace(g given) {
 	g.changed = make(chan struct{})
 	s.mu.Lock()
 	was := s.latest
+	if g.since = was.since; (was.known && was.err == nil) != (g.err == nil) {
+		g.since = time.Now()
+	}
 	s.latest = g
 	told := s.told
 	s.told = g.err

@@ -242,12 +242,13 @@ func TestOneIdentityForAll(t *testing.T) {
 	}
 	a.say(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{site.svid(t, "/host", "")}})
 	until(t, one, "it has one again", is("spiffe://site.example/host"))
+	answers := s.Status().Since
 	a.fail(codes.Unavailable)
 	v := until(t, one, "why there is no newer", func(u identity.Update) bool { return u.Err != nil })
 	if v.Credential == nil || errors.Is(v.Err, identity.ErrWithdrawn) {
 		t.Errorf("what there was is taken away: %v", v.Err)
 	}
-	if st := s.Status(); st.SPIFFEID != "spiffe://site.example/host" || st.Error == "" {
+	if st := s.Status(); st.SPIFFEID != "spiffe://site.example/host" || st.Error == "" || answers.IsZero() || !st.Since.After(answers) {
 		t.Errorf("%+v", st)
 	}
 }

@@ -18,6 +18,12 @@ func populate(s *adminServer) {
 	s.status = &symbolonv1.GetStatusResponse{
 		Version: "0.1.0", TrustDomain: "acme.example", Generation: 12, Started: at(-3 * time.Hour),
 		CaNotAfter: at(300 * 24 * time.Hour), Hosts: 3, HostsConnected: 2, Workloads: 4, Policies: 5, Namespaces: 3, FlowsLost: 7,
+		Revocations: 2, Ages: &symbolonv1.Ages{
+			Policy: at(-5 * time.Hour), SvidOldest: at(-10 * time.Minute), SvidNextEnd: at(20 * time.Minute),
+			SvidNextEndId: "spiffe://acme.example/acme/prod/web", HostSvidNextEnd: at(time.Hour), HostSvidNextEndId: "h2",
+			AwaySince: at(-2 * time.Hour), AwayId: "h3", HostsBehind: 1, Revoked: at(-26 * time.Hour),
+			Scans: 4, ScanOldest: at(-50 * time.Hour), ScanNextEnd: at(9 * time.Hour),
+		},
 	}
 	s.hosts = &symbolonv1.ListHostsResponse{Generation: 12, Hosts: []*symbolonv1.Host{
 		{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,10 +16,12 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show the controller's state",
 		Long: `Show the controller's version and trust domain, the policy generation in force, how
-many hosts are enrolled and connected, and when the CA expires.
+many hosts are enrolled and connected, when the CA expires, and how old everything is:
+policy, SVIDs, hosts that are away, revocations, scans, bundles of other trust domains.
 
 Hosts that are enrolled but not connected go on enforcing what they have; they do
-not hear of changes. "symbolon host list" names them.`,
+not hear of changes. "symbolon host list" names them. How old a host's own things are,
+'symbolon-proxy debug status' says there, with or without the controller.`,
 		Example: `  symbolon status
   symbolon status -o json`,
 		Args: cobra.NoArgs,
@@ -43,11 +46,11 @@ func (a *app) status(ctx context.Context, _ []string) error {
 	case "yaml":
 		return a.yaml(s)
 	}
-	hosts := yes(fmt.Sprintf("%d of %d connected", s.GetHostsConnected(), s.GetHosts()))
-	if s.GetHosts() == 0 {
-		hosts = text("none enrolled")
-	} else if s.GetHostsConnected() < s.GetHosts() {
-		hosts = warn(fmt.Sprintf("%d of %d connected", s.GetHostsConnected(), s.GetHosts()))
+	ages := s.GetAges()
+	hosts := a.hostsCell(s)
+	generation := fmt.Sprint(s.GetGeneration())
+	if ages.GetPolicy() != nil {
+		generation += ", made " + ago(a.Now(), ages.GetPolicy())
 	}
 	ca := text(fmt.Sprintf("expires %s (%s)", ago(a.Now(), s.GetCaNotAfter()), absolute(a.Location, s.GetCaNotAfter())))
 	if s.GetCaNotAfter() != nil && s.GetCaNotAfter().AsTime().Before(a.Now()) {
@@ -64,15 +67,20 @@ func (a *app) status(ctx context.Context, _ []string) error {
 	if n := s.GetHostsWithoutRevocations(); n > 0 {
 		revocations = warn(fmt.Sprintf("%d, not acknowledged by %d connected hosts", s.GetRevocations(), n))
 	}
+	if ages.GetRevoked() != nil {
+		revocations.text += "; the last " + ago(a.Now(), ages.GetRevoked())
+	}
 	lines := []pair{
 		{"controller", text(fmt.Sprintf("%s, started %s", s.GetVersion(), ago(a.Now(), s.GetStarted())))},
 		{"trust domain", text(s.GetTrustDomain())},
-		{"generation", text(fmt.Sprint(s.GetGeneration()))},
+		{"generation", text(generation)},
 		{"hosts", hosts},
 		{"workloads", text(fmt.Sprint(s.GetWorkloads()))},
+		{"svids", a.svidAges(ages)},
 		{"policies", text(fmt.Sprintf("%d in %d namespaces", s.GetPolicies(), s.GetNamespaces()))},
 		{"ca", ca},
 		{"revocations", revocations},
+		{"scans", a.scanAges(ages)},
 		{"flows", lost},
 	}
 	for _, d := range s.GetTrustDomains() {
@@ -81,6 +89,49 @@ func (a *app) status(ctx context.Context, _ []string) error {
 		lines = append(lines, pair{d.GetName(), c})
 	}
 	return a.pairs(lines...)
+}
+
+// hostsCell says how many hosts are here, and which has been away the longest.
+func (a *app) hostsCell(s *symbolonv1.GetStatusResponse) cell {
+	if s.GetHosts() == 0 {
+		return text("none enrolled")
+	}
+	ages := s.GetAges()
+	line := fmt.Sprintf("%d of %d connected", s.GetHostsConnected(), s.GetHosts())
+	if n := ages.GetHostsBehind(); n > 0 {
+		line += fmt.Sprintf(", %d with another generation", n)
+	}
+	if ages.GetAwaySince() != nil {
+		line += fmt.Sprintf("; %s was last seen %s", ages.GetAwayId(), ago(a.Now(), ages.GetAwaySince()))
+	}
+	if s.GetHostsConnected() < s.GetHosts() || ages.GetHostsBehind() > 0 {
+		return warn(line)
+	}
+	return yes(line)
+}
+
+// svidAges sums up the SVIDs that the controller has issued. One is renewed long before its
+// end, so an end that is near means that something does not get through.
+func (a *app) svidAges(s *symbolonv1.Ages) cell {
+	var parts []string
+	if s.GetSvidOldest() != nil {
+		parts = append(parts, fmt.Sprintf("oldest issued %s, next end %s (%s)",
+			ago(a.Now(), s.GetSvidOldest()), ago(a.Now(), s.GetSvidNextEnd()), s.GetSvidNextEndId()))
+	}
+	if s.GetHostSvidNextEnd() != nil {
+		parts = append(parts, fmt.Sprintf("next end of a host's %s (%s)", ago(a.Now(), s.GetHostSvidNextEnd()), s.GetHostSvidNextEndId()))
+	}
+	if len(parts) == 0 {
+		return text("none")
+	}
+	return text(strings.Join(parts, "; "))
+}
+
+func (a *app) scanAges(s *symbolonv1.Ages) cell {
+	if s.GetScans() == 0 {
+		return text("none")
+	}
+	return text(fmt.Sprintf("%d findings, the oldest pushed %s, next end %s", s.GetScans(), ago(a.Now(), s.GetScanOldest()), ago(a.Now(), s.GetScanNextEnd())))
 }
 
 // pair is a line of a thing shown by itself.

@@ -240,8 +240,10 @@ type GetStatusResponse struct {
 	// How much is revoked, and how many of the connected hosts have not acknowledged it.
 	Revocations             uint32 `protobuf:"varint,20,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	HostsWithoutRevocations uint32 `protobuf:"varint,21,opt,name=hosts_without_revocations,json=hostsWithoutRevocations,proto3" json:"hosts_without_revocations,omitempty"`
-	unknownFields           protoimpl.UnknownFields
-	sizeCache               protoimpl.SizeCache
+	// How old what is in force is: what matters when something has been away.
+	Ages          *Ages `protobuf:"bytes,40,opt,name=ages,proto3" json:"ages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -370,6 +372,13 @@ func (x *GetStatusResponse) GetHostsWithoutRevocations() uint32 {
 		return x.HostsWithoutRevocations
 	}
 	return 0
+}
+
+func (x *GetStatusResponse) GetAges() *Ages {
+	if x != nil {
+		return x.Ages
+	}
+	return nil
 }
 
 type SourceFile struct {
@@ -6129,12 +6138,162 @@ func (x *RotateIntermediateResponse) GetHostsAway() uint32 {
 	return 0
 }
 
+// Ages is since when things are as they are. What there is none of is not there.
+type Ages struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the generation of policy in force was made.
+	Policy *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Of the SVIDs that workloads have: when the oldest was issued, and the end that comes
+	// first, with whose it is.
+	SvidOldest    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=svid_oldest,json=svidOldest,proto3" json:"svid_oldest,omitempty"`
+	SvidNextEnd   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=svid_next_end,json=svidNextEnd,proto3" json:"svid_next_end,omitempty"`
+	SvidNextEndId string                 `protobuf:"bytes,4,opt,name=svid_next_end_id,json=svidNextEndId,proto3" json:"svid_next_end_id,omitempty"`
+	// Of the hosts' own: the end that comes first, and whose.
+	HostSvidNextEnd   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=host_svid_next_end,json=hostSvidNextEnd,proto3" json:"host_svid_next_end,omitempty"`
+	HostSvidNextEndId string                 `protobuf:"bytes,6,opt,name=host_svid_next_end_id,json=hostSvidNextEndId,proto3" json:"host_svid_next_end_id,omitempty"`
+	// Of the hosts that are not connected: the one that has been away the longest.
+	AwaySince *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=away_since,json=awaySince,proto3" json:"away_since,omitempty"`
+	AwayId    string                 `protobuf:"bytes,8,opt,name=away_id,json=awayId,proto3" json:"away_id,omitempty"`
+	// Connected hosts with another generation in force than the controller's.
+	HostsBehind uint32 `protobuf:"varint,9,opt,name=hosts_behind,json=hostsBehind,proto3" json:"hosts_behind,omitempty"`
+	// When the newest of what is revoked was.
+	Revoked *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	// Findings of scanners in force: how many, when the oldest was pushed, and the end that
+	// comes first.
+	Scans         uint32                 `protobuf:"varint,11,opt,name=scans,proto3" json:"scans,omitempty"`
+	ScanOldest    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=scan_oldest,json=scanOldest,proto3" json:"scan_oldest,omitempty"`
+	ScanNextEnd   *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=scan_next_end,json=scanNextEnd,proto3" json:"scan_next_end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ages) Reset() {
+	*x = Ages{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ages) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ages) ProtoMessage() {}
+
+func (x *Ages) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ages.ProtoReflect.Descriptor instead.
+func (*Ages) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *Ages) GetPolicy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Ages) GetSvidOldest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SvidOldest
+	}
+	return nil
+}
+
+func (x *Ages) GetSvidNextEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SvidNextEnd
+	}
+	return nil
+}
+
+func (x *Ages) GetSvidNextEndId() string {
+	if x != nil {
+		return x.SvidNextEndId
+	}
+	return ""
+}
+
+func (x *Ages) GetHostSvidNextEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HostSvidNextEnd
+	}
+	return nil
+}
+
+func (x *Ages) GetHostSvidNextEndId() string {
+	if x != nil {
+		return x.HostSvidNextEndId
+	}
+	return ""
+}
+
+func (x *Ages) GetAwaySince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AwaySince
+	}
+	return nil
+}
+
+func (x *Ages) GetAwayId() string {
+	if x != nil {
+		return x.AwayId
+	}
+	return ""
+}
+
+func (x *Ages) GetHostsBehind() uint32 {
+	if x != nil {
+		return x.HostsBehind
+	}
+	return 0
+}
+
+func (x *Ages) GetRevoked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *Ages) GetScans() uint32 {
+	if x != nil {
+		return x.Scans
+	}
+	return 0
+}
+
+func (x *Ages) GetScanOldest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ScanOldest
+	}
+	return nil
+}
+
+func (x *Ages) GetScanNextEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ScanNextEnd
+	}
+	return nil
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x17symbolon/v1/admin.proto\x12\vsymbolon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19symbolon/v1/control.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xbf\x04\n" +
+	"\x10GetStatusRequest\"\xe6\x04\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x1e\n" +
@@ -6156,7 +6315,8 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"flows_lost\x18\v \x01(\x04R\tflowsLost\x12C\n" +
 	"\rtrust_domains\x18\x1e \x03(\v2\x1e.symbolon.v1.TrustDomainStatusR\ftrustDomains\x12 \n" +
 	"\vrevocations\x18\x14 \x01(\rR\vrevocations\x12:\n" +
-	"\x19hosts_without_revocations\x18\x15 \x01(\rR\x17hostsWithoutRevocations\":\n" +
+	"\x19hosts_without_revocations\x18\x15 \x01(\rR\x17hostsWithoutRevocations\x12%\n" +
+	"\x04ages\x18( \x01(\v2\x11.symbolon.v1.AgesR\x04ages\":\n" +
 	"\n" +
 	"SourceFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -6650,7 +6810,25 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fintermediate\x18\x02 \x01(\v2\x1a.symbolon.v1.CACertificateR\fintermediate\x12'\n" +
 	"\x0fhosts_connected\x18\x03 \x01(\rR\x0ehostsConnected\x12\x1d\n" +
 	"\n" +
-	"hosts_away\x18\x04 \x01(\rR\thostsAway*\x8f\x01\n" +
+	"hosts_away\x18\x04 \x01(\rR\thostsAway\"\x9b\x05\n" +
+	"\x04Ages\x122\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x06policy\x12;\n" +
+	"\vsvid_oldest\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"svidOldest\x12>\n" +
+	"\rsvid_next_end\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vsvidNextEnd\x12'\n" +
+	"\x10svid_next_end_id\x18\x04 \x01(\tR\rsvidNextEndId\x12G\n" +
+	"\x12host_svid_next_end\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0fhostSvidNextEnd\x120\n" +
+	"\x15host_svid_next_end_id\x18\x06 \x01(\tR\x11hostSvidNextEndId\x129\n" +
+	"\n" +
+	"away_since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tawaySince\x12\x17\n" +
+	"\aaway_id\x18\b \x01(\tR\x06awayId\x12!\n" +
+	"\fhosts_behind\x18\t \x01(\rR\vhostsBehind\x124\n" +
+	"\arevoked\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12\x14\n" +
+	"\x05scans\x18\v \x01(\rR\x05scans\x12;\n" +
+	"\vscan_oldest\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"scanOldest\x12>\n" +
+	"\rscan_next_end\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vscanNextEnd*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -6720,7 +6898,7 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                    // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),                 // 1: symbolon.v1.SimulatedType
@@ -6813,218 +6991,228 @@ var file_symbolon_v1_admin_proto_goTypes = []any{
 	(*CABehind)(nil),                   // 88: symbolon.v1.CABehind
 	(*RotateIntermediateRequest)(nil),  // 89: symbolon.v1.RotateIntermediateRequest
 	(*RotateIntermediateResponse)(nil), // 90: symbolon.v1.RotateIntermediateResponse
-	nil,                                // 91: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                                // 92: symbolon.v1.Host.AttributesEntry
-	nil,                                // 93: symbolon.v1.Workload.AttributesEntry
-	nil,                                // 94: symbolon.v1.ExplainEndpoint.AttributesEntry
-	nil,                                // 95: symbolon.v1.ScanFinding.AttributesEntry
-	nil,                                // 96: symbolon.v1.RevokeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 97: google.protobuf.Timestamp
-	(*Resource)(nil),                   // 98: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),        // 99: google.protobuf.Duration
-	(Reason)(0),                        // 100: symbolon.v1.Reason
-	(Protection)(0),                    // 101: symbolon.v1.Protection
-	(Verb)(0),                          // 102: symbolon.v1.Verb
-	(Mode)(0),                          // 103: symbolon.v1.Mode
-	(*FlowRecord)(nil),                 // 104: symbolon.v1.FlowRecord
-	(Outcome)(0),                       // 105: symbolon.v1.Outcome
-	(*EdgeSet)(nil),                    // 106: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                    // 107: symbolon.v1.EdgeEnd
-	(BundleEndpointProfile)(0),         // 108: symbolon.v1.BundleEndpointProfile
-	(*Revocation)(nil),                 // 109: symbolon.v1.Revocation
-	(*LabelValues)(nil),                // 110: symbolon.v1.LabelValues
+	(*Ages)(nil),                       // 91: symbolon.v1.Ages
+	nil,                                // 92: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                                // 93: symbolon.v1.Host.AttributesEntry
+	nil,                                // 94: symbolon.v1.Workload.AttributesEntry
+	nil,                                // 95: symbolon.v1.ExplainEndpoint.AttributesEntry
+	nil,                                // 96: symbolon.v1.ScanFinding.AttributesEntry
+	nil,                                // 97: symbolon.v1.RevokeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 98: google.protobuf.Timestamp
+	(*Resource)(nil),                   // 99: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),        // 100: google.protobuf.Duration
+	(Reason)(0),                        // 101: symbolon.v1.Reason
+	(Protection)(0),                    // 102: symbolon.v1.Protection
+	(Verb)(0),                          // 103: symbolon.v1.Verb
+	(Mode)(0),                          // 104: symbolon.v1.Mode
+	(*FlowRecord)(nil),                 // 105: symbolon.v1.FlowRecord
+	(Outcome)(0),                       // 106: symbolon.v1.Outcome
+	(*EdgeSet)(nil),                    // 107: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                    // 108: symbolon.v1.EdgeEnd
+	(BundleEndpointProfile)(0),         // 109: symbolon.v1.BundleEndpointProfile
+	(*Revocation)(nil),                 // 110: symbolon.v1.Revocation
+	(*LabelValues)(nil),                // 111: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	97,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	97,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	98,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	98,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
 	75,  // 2: symbolon.v1.GetStatusResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	5,   // 3: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
-	0,   // 4: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
-	8,   // 5: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
-	7,   // 6: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 7: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
-	11,  // 8: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	98,  // 9: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	91,  // 10: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	99,  // 11: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	97,  // 12: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	92,  // 13: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	97,  // 14: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	97,  // 15: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	97,  // 16: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
-	19,  // 17: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	93,  // 18: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	97,  // 19: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	97,  // 20: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
-	24,  // 21: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
-	27,  // 22: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
-	27,  // 23: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	94,  // 24: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	100, // 25: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	101, // 26: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
-	29,  // 27: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	102, // 28: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	103, // 29: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	101, // 30: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
-	28,  // 31: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	27,  // 32: symbolon.v1.ExplainResponse.from:type_name -> symbolon.v1.ExplainEndpoint
-	27,  // 33: symbolon.v1.ExplainResponse.to:type_name -> symbolon.v1.ExplainEndpoint
-	104, // 34: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
-	105, // 35: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	104, // 36: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	105, // 37: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	99,  // 38: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	106, // 39: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
-	37,  // 40: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	97,  // 41: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
-	5,   // 42: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	99,  // 43: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	101, // 44: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	100, // 45: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
-	1,   // 46: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	107, // 47: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	107, // 48: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
-	39,  // 49: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
-	39,  // 50: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	97,  // 51: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	97,  // 52: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
-	40,  // 53: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
-	7,   // 54: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 55: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
-	42,  // 56: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
-	1,   // 57: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	97,  // 58: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
-	43,  // 59: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
-	43,  // 60: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
-	7,   // 61: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	98,  // 62: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
-	7,   // 63: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 64: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
-	5,   // 65: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	52,  // 66: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
-	28,  // 67: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
-	5,   // 68: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	2,   // 69: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
-	54,  // 70: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
-	60,  // 71: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	97,  // 72: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	97,  // 73: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	97,  // 74: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
-	99,  // 75: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	98,  // 76: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	99,  // 77: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
-	5,   // 78: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
-	9,   // 79: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	95,  // 80: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	99,  // 81: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
-	65,  // 82: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	97,  // 83: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
-	65,  // 84: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	97,  // 85: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	97,  // 86: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
-	68,  // 87: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
-	75,  // 88: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
-	75,  // 89: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	108, // 90: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
-	97,  // 91: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
-	99,  // 92: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
-	97,  // 93: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
-	97,  // 94: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
-	97,  // 95: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
-	97,  // 96: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
-	75,  // 97: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
-	96,  // 98: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
-	109, // 99: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
-	97,  // 100: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
-	97,  // 101: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
-	79,  // 102: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	79,  // 103: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
-	79,  // 104: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	97,  // 105: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
-	97,  // 106: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 107: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
-	85,  // 108: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	97,  // 109: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
-	99,  // 110: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
-	97,  // 111: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
-	97,  // 112: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
-	88,  // 113: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
-	97,  // 114: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
-	85,  // 115: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
-	85,  // 116: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	110, // 117: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	110, // 118: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	110, // 119: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	110, // 120: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 121: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 122: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 123: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 124: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 125: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 126: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 127: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 128: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 129: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 130: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 131: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 132: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 133: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 134: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 135: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 136: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 137: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 138: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 139: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 140: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 141: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 142: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	66,  // 143: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	69,  // 144: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	71,  // 145: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	73,  // 146: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	76,  // 147: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	78,  // 148: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
-	81,  // 149: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
-	83,  // 150: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
-	86,  // 151: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
-	89,  // 152: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
-	4,   // 153: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 154: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 155: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 156: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 157: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 158: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 159: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 160: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 161: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 162: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 163: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 164: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 165: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 166: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 167: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 168: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 169: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 170: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 171: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 172: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 173: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 174: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	67,  // 175: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	70,  // 176: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	72,  // 177: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	74,  // 178: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	77,  // 179: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	80,  // 180: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
-	82,  // 181: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
-	84,  // 182: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
-	87,  // 183: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
-	90,  // 184: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
-	153, // [153:185] is the sub-list for method output_type
-	121, // [121:153] is the sub-list for method input_type
-	121, // [121:121] is the sub-list for extension type_name
-	121, // [121:121] is the sub-list for extension extendee
-	0,   // [0:121] is the sub-list for field type_name
+	91,  // 3: symbolon.v1.GetStatusResponse.ages:type_name -> symbolon.v1.Ages
+	5,   // 4: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
+	0,   // 5: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
+	8,   // 6: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
+	7,   // 7: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 8: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
+	11,  // 9: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
+	99,  // 10: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	92,  // 11: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	100, // 12: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	98,  // 13: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	93,  // 14: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	98,  // 15: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	98,  // 16: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	98,  // 17: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	19,  // 18: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
+	94,  // 19: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	98,  // 20: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	98,  // 21: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	24,  // 22: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
+	27,  // 23: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
+	27,  // 24: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
+	95,  // 25: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	101, // 26: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	102, // 27: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	29,  // 28: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
+	103, // 29: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	104, // 30: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	102, // 31: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	28,  // 32: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
+	27,  // 33: symbolon.v1.ExplainResponse.from:type_name -> symbolon.v1.ExplainEndpoint
+	27,  // 34: symbolon.v1.ExplainResponse.to:type_name -> symbolon.v1.ExplainEndpoint
+	105, // 35: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
+	106, // 36: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	105, // 37: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	106, // 38: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	100, // 39: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	107, // 40: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	37,  // 41: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
+	98,  // 42: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	5,   // 43: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
+	100, // 44: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	102, // 45: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	101, // 46: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	1,   // 47: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
+	108, // 48: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	108, // 49: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	39,  // 50: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
+	39,  // 51: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
+	98,  // 52: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	98,  // 53: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	40,  // 54: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
+	7,   // 55: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 56: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
+	42,  // 57: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
+	1,   // 58: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
+	98,  // 59: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	43,  // 60: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
+	43,  // 61: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
+	7,   // 62: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
+	99,  // 63: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	7,   // 64: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
+	10,  // 65: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
+	5,   // 66: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	52,  // 67: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
+	28,  // 68: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
+	5,   // 69: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	2,   // 70: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
+	54,  // 71: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
+	60,  // 72: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
+	98,  // 73: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	98,  // 74: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	98,  // 75: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
+	100, // 76: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	99,  // 77: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	100, // 78: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	5,   // 79: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
+	9,   // 80: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
+	96,  // 81: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	100, // 82: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	65,  // 83: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
+	98,  // 84: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	65,  // 85: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
+	98,  // 86: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	98,  // 87: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	68,  // 88: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
+	75,  // 89: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
+	75,  // 90: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
+	109, // 91: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	98,  // 92: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	100, // 93: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	98,  // 94: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	98,  // 95: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	98,  // 96: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	98,  // 97: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	75,  // 98: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
+	97,  // 99: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
+	110, // 100: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	98,  // 101: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	98,  // 102: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	79,  // 103: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	79,  // 104: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
+	79,  // 105: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	98,  // 106: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
+	98,  // 107: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
+	85,  // 108: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
+	85,  // 109: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	98,  // 110: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
+	100, // 111: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
+	98,  // 112: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
+	98,  // 113: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
+	88,  // 114: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
+	98,  // 115: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
+	85,  // 116: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
+	85,  // 117: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	98,  // 118: symbolon.v1.Ages.policy:type_name -> google.protobuf.Timestamp
+	98,  // 119: symbolon.v1.Ages.svid_oldest:type_name -> google.protobuf.Timestamp
+	98,  // 120: symbolon.v1.Ages.svid_next_end:type_name -> google.protobuf.Timestamp
+	98,  // 121: symbolon.v1.Ages.host_svid_next_end:type_name -> google.protobuf.Timestamp
+	98,  // 122: symbolon.v1.Ages.away_since:type_name -> google.protobuf.Timestamp
+	98,  // 123: symbolon.v1.Ages.revoked:type_name -> google.protobuf.Timestamp
+	98,  // 124: symbolon.v1.Ages.scan_oldest:type_name -> google.protobuf.Timestamp
+	98,  // 125: symbolon.v1.Ages.scan_next_end:type_name -> google.protobuf.Timestamp
+	111, // 126: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	111, // 127: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	111, // 128: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	111, // 129: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	3,   // 130: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	6,   // 131: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	12,  // 132: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	14,  // 133: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	16,  // 134: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	18,  // 135: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	21,  // 136: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	23,  // 137: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	26,  // 138: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	44,  // 139: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	46,  // 140: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	48,  // 141: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	50,  // 142: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	53,  // 143: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	31,  // 144: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	33,  // 145: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	35,  // 146: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	38,  // 147: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	56,  // 148: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	58,  // 149: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	61,  // 150: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	63,  // 151: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	66,  // 152: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	69,  // 153: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	71,  // 154: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	73,  // 155: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	76,  // 156: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	78,  // 157: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	81,  // 158: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	83,  // 159: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	86,  // 160: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
+	89,  // 161: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
+	4,   // 162: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	9,   // 163: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	13,  // 164: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	15,  // 165: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	17,  // 166: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	20,  // 167: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	22,  // 168: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	25,  // 169: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	30,  // 170: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	45,  // 171: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	47,  // 172: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	49,  // 173: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	51,  // 174: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	55,  // 175: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	32,  // 176: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	34,  // 177: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	36,  // 178: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	41,  // 179: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	57,  // 180: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	59,  // 181: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	62,  // 182: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	64,  // 183: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	67,  // 184: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	70,  // 185: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	72,  // 186: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	74,  // 187: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	77,  // 188: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	80,  // 189: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	82,  // 190: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	84,  // 191: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	87,  // 192: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
+	90,  // 193: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
+	162, // [162:194] is the sub-list for method output_type
+	130, // [130:162] is the sub-list for method input_type
+	130, // [130:130] is the sub-list for extension type_name
+	130, // [130:130] is the sub-list for extension extendee
+	0,   // [0:130] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -7043,7 +7231,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   94,
+			NumMessages:   95,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

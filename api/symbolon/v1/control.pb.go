@@ -1037,7 +1037,10 @@ type Generation struct {
 	TokenKeys []*TokenKey `protobuf:"bytes,8,rep,name=token_keys,json=tokenKeys,proto3" json:"token_keys,omitempty"`
 	// What is revoked, whole; not there: as it was. It holds even if the proxy refuses
 	// the rest.
-	Revocations   *Revocations `protobuf:"bytes,9,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	Revocations *Revocations `protobuf:"bytes,9,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	// The controller leaves it out: a proxy notes there for the process that follows it when
+	// it heard what is in force.
+	Received      *Received `protobuf:"bytes,11,opt,name=received,proto3" json:"received,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1135,6 +1138,75 @@ func (x *Generation) GetRevocations() *Revocations {
 	return nil
 }
 
+func (x *Generation) GetReceived() *Received {
+	if x != nil {
+		return x.Received
+	}
+	return nil
+}
+
+// Received is since when, by the proxy's clock, things are in force on a host.
+type Received struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Policy      *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Revocations *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	// The roots of each trust domain, by name: since when they are these.
+	Bundles       map[string]*timestamppb.Timestamp `protobuf:"bytes,3,rep,name=bundles,proto3" json:"bundles,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Received) Reset() {
+	*x = Received{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Received) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Received) ProtoMessage() {}
+
+func (x *Received) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Received.ProtoReflect.Descriptor instead.
+func (*Received) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Received) GetPolicy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Received) GetRevocations() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+func (x *Received) GetBundles() map[string]*timestamppb.Timestamp {
+	if x != nil {
+		return x.Bundles
+	}
+	return nil
+}
+
 // TrustBundle is what another trust domain's SVIDs are verified by.
 type TrustBundle struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1147,7 +1219,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1231,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1244,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -1202,7 +1274,7 @@ type TokenKey struct {
 
 func (x *TokenKey) Reset() {
 	*x = TokenKey{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1286,7 @@ func (x *TokenKey) String() string {
 func (*TokenKey) ProtoMessage() {}
 
 func (x *TokenKey) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1299,7 @@ func (x *TokenKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenKey.ProtoReflect.Descriptor instead.
 func (*TokenKey) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TokenKey) GetId() string {
@@ -1260,7 +1332,7 @@ type Revocations struct {
 
 func (x *Revocations) Reset() {
 	*x = Revocations{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1344,7 @@ func (x *Revocations) String() string {
 func (*Revocations) ProtoMessage() {}
 
 func (x *Revocations) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1357,7 @@ func (x *Revocations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocations.ProtoReflect.Descriptor instead.
 func (*Revocations) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Revocations) GetNumber() uint64 {
@@ -1334,7 +1406,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1418,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1431,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Revocation) GetId() string {
@@ -1452,7 +1524,7 @@ type RevokedSerial struct {
 
 func (x *RevokedSerial) Reset() {
 	*x = RevokedSerial{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1536,7 @@ func (x *RevokedSerial) String() string {
 func (*RevokedSerial) ProtoMessage() {}
 
 func (x *RevokedSerial) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1549,7 @@ func (x *RevokedSerial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedSerial.ProtoReflect.Descriptor instead.
 func (*RevokedSerial) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokedSerial) GetTrustDomain() string {
@@ -1506,7 +1578,7 @@ type RevokedHost struct {
 
 func (x *RevokedHost) Reset() {
 	*x = RevokedHost{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1590,7 @@ func (x *RevokedHost) String() string {
 func (*RevokedHost) ProtoMessage() {}
 
 func (x *RevokedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1603,7 @@ func (x *RevokedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedHost.ProtoReflect.Descriptor instead.
 func (*RevokedHost) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokedHost) GetTrustDomain() string {
@@ -1558,7 +1630,7 @@ type RevokedLabels struct {
 
 func (x *RevokedLabels) Reset() {
 	*x = RevokedLabels{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1642,7 @@ func (x *RevokedLabels) String() string {
 func (*RevokedLabels) ProtoMessage() {}
 
 func (x *RevokedLabels) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1655,7 @@ func (x *RevokedLabels) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedLabels.ProtoReflect.Descriptor instead.
 func (*RevokedLabels) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokedLabels) GetLabels() map[string]string {
@@ -1604,7 +1676,7 @@ type RevocationsAck struct {
 
 func (x *RevocationsAck) Reset() {
 	*x = RevocationsAck{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[22]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1688,7 @@ func (x *RevocationsAck) String() string {
 func (*RevocationsAck) ProtoMessage() {}
 
 func (x *RevocationsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[22]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1701,7 @@ func (x *RevocationsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationsAck.ProtoReflect.Descriptor instead.
 func (*RevocationsAck) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevocationsAck) GetNumber() uint64 {
@@ -1655,7 +1727,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[23]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1739,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[23]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1752,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Peers) GetAddresses() [][]byte {
@@ -1699,7 +1771,7 @@ type Reissue struct {
 
 func (x *Reissue) Reset() {
 	*x = Reissue{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[24]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1783,7 @@ func (x *Reissue) String() string {
 func (*Reissue) ProtoMessage() {}
 
 func (x *Reissue) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[24]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1796,7 @@ func (x *Reissue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
 func (*Reissue) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Reissue) GetGeneration() uint64 {
@@ -1749,7 +1821,7 @@ type ReportFlowsRequest struct {
 
 func (x *ReportFlowsRequest) Reset() {
 	*x = ReportFlowsRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[25]
+	mi := &file_symbolon_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1833,7 @@ func (x *ReportFlowsRequest) String() string {
 func (*ReportFlowsRequest) ProtoMessage() {}
 
 func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[25]
+	mi := &file_symbolon_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1846,7 @@ func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ReportFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReportFlowsRequest) GetRecords() []*FlowRecord {
@@ -1813,7 +1885,7 @@ type ReportFlowsResponse struct {
 
 func (x *ReportFlowsResponse) Reset() {
 	*x = ReportFlowsResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[26]
+	mi := &file_symbolon_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1897,7 @@ func (x *ReportFlowsResponse) String() string {
 func (*ReportFlowsResponse) ProtoMessage() {}
 
 func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[26]
+	mi := &file_symbolon_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1910,7 @@ func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ReportFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 var File_symbolon_v1_control_proto protoreflect.FileDescriptor
@@ -1930,7 +2002,7 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\areissue\x18\x02 \x01(\v2\x14.symbolon.v1.ReissueH\x00R\areissue\x12*\n" +
 	"\x05peers\x18\x03 \x01(\v2\x12.symbolon.v1.PeersH\x00R\x05peers\x12<\n" +
 	"\vrevocations\x18\x04 \x01(\v2\x18.symbolon.v1.RevocationsH\x00R\vrevocationsB\t\n" +
-	"\amessage\"\x87\x04\n" +
+	"\amessage\"\xba\x04\n" +
 	"\n" +
 	"Generation\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12%\n" +
@@ -1942,10 +2014,18 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\abundles\x18\a \x03(\v2\x18.symbolon.v1.TrustBundleR\abundles\x124\n" +
 	"\n" +
 	"token_keys\x18\b \x03(\v2\x15.symbolon.v1.TokenKeyR\ttokenKeys\x12:\n" +
-	"\vrevocations\x18\t \x01(\v2\x18.symbolon.v1.RevocationsR\vrevocations\x1a[\n" +
+	"\vrevocations\x18\t \x01(\v2\x18.symbolon.v1.RevocationsR\vrevocations\x121\n" +
+	"\breceived\x18\v \x01(\v2\x15.symbolon.v1.ReceivedR\breceived\x1a[\n" +
 	"\x13HostAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
-	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"F\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"\x92\x02\n" +
+	"\bReceived\x122\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x06policy\x12<\n" +
+	"\vrevocations\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vrevocations\x12<\n" +
+	"\abundles\x18\x03 \x03(\v2\".symbolon.v1.Received.BundlesEntryR\abundles\x1aV\n" +
+	"\fBundlesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05value:\x028\x01\"F\n" +
 	"\vTrustBundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\"9\n" +
@@ -2015,7 +2095,7 @@ func file_symbolon_v1_control_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_control_proto_rawDescData
 }
 
-var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_symbolon_v1_control_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: symbolon.v1.EnrolRequest
 	(*X509Proof)(nil),             // 1: symbolon.v1.X509Proof
@@ -2032,81 +2112,88 @@ var file_symbolon_v1_control_proto_goTypes = []any{
 	(*Ack)(nil),                   // 12: symbolon.v1.Ack
 	(*SessionResponse)(nil),       // 13: symbolon.v1.SessionResponse
 	(*Generation)(nil),            // 14: symbolon.v1.Generation
-	(*TrustBundle)(nil),           // 15: symbolon.v1.TrustBundle
-	(*TokenKey)(nil),              // 16: symbolon.v1.TokenKey
-	(*Revocations)(nil),           // 17: symbolon.v1.Revocations
-	(*Revocation)(nil),            // 18: symbolon.v1.Revocation
-	(*RevokedSerial)(nil),         // 19: symbolon.v1.RevokedSerial
-	(*RevokedHost)(nil),           // 20: symbolon.v1.RevokedHost
-	(*RevokedLabels)(nil),         // 21: symbolon.v1.RevokedLabels
-	(*RevocationsAck)(nil),        // 22: symbolon.v1.RevocationsAck
-	(*Peers)(nil),                 // 23: symbolon.v1.Peers
-	(*Reissue)(nil),               // 24: symbolon.v1.Reissue
-	(*ReportFlowsRequest)(nil),    // 25: symbolon.v1.ReportFlowsRequest
-	(*ReportFlowsResponse)(nil),   // 26: symbolon.v1.ReportFlowsResponse
-	nil,                           // 27: symbolon.v1.EnrolRequest.AttributesEntry
-	nil,                           // 28: symbolon.v1.IssueSVIDRequest.AttributesEntry
-	nil,                           // 29: symbolon.v1.IssueTokenRequest.AttributesEntry
-	nil,                           // 30: symbolon.v1.Generation.HostAttributesEntry
-	nil,                           // 31: symbolon.v1.RevokedLabels.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
-	(*Resource)(nil),              // 33: symbolon.v1.Resource
-	(*FlowRecord)(nil),            // 34: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),               // 35: symbolon.v1.EdgeSet
-	(*LabelValues)(nil),           // 36: symbolon.v1.LabelValues
+	(*Received)(nil),              // 15: symbolon.v1.Received
+	(*TrustBundle)(nil),           // 16: symbolon.v1.TrustBundle
+	(*TokenKey)(nil),              // 17: symbolon.v1.TokenKey
+	(*Revocations)(nil),           // 18: symbolon.v1.Revocations
+	(*Revocation)(nil),            // 19: symbolon.v1.Revocation
+	(*RevokedSerial)(nil),         // 20: symbolon.v1.RevokedSerial
+	(*RevokedHost)(nil),           // 21: symbolon.v1.RevokedHost
+	(*RevokedLabels)(nil),         // 22: symbolon.v1.RevokedLabels
+	(*RevocationsAck)(nil),        // 23: symbolon.v1.RevocationsAck
+	(*Peers)(nil),                 // 24: symbolon.v1.Peers
+	(*Reissue)(nil),               // 25: symbolon.v1.Reissue
+	(*ReportFlowsRequest)(nil),    // 26: symbolon.v1.ReportFlowsRequest
+	(*ReportFlowsResponse)(nil),   // 27: symbolon.v1.ReportFlowsResponse
+	nil,                           // 28: symbolon.v1.EnrolRequest.AttributesEntry
+	nil,                           // 29: symbolon.v1.IssueSVIDRequest.AttributesEntry
+	nil,                           // 30: symbolon.v1.IssueTokenRequest.AttributesEntry
+	nil,                           // 31: symbolon.v1.Generation.HostAttributesEntry
+	nil,                           // 32: symbolon.v1.Received.BundlesEntry
+	nil,                           // 33: symbolon.v1.RevokedLabels.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*Resource)(nil),              // 35: symbolon.v1.Resource
+	(*FlowRecord)(nil),            // 36: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),               // 37: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 38: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
-	27, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
+	28, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
 	1,  // 1: symbolon.v1.EnrolRequest.x509pop:type_name -> symbolon.v1.X509Proof
 	3,  // 2: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	32, // 3: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
-	32, // 4: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
-	28, // 5: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
+	34, // 3: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
+	34, // 4: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
+	29, // 5: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
 	3,  // 6: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	29, // 7: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
-	32, // 8: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	32, // 9: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
+	30, // 7: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
+	34, // 8: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	34, // 9: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
 	3,  // 10: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
 	11, // 11: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
 	12, // 12: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
-	22, // 13: symbolon.v1.SessionRequest.revoked:type_name -> symbolon.v1.RevocationsAck
+	23, // 13: symbolon.v1.SessionRequest.revoked:type_name -> symbolon.v1.RevocationsAck
 	14, // 14: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
-	24, // 15: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
-	23, // 16: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
-	17, // 17: symbolon.v1.SessionResponse.revocations:type_name -> symbolon.v1.Revocations
-	33, // 18: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
-	30, // 19: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
-	15, // 20: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
-	16, // 21: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
-	17, // 22: symbolon.v1.Generation.revocations:type_name -> symbolon.v1.Revocations
-	18, // 23: symbolon.v1.Revocations.added:type_name -> symbolon.v1.Revocation
-	19, // 24: symbolon.v1.Revocation.serial:type_name -> symbolon.v1.RevokedSerial
-	20, // 25: symbolon.v1.Revocation.host:type_name -> symbolon.v1.RevokedHost
-	21, // 26: symbolon.v1.Revocation.labels:type_name -> symbolon.v1.RevokedLabels
-	31, // 27: symbolon.v1.RevokedLabels.labels:type_name -> symbolon.v1.RevokedLabels.LabelsEntry
-	34, // 28: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	35, // 29: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
-	36, // 30: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	36, // 31: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	36, // 32: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	36, // 33: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	0,  // 34: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	4,  // 35: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	6,  // 36: symbolon.v1.ProxyService.IssueToken:input_type -> symbolon.v1.IssueTokenRequest
-	8,  // 37: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	10, // 38: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	25, // 39: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	2,  // 40: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	5,  // 41: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	7,  // 42: symbolon.v1.ProxyService.IssueToken:output_type -> symbolon.v1.IssueTokenResponse
-	9,  // 43: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	13, // 44: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	26, // 45: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	40, // [40:46] is the sub-list for method output_type
-	34, // [34:40] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	25, // 15: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
+	24, // 16: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
+	18, // 17: symbolon.v1.SessionResponse.revocations:type_name -> symbolon.v1.Revocations
+	35, // 18: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
+	31, // 19: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
+	16, // 20: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
+	17, // 21: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
+	18, // 22: symbolon.v1.Generation.revocations:type_name -> symbolon.v1.Revocations
+	15, // 23: symbolon.v1.Generation.received:type_name -> symbolon.v1.Received
+	34, // 24: symbolon.v1.Received.policy:type_name -> google.protobuf.Timestamp
+	34, // 25: symbolon.v1.Received.revocations:type_name -> google.protobuf.Timestamp
+	32, // 26: symbolon.v1.Received.bundles:type_name -> symbolon.v1.Received.BundlesEntry
+	19, // 27: symbolon.v1.Revocations.added:type_name -> symbolon.v1.Revocation
+	20, // 28: symbolon.v1.Revocation.serial:type_name -> symbolon.v1.RevokedSerial
+	21, // 29: symbolon.v1.Revocation.host:type_name -> symbolon.v1.RevokedHost
+	22, // 30: symbolon.v1.Revocation.labels:type_name -> symbolon.v1.RevokedLabels
+	33, // 31: symbolon.v1.RevokedLabels.labels:type_name -> symbolon.v1.RevokedLabels.LabelsEntry
+	36, // 32: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
+	37, // 33: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	38, // 34: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	38, // 35: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	38, // 36: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	38, // 37: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	34, // 38: symbolon.v1.Received.BundlesEntry.value:type_name -> google.protobuf.Timestamp
+	0,  // 39: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	4,  // 40: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	6,  // 41: symbolon.v1.ProxyService.IssueToken:input_type -> symbolon.v1.IssueTokenRequest
+	8,  // 42: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	10, // 43: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	26, // 44: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	2,  // 45: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	5,  // 46: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	7,  // 47: symbolon.v1.ProxyService.IssueToken:output_type -> symbolon.v1.IssueTokenResponse
+	9,  // 48: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	13, // 49: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	27, // 50: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	45, // [45:51] is the sub-list for method output_type
+	39, // [39:45] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -2129,7 +2216,7 @@ func file_symbolon_v1_control_proto_init() {
 		(*SessionResponse_Peers)(nil),
 		(*SessionResponse_Revocations)(nil),
 	}
-	file_symbolon_v1_control_proto_msgTypes[18].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[19].OneofWrappers = []any{
 		(*Revocation_SpiffeId)(nil),
 		(*Revocation_Serial)(nil),
 		(*Revocation_Host)(nil),
@@ -2141,7 +2228,7 @@ func file_symbolon_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_control_proto_rawDesc), len(file_symbolon_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
