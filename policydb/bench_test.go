@@ -100,6 +100,7 @@ func benchDecide(b *testing.B, c *Compiled, attrs int) {
 			if i++; i%len(peers) == 0 {
 				c.known.hashes.Store(nil)
 				c.known.pointers.Store(nil)
+				c.known.answers.Store(nil)
 			}
 			fresh.To.Attributes = peers[i%len(peers)]
 			c.Decide(Client, &fresh, noon)

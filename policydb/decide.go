@@ -74,7 +74,7 @@ func (q *Query) side(s Side) (own, other *Endpoint) {
 }
 
 // Decide judges q by one side's policies (docs/policy.md has the rules). It
-// allocates nothing for endpoints that it has seen. Safe for concurrent use.
+// allocates nothing for a question that it was asked before. Safe for concurrent use.
 func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 	own, other := q.side(side)
 	from, to := c.entry(q.From.Attributes), c.entry(q.To.Attributes)
@@ -86,6 +86,19 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 	if ch == nil || own.External != "" {
 		return Decision{Reason: symbolonv1.Reason_REASON_NO_POLICY, Protection: symbolonv1.Protection_PROTECTION_ENCRYPTED}
 	}
+	external := other.External != ""
+	asked := question{from.known, to.known, ch, q.what(side, external)}
+	if a := c.known.answers.Load().find(&asked, now); a != nil {
+		return a.decision
+	}
+	c.decide(&d, &asked, q, external, now)
+	c.keep(&asked, &d, now)
+	return d
+}
+
+// decide is Decide without what was decided before. external: the other end is one.
+func (c *Compiled) decide(d *Decision, asked *question, q *Query, external bool, now time.Time) {
+	ch := asked.chain
 	var (
 		until           time.Time
 		observed        bool
@@ -97,7 +110,7 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 	}
 	if len(ch.levels) > 0 {
 		protocol := transportOf(q.Protocol)
-		subjects, objects := c.subjectsOf(from.known), c.objectsOf(to.known)
+		subjects, objects := c.subjectsOf(asked.from), c.objectsOf(asked.to)
 		for i := range ch.levels {
 			l := &ch.levels[i]
 			// This is both (bits.go), written out: a call per word is a third of the time.
@@ -131,12 +144,11 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 			}
 		}
 	}
-	external := other.External != ""
-	c.conclude(&d, &enforced, ch, external)
+	c.conclude(d, &enforced, ch, external)
 	d.Until = until
 	if ch.learn && !d.Allow && !c.overruled(ch, enforced.decided) {
 		d.learn()
-		return d
+		return
 	}
 	if observed {
 		var w Decision
@@ -144,7 +156,6 @@ func (c *Compiled) Decide(side Side, q *Query, now time.Time) (d Decision) {
 			d.WouldAllow, d.WouldPolicy = verdictOf(w.Allow), w.Policy
 		}
 	}
-	return d
 }
 
 var wouldAllow, wouldDeny = true, false

@@ -391,6 +391,18 @@ func holdToReference(t *testing.T, rs []*symbolonv1.Resource, q *Query, now time
 			}
 		}
 		checkExplanation(t, c.Explain(side, q, now), want)
+		// What is remembered of one question is no other's, nor another time's: a clock goes
+		// on, and is set back.
+		for _, other := range neighbours(q) {
+			for _, at := range []time.Time{now.Add(25 * time.Hour), now} {
+				if diff := diffDecisions(c.Decide(side, other, at), Reference(rs, side, other, at)); diff != "" {
+					t.Fatalf("%s side, %+v after other questions, at %s: %s", side, other, at, diff)
+				}
+			}
+		}
+		if diff := diffDecisions(c.Decide(side, q, now), want); diff != "" {
+			t.Fatalf("%s side, after other questions: %s", side, diff)
+		}
 		if got.Until.IsZero() {
 			continue
 		}
@@ -403,6 +415,30 @@ func holdToReference(t *testing.T, rs []*symbolonv1.Resource, q *Query, now time
 			}
 		}
 	}
+}
+
+// neighbours are questions that differ from q in one thing each.
+func neighbours(q *Query) []*Query {
+	var out []*Query
+	add := func(change func(*Query)) {
+		x := *q
+		change(&x)
+		out = append(out, &x)
+	}
+	add(func(x *Query) { x.Port ^= 443 ^ 500 })
+	add(func(x *Query) { x.Protocol = map[string]string{"tcp": "udp", "udp": "tcp"}[q.Protocol] })
+	add(func(x *Query) { x.From, x.To = q.To, q.From })
+	for _, other := range []func(*Query) *Endpoint{func(x *Query) *Endpoint { return &x.From }, func(x *Query) *Endpoint { return &x.To }} {
+		add(func(x *Query) { e := other(x); e.Namespace, e.External = "", "/x/other" })
+		add(func(x *Query) { e := other(x); e.Namespace, e.External = "/a/b", "" })
+		// One value less of a key, which only a comparison may look at.
+		add(func(x *Query) {
+			if e := other(x); len(e.Attributes) > 0 {
+				e.Attributes = e.Attributes[1:]
+			}
+		})
+	}
+	return out
 }
 
 // checkExplanation: what decided is among the candidates that match.

@@ -31,6 +31,7 @@ type known struct {
 type identities struct {
 	pointers atomic.Pointer[pointerCache]
 	hashes   atomic.Pointer[hashCache]
+	answers  atomic.Pointer[answers]
 	nobody   *pointerEntry // without attributes
 }
 
@@ -129,8 +130,9 @@ func (c *Compiled) identifyByHash(attrs identity.Attributes) *known {
 	if cache == nil || cache.bytes.Load() >= maxBitsetBytes {
 		fresh := new(hashCache)
 		if c.known.hashes.CompareAndSwap(cache, fresh) {
-			// What pointers lead to is to be freed as well.
+			// What pointers and answers lead to is to be freed as well.
 			c.known.pointers.Store(nil)
+			c.known.answers.Store(nil)
 		}
 		cache = c.known.hashes.Load()
 	}

@@ -45,12 +45,17 @@ type clause struct {
 	values   []string // of opPrefix the prefix alone
 }
 
-// index builds both matchers and the set of keys that they look at.
+// index builds both matchers and the set of keys that they and comparisons look at.
 func (c *Compiled) index() {
 	c.keys = make(map[string]struct{})
 	words := len(c.policies) / wordBits
 	c.subjects.build(c.policies, words, (*symbolonv1.Policy).GetSubject, c.keys)
 	c.objects.build(c.policies, words, (*symbolonv1.Policy).GetObject, c.keys)
+	for i := range c.policies {
+		for _, key := range slices.Concat(c.policies[i].same, c.policies[i].different) {
+			c.keys[key] = struct{}{}
+		}
+	}
 	c.known.nobody = &pointerEntry{known: new(known)}
 }
 

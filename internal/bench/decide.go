@@ -38,7 +38,8 @@ func decideSizes(quick bool) []int {
 // of so many attributes. CPU time of the deciding thread, medians over rounds.
 type decided struct {
 	Policies, Attributes int
-	KnownNs, NewNs       float64 // peers seen before, and at first sight
+	KnownNs, NewNs       float64 // what was asked before, and peers at first sight
+	PortNs               float64 // peers seen before, a port on which they were not asked for
 	KnownAllocs          float64 // for each decision
 	NewAllocs            float64
 	CompileMs            float64 // of all policies
@@ -63,7 +64,7 @@ func measureDecisions(ctx context.Context, o *options, progress io.Writer) ([]de
 			if err := d.measure(c, o.rounds); err != nil {
 				return all, err
 			}
-			fmt.Fprintf(progress, "decide: %d policies, %d attributes: %.0f ns known, %.0f ns new\n", n, attributes, d.KnownNs, d.NewNs)
+			fmt.Fprintf(progress, "decide: %d policies, %d attributes: %.0f ns known, %.0f ns on another port, %.0f ns new\n", n, attributes, d.KnownNs, d.PortNs, d.NewNs)
 			all = append(all, d)
 		}
 	}
@@ -86,12 +87,19 @@ func (d *decided) measure(c *policydb.Compiled, rounds int) error {
 		return fmt.Errorf("the question that is measured is not decided by a policy, but by %v", x.Reason)
 	}
 	runtime.GC() // what was before is not to be swept meanwhile
-	var known, fresh []float64
+	var known, anew, fresh []float64
 	for round := range decideRounds * rounds {
 		ns, allocs := cost(decideBurst, func(i int) { c.Decide(policydb.Client, &queries[i%decidePeers], now) })
 		if round > 0 { // the first sees them for the first time
 			known, d.KnownAllocs = append(known, ns), max(d.KnownAllocs, allocs)
 		}
+		// The same peers, but three times as many questions as are remembered.
+		ns, _ = cost(decideBurst, func(i int) {
+			q, turn := queries[i%decidePeers], (round*decideBurst+i)/decidePeers
+			q.Port = uint16(8000 + turn/2%101)
+			c.Decide(policydb.Side(turn%2), &q, now)
+		})
+		anew = append(anew, ns)
 		peers := make([]policydb.Query, decideFresh)
 		for i := range peers {
 			peers[i] = queries[i%decidePeers]
@@ -101,8 +109,9 @@ func (d *decided) measure(c *policydb.Compiled, rounds int) error {
 		fresh = append(fresh, ns)
 	}
 	slices.Sort(known)
+	slices.Sort(anew)
 	slices.Sort(fresh)
-	d.KnownNs, d.NewNs = median(known), median(fresh)
+	d.KnownNs, d.PortNs, d.NewNs = median(known), median(anew), median(fresh)
 	return nil
 }
 
@@ -207,11 +216,12 @@ func writeDecisions(w io.Writer, all []decided) {
 	if len(all) == 0 {
 		return
 	}
-	rows := [][]string{{"", "known, ns", "allocs", "first sight, µs", "allocs", "compile, ms", "B/policy"}}
+	rows := [][]string{{"", "known, ns", "allocs", "other port, ns", "first sight, µs", "allocs", "compile, ms", "B/policy"}}
 	for _, d := range all {
 		rows = append(rows, []string{
 			fmt.Sprintf("%d policies, %d attributes", d.Policies, d.Attributes),
 			fmt.Sprintf("%.0f", d.KnownNs), fmt.Sprintf("%.0f", d.KnownAllocs),
+			fmt.Sprintf("%.0f", d.PortNs),
 			fmt.Sprintf("%.1f", d.NewNs/1e3), fmt.Sprintf("%.0f", d.NewAllocs),
 			fmt.Sprintf("%.1f", d.CompileMs), fmt.Sprintf("%.0f", d.BytesPerPolicy),
 		})
