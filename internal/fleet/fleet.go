@@ -116,6 +116,18 @@ func (f *Fleet) StartController(ctx context.Context) (err error) {
 	return err
 }
 
+// Reconfigure starts the controller again with more flags.
+func (f *Fleet) Reconfigure(ctx context.Context, flags ...string) error {
+	if err := f.daemon.Stop(); err != nil {
+		return err
+	}
+	f.options.Flags = append(f.options.Flags, flags...)
+	return f.StartController(ctx)
+}
+
+// CAFile is the controller's ca.pem.
+func (f *Fleet) CAFile() string { return filepath.Join(f.data(), "ca.pem") }
+
 // ControllerDaemon is the running controller.
 func (f *Fleet) ControllerDaemon() *netlab.Daemon { return f.daemon }
 
@@ -207,6 +219,9 @@ type Enrolment struct {
 	Labels    map[string]string
 	// Config is appended to proxy.yaml, such as "redirect: {inbound_ports: [80]}".
 	Config string
+	// Join is what stands in the configuration's "controller" in the place of a join token:
+	// "join: x509pop, cert_file: ...".
+	Join string
 	// Files are files of the machine, by name, which the proxy finds with this content
 	// instead; SetFile changes them.
 	Files map[string]string
@@ -224,25 +239,20 @@ type Proxy struct {
 
 // Proxy enrols a host and starts its proxy.
 func (f *Fleet) Proxy(ctx context.Context, h *netlab.Host, e Enrolment) (*Proxy, error) {
-	args := []string{"host", "token", "--namespace", e.Namespace}
-	for k, v := range e.Labels {
-		args = append(args, "--label", k+"="+v)
-	}
-	token, err := f.Must(ctx, args...)
-	if err != nil {
-		return nil, err
-	}
 	p := &Proxy{Host: h, fleet: f, dir: filepath.Join(f.Dir, "proxy-"+h.Name())}
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return nil, err
 	}
-	tokenFile := filepath.Join(p.dir, "join.token")
-	if err := os.WriteFile(tokenFile, []byte(token), 0o600); err != nil {
-		return nil, err
+	join := e.Join
+	if join == "" {
+		if err := p.getToken(ctx, e); err != nil {
+			return nil, err
+		}
+		join = fmt.Sprintf("join_token_file: %q", p.tokenFile())
 	}
 	p.config = filepath.Join(p.dir, "proxy.yaml")
-	yaml := fmt.Sprintf("controller: {address: %q, join_token_file: %q}\nsocket: %q\nflows: %q\n%s\n",
-		f.Address, tokenFile, p.Socket(), p.FlowFile(), e.Config)
+	yaml := fmt.Sprintf("controller: {address: %q, %s}\nsocket: %q\nflows: %q\n%s\n",
+		f.Address, join, p.Socket(), p.FlowFile(), e.Config)
 	if err := os.WriteFile(p.config, []byte(yaml), 0o600); err != nil {
 		return nil, err
 	}
@@ -259,6 +269,20 @@ func (f *Fleet) Proxy(ctx context.Context, h *netlab.Host, e Enrolment) (*Proxy,
 	return p, p.Start(ctx)
 }
 
+func (p *Proxy) getToken(ctx context.Context, e Enrolment) error {
+	args := []string{"host", "token", "--namespace", e.Namespace}
+	for k, v := range e.Labels {
+		args = append(args, "--label", k+"="+v)
+	}
+	token, err := p.fleet.Must(ctx, args...)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(p.tokenFile(), []byte(token), 0o600)
+}
+
+func (p *Proxy) tokenFile() string { return filepath.Join(p.dir, "join.token") }
+
 // Socket is the proxy's debug socket.
 func (p *Proxy) Socket() string { return filepath.Join(p.dir, "p.sock") }
 
@@ -267,7 +291,7 @@ func (p *Proxy) FlowFile() string { return filepath.Join(p.dir, "flows.jsonl") }
 
 // JoinToken is the token that the host enrolled with; it is spent.
 func (p *Proxy) JoinToken() (string, error) {
-	b, err := os.ReadFile(filepath.Join(p.dir, "join.token"))
+	b, err := os.ReadFile(p.tokenFile())
 	return strings.TrimSpace(string(b)), err
 }
 

@@ -196,3 +196,18 @@ func (a *Agent) Fetch(ctx context.Context, user string) (Given, error) {
 
 // Program is the path of spire-agent, by which a unix:path selector knows Fetch.
 func (a *Agent) Program() string { return a.program }
+
+// Write has SPIRE's own client write the caller's SVID, key and bundle into a new directory
+// in memory, as svid.0.pem, svid.0.key and bundle.0.pem, and returns it.
+func (a *Agent) Write(ctx context.Context, name string) (dir string, err error) {
+	memory, err := a.Host.World().MemoryDir()
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(memory, name)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("spirelab: %w", err)
+	}
+	_, err = a.Host.Output(ctx, a.program, "api", "fetch", "x509", "-socketPath", a.Socket, "-timeout", "5s", "-silent", "-write", dir)
+	return dir, err
+}
