@@ -1,6 +1,7 @@
 package policydb
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -260,10 +261,13 @@ func (c *checker) policyTest(t *symbolonv1.PolicyTest) {
 			c.failf([]any{"tests", i, "name"}, "", "the test has no name")
 		}
 		for _, side := range []struct {
-			name   string
-			labels map[string]*symbolonv1.LabelValues
-		}{{"from", x.GetFrom()}, {"to", x.GetTo()}} {
-			if len(side.labels) == 0 {
+			name, external string
+			labels         map[string]*symbolonv1.LabelValues
+		}{{"from", x.GetFromExternal(), x.GetFrom()}, {"to", x.GetToExternal(), x.GetTo()}} {
+			switch {
+			case side.external != "" && len(side.labels) > 0:
+				c.failf([]any{"tests", i, side.name}, "", "%s is an External and attributes at once", side.name)
+			case side.external == "" && len(side.labels) == 0:
 				c.failf([]any{"tests", i, side.name}, "", "%s is empty", side.name)
 			}
 			for _, key := range sortedKeys(side.labels) {
@@ -279,6 +283,20 @@ func (c *checker) policyTest(t *symbolonv1.PolicyTest) {
 		}
 		if x.Encrypted != nil && !x.GetExpectAllow() {
 			c.failf([]any{"tests", i, "encrypted"}, "leave it out", "what is denied is neither encrypted nor not")
+		}
+		if x.GetFromExternal() != "" && x.GetToExternal() != "" {
+			c.failf([]any{"tests", i, "to"}, "give one of them attributes", "both ends are Externals: neither has a side that judges")
+		}
+		if external := cmp.Or(x.GetFromExternal(), x.GetToExternal()); external != "" && x.GetEncrypted() {
+			c.failf([]any{"tests", i, "encrypted"}, "expect deny, with reason: encryption-unavailable, if that is meant", "nothing can be encrypted to or from an External")
+		}
+		switch r := x.GetReason(); {
+		case r != symbolonv1.Reason_REASON_UNSPECIFIED && nameOf(testedReasons, r) == "":
+			c.failf([]any{"tests", i, "reason"}, "", "a test cannot ask for reason %s", r)
+		case r == symbolonv1.Reason_REASON_ENCRYPTION_UNAVAILABLE && x.GetExpectAllow():
+			c.failf([]any{"tests", i, "reason"}, "write expect: deny", "what cannot be encrypted is denied")
+		case r == symbolonv1.Reason_REASON_DEFAULT && x.GetBy() != "":
+			c.failf([]any{"tests", i, "reason"}, "leave one of them out", "a default is decided by no policy")
 		}
 	}
 }

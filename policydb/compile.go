@@ -37,9 +37,9 @@ type Compiled struct {
 	services  map[string]*addressTable
 	foreign   foreignClaims
 	byID      byID
-	// By name; fqdns is how each External is written, by its Ref.
-	externalNames, serviceNames map[string]*nameTable
-	fqdns                       map[string][]string
+	// declared are the Externals as they are written, by Ref.
+	declared                    map[string]*symbolonv1.External
+	externalNames, serviceNames map[string]*nameTable // by DNS name
 	// observing: some policy is in observe mode, so that there are two verdicts.
 	observing bool
 	// timeless takes every window as open: PolicyTests must not depend on the hour.
@@ -94,7 +94,7 @@ func Compile(resources []*symbolonv1.Resource, generation uint64) (*Compiled, er
 		externals:  make(map[string]*addressTable),
 		services:   make(map[string]*addressTable),
 		foreign:    make(foreignClaims),
-		fqdns:      make(map[string][]string),
+		declared:   make(map[string]*symbolonv1.External),
 
 		externalNames: make(map[string]*nameTable), serviceNames: make(map[string]*nameTable),
 	}
@@ -122,9 +122,7 @@ func Compile(resources []*symbolonv1.Resource, generation uint64) (*Compiled, er
 			}
 		case *symbolonv1.Resource_External:
 			err = addAddresses(c.externals, c.externalNames, key, k.External.GetAddresses(), k.External.GetLabels())
-			if names := k.External.GetAddresses().GetFqdns(); len(names) > 0 {
-				c.fqdns[key.Ref()] = names
-			}
+			c.declared[key.Ref()] = k.External
 		case *symbolonv1.Resource_Service:
 			err = addAddresses(c.services, c.serviceNames, key, k.Service.GetAddresses(), nil)
 		case *symbolonv1.Resource_TrustDomain:

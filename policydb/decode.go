@@ -28,6 +28,11 @@ var (
 		"encrypt": symbolonv1.Verb_VERB_ENCRYPT, "log": symbolonv1.Verb_VERB_LOG,
 	}
 	outcomes = map[string]bool{"allow": true, "deny": false}
+	// testedReasons are those that a PolicyTest can ask for.
+	testedReasons = map[string]symbolonv1.Reason{
+		"policy": symbolonv1.Reason_REASON_POLICY, "fallback": symbolonv1.Reason_REASON_FALLBACK,
+		"default": symbolonv1.Reason_REASON_DEFAULT, "encryption-unavailable": symbolonv1.Reason_REASON_ENCRYPTION_UNAVAILABLE,
+	}
 )
 
 // schema says which keys a kind has besides kind, namespace and name, and how to

@@ -3,6 +3,7 @@ package policydb
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/goccy/go-yaml/ast"
 
@@ -236,7 +237,7 @@ func (d *decoder) policyTest(r *symbolonv1.Resource, e map[string]entry) {
 }
 
 func (d *decoder) test(n ast.Node, all []entry) *symbolonv1.PolicyTest_Test {
-	e := d.known(all, "key", "a test", []string{"name", "from", "to", "port", "expect", "by", "encrypted"}, map[string]string{
+	e := d.known(all, "key", "a test", []string{"name", "from", "to", "port", "expect", "by", "encrypted", "reason"}, map[string]string{
 		"subject": `the word is "from"`, "object": `the word is "to"`, "ports": `the word is "port", and its value one range or any`,
 	})
 	for _, key := range []string{"name", "from", "to", "port", "expect"} {
@@ -253,10 +254,10 @@ func (d *decoder) test(n ast.Node, all []entry) *symbolonv1.PolicyTest_Test {
 		t.Name, _ = d.str(x.value, "name")
 	}
 	if x, ok := e["from"]; ok {
-		t.From = d.labels(x)
+		t.From, t.FromExternal = d.testEnd(x)
 	}
 	if x, ok := e["to"]; ok {
-		t.To = d.labels(x)
+		t.To, t.ToExternal = d.testEnd(x)
 	}
 	if x, ok := e["port"]; ok {
 		if s, isString := x.value.(*ast.StringNode); !isString || s.Value != "any" {
@@ -276,5 +277,19 @@ func (d *decoder) test(n ast.Node, all []entry) *symbolonv1.PolicyTest_Test {
 		b := d.boolean(x)
 		t.Encrypted = &b
 	}
+	if x, ok := e["reason"]; ok {
+		t.Reason = word(d, x, testedReasons)
+	}
 	return t
+}
+
+// testEnd is a workload's attributes, or the name of an External.
+func (d *decoder) testEnd(e entry) (labels map[string]*symbolonv1.LabelValues, external string) {
+	if s, ok := e.value.(*ast.StringNode); ok {
+		if !strings.HasPrefix(s.Value, "/") {
+			d.report(s.GetToken(), "write {app: web}, or an External such as /acme/card-processor", "%s is %s, want a map of labels, or an External's namespace and name", e.key, printable(s.Value))
+		}
+		return nil, s.Value
+	}
+	return d.labels(e), ""
 }

@@ -174,15 +174,25 @@ func (f *formatter) policyTest(t *symbolonv1.PolicyTest) {
 			port = formatPorts(x.GetPort())
 		}
 		fmt.Fprintf(f, "- {name: %s, from: %s, to: %s, port: %s, expect: %s",
-			quote(x.GetName()), flowLabels(x.GetFrom()), flowLabels(x.GetTo()), port, nameOf(outcomes, x.GetExpectAllow()))
+			quote(x.GetName()), testEnd(x.GetFrom(), x.GetFromExternal()), testEnd(x.GetTo(), x.GetToExternal()), port, nameOf(outcomes, x.GetExpectAllow()))
 		if x.GetBy() != "" {
 			f.WriteString(", by: " + quote(x.GetBy()))
 		}
 		if x.Encrypted != nil {
 			fmt.Fprintf(f, ", encrypted: %t", x.GetEncrypted())
 		}
+		if x.GetReason() != symbolonv1.Reason_REASON_UNSPECIFIED {
+			f.WriteString(", reason: " + nameOf(testedReasons, x.GetReason()))
+		}
 		f.WriteString("}\n")
 	}
+}
+
+func testEnd(labels map[string]*symbolonv1.LabelValues, external string) string {
+	if external != "" {
+		return quote(external)
+	}
+	return flowLabels(labels)
 }
 
 func flowTerm(t *symbolonv1.Term) string {

@@ -199,7 +199,7 @@ func (c *Compiled) namesOf(e *Edge) []string {
 	if m, _ := c.Destination(e.From.Namespace, e.ToAddress, e.Protocol, e.Port); m != nil && m.Ref == e.To.External {
 		return nil
 	}
-	return c.fqdns[e.To.External]
+	return c.declared[e.To.External].GetAddresses().GetFqdns()
 }
 
 // evadable tells whether a selector goes by an External's labels: whether it selects the

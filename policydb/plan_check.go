@@ -99,26 +99,34 @@ func (p *planner) checkOverlaps() {
 }
 
 // checkDeciders refuses tests that want a policy to decide which is not on their
-// namespace's chain: they could never pass.
+// namespace's chain, or speak of an External that is not: they could never pass.
 func (p *planner) checkDeciders() {
 	for _, r := range p.changed() {
 		for i, t := range r.GetPolicyTest().GetTests() {
-			if t.GetBy() == "" {
-				continue
-			}
-			var refs []string
-			for _, ns := range chainOf(r.GetNamespace()) {
-				for _, x := range p.candidate.collect(indexID+"_prefix", exactlyKind{KindPolicy, ns}) {
-					refs = append(refs, RefOf(x))
+			for _, x := range []struct{ key, kind, word, ref string }{
+				{"by", KindPolicy, "policy", t.GetBy()}, {"from", KindExternal, KindExternal, t.GetFromExternal()}, {"to", KindExternal, KindExternal, t.GetToExternal()},
+			} {
+				if x.ref == "" {
+					continue
 				}
-			}
-			if !slices.Contains(refs, t.GetBy()) {
-				p.fail(r, problem{[]any{"tests", i, "by", t.GetBy()}, mistake{
-					fmt.Sprintf("no policy %s holds in %s", printable(t.GetBy()), r.GetNamespace()), didYouMean(t.GetBy(), refs),
-				}})
+				if refs := p.onChain(x.kind, r.GetNamespace()); !slices.Contains(refs, x.ref) {
+					p.fail(r, problem{[]any{"tests", i, x.key, x.ref}, mistake{
+						fmt.Sprintf("no %s %s holds in %s", x.word, printable(x.ref), r.GetNamespace()), didYouMean(x.ref, refs),
+					}})
+				}
 			}
 		}
 	}
+}
+
+// onChain are the Refs of a kind's resources in a namespace and those above.
+func (p *planner) onChain(kind, namespace string) (refs []string) {
+	for _, ns := range chainOf(namespace) {
+		for _, x := range p.candidate.collect(indexID+"_prefix", exactlyKind{kind, ns}) {
+			refs = append(refs, RefOf(x))
+		}
+	}
+	return refs
 }
 
 // maxWarnings bounds the warnings listed one by one.

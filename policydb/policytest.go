@@ -1,6 +1,7 @@
 package policydb
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -11,7 +12,7 @@ import (
 )
 
 // A PolicyTest asks what the policies of its namespace's chain make of two
-// endpoints, both taken to be in that namespace. It must not pass at noon and fail
+// endpoints, each taken to be in that namespace, or an External of the chain. It must not pass at noon and fail
 // at midnight, so windows count as open; what has expired is gone. It asks what the
 // policies say, so a namespace in learn is judged as if it were enforced.
 
@@ -93,7 +94,9 @@ func (db *DB) Test(documents []Document, namespace string) ([]TestCase, error) {
 			if failure != "" {
 				x.Protocol, x.Port = q.Protocol, q.Port
 				if grounds--; grounds >= 0 {
-					x.Sides = []Explanation{c.grounds(Client, q, now), c.grounds(Server, q, now)}
+					for _, side := range q.judges() {
+						x.Sides = append(x.Sides, c.grounds(side, q, now))
+					}
 				}
 				if doc != nil {
 					at := doc.at(problem{[]any{"tests", i, "name", theValue{}}, mistake{}})
@@ -151,7 +154,8 @@ func (c *Compiled) test(namespace string, t *symbolonv1.PolicyTest_Test, now tim
 }
 
 // testAt returns with it the last question asked: the one that failed. A test on a range of
-// ports, or on any, must hold for each of them.
+// ports, or on any, must hold for each of them; with an External as the server, for each
+// of those that the External has.
 func (c *Compiled) testAt(namespace string, t *symbolonv1.PolicyTest_Test, now time.Time) (failure string, q *Query) {
 	q = &Query{
 		From: Endpoint{Namespace: namespace, Attributes: identity.AttributesFromProto(t.GetFrom())},
@@ -162,6 +166,24 @@ func (c *Compiled) testAt(namespace string, t *symbolonv1.PolicyTest_Test, now t
 		ranges = ranges[:0]
 		for _, protocol := range protocols {
 			ranges = append(ranges, &symbolonv1.PortRange{Protocol: protocol, First: 1, Last: maxPort})
+		}
+	}
+	for _, end := range []struct {
+		*Endpoint
+		external string
+	}{{&q.From, t.GetFromExternal()}, {&q.To, t.GetToExternal()}} {
+		if end.external == "" {
+			continue
+		}
+		x := c.declared[end.external]
+		if x == nil {
+			return "there is no External " + end.external + " here", q
+		}
+		*end.Endpoint = Endpoint{External: end.external, Attributes: identity.AttributesFromProto(x.GetLabels())}
+		if end.Endpoint == &q.To {
+			if ranges = portsIn(ranges, x.GetAddresses().GetPorts()); len(ranges) == 0 {
+				return fmt.Sprintf("External %s does not have the port", end.external), q
+			}
 		}
 	}
 	for _, r := range ranges {
@@ -175,18 +197,57 @@ func (c *Compiled) testAt(namespace string, t *symbolonv1.PolicyTest_Test, now t
 	return "", q
 }
 
+// portsIn is what ranges and ports (none: all) have in common.
+func portsIn(ranges, ports []*symbolonv1.PortRange) []*symbolonv1.PortRange {
+	if len(ports) == 0 {
+		return ranges
+	}
+	var out []*symbolonv1.PortRange
+	for _, r := range ranges {
+		for _, p := range ports {
+			first, last := max(r.GetFirst(), p.GetFirst()), min(r.GetLast(), p.GetLast())
+			if r.GetProtocol() == p.GetProtocol() && first <= last {
+				out = append(out, &symbolonv1.PortRange{Protocol: r.GetProtocol(), First: first, Last: last})
+			}
+		}
+	}
+	return out
+}
+
+// judges are the sides of q that have policies: an External has none.
+func (q *Query) judges() []Side {
+	switch {
+	case q.From.External != "":
+		return []Side{Server}
+	case q.To.External != "":
+		return []Side{Client}
+	}
+	return []Side{Client, Server}
+}
+
 func (c *Compiled) testPort(q *Query, t *symbolonv1.PolicyTest_Test, now time.Time) string {
-	sides := []Decision{c.Decide(Client, q, now), c.Decide(Server, q, now)}
-	allow := sides[0].Allow && sides[1].Allow
+	var sides []Decision
+	allow, protection := true, symbolonv1.Protection_PROTECTION_UNSPECIFIED
+	for _, side := range q.judges() {
+		d := c.Decide(side, q, now)
+		sides, allow, protection = append(sides, d), allow && d.Allow, max(protection, d.Protection)
+	}
 	got := describeSides(sides)
+	// What decides is of a side with the verdict that counts.
+	decides := func(is func(*Decision) bool) bool {
+		return slices.ContainsFunc(sides, func(d Decision) bool { return d.Allow == allow && is(&d) })
+	}
 	if allow != t.GetExpectAllow() {
 		return fmt.Sprintf("want %s, got %s", nameOf(outcomes, t.GetExpectAllow()), got)
 	}
-	if by := t.GetBy(); by != "" && !slices.ContainsFunc(sides, func(d Decision) bool { return d.Policy == by && d.Allow == allow }) {
+	by, reason := t.GetBy(), t.GetReason()
+	if by != "" && !decides(func(d *Decision) bool { return d.Policy == by }) {
 		return fmt.Sprintf("want %s by %s, got %s", nameOf(outcomes, allow), by, got)
 	}
-	encrypted := max(sides[0].Protection, sides[1].Protection) == symbolonv1.Protection_PROTECTION_ENCRYPTED
-	if t.Encrypted != nil && t.GetEncrypted() != encrypted {
+	if reason != symbolonv1.Reason_REASON_UNSPECIFIED && !decides(func(d *Decision) bool { return d.Reason == reason && (by == "" || d.Policy == by) }) {
+		return fmt.Sprintf("want %s with reason %s, got %s", nameOf(outcomes, allow), nameOf(testedReasons, reason), got)
+	}
+	if encrypted := protection == symbolonv1.Protection_PROTECTION_ENCRYPTED; t.Encrypted != nil && t.GetEncrypted() != encrypted {
 		return fmt.Sprintf("want encrypted: %t, got %t", t.GetEncrypted(), encrypted)
 	}
 	return ""
@@ -205,6 +266,9 @@ func describeSides(sides []Decision) string {
 	if d.Policy != "" {
 		by = d.Policy
 	}
+	if d.Reason == symbolonv1.Reason_REASON_ENCRYPTION_UNAVAILABLE {
+		by += ", which obliges to encrypt: encryption-unavailable"
+	}
 	return fmt.Sprintf("%s by %s", nameOf(outcomes, d.Allow), by)
 }
 
@@ -212,7 +276,7 @@ func describeSides(sides []Decision) string {
 // match q cannot differ.
 func (c *Compiled) portsToTry(q *Query, r *symbolonv1.PortRange) []uint16 {
 	out := []uint16{uint16(r.GetFirst())}
-	ch := c.chains[q.From.Namespace]
+	ch := c.chains[cmp.Or(q.From.Namespace, q.To.Namespace)]
 	if ch == nil {
 		return out
 	}

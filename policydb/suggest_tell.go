@@ -67,8 +67,14 @@ func (g *suggester) test(c *Compiled) *symbolonv1.Resource {
 			Name: name, From: g.labels(from), To: g.labels(to), ExpectAllow: allow, By: by,
 			Port: &symbolonv1.PortRange{Protocol: protocol, First: uint32(port), Last: uint32(port)},
 		}
+		named := from.External == "" && len(x.From) > 0 && to.External == "" && len(x.To) > 0
+		if from.External != "" {
+			x.From, x.FromExternal, named = nil, from.External, len(x.To) > 0
+		} else if to.External != "" {
+			x.To, x.ToExternal, named = nil, to.External, len(x.From) > 0
+		}
 		same := func(y *symbolonv1.PolicyTest_Test) bool { return y.GetName() == name }
-		if len(x.From) > 0 && len(x.To) > 0 && !slices.ContainsFunc(t.Tests, same) && c.test(g.Namespace, x, g.options.Now) == "" {
+		if named && !slices.ContainsFunc(t.Tests, same) && c.test(g.Namespace, x, g.options.Now) == "" {
 			t.Tests = append(t.Tests, x)
 		}
 	}

@@ -1479,7 +1479,14 @@ type PolicyTest_Test struct {
 	// The policy that must decide, "namespace/name"; empty: whichever.
 	By string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
 	// Unset: not asked.
-	Encrypted     *bool `protobuf:"varint,7,opt,name=encrypted,proto3,oneof" json:"encrypted,omitempty"`
+	Encrypted *bool `protobuf:"varint,7,opt,name=encrypted,proto3,oneof" json:"encrypted,omitempty"`
+	// One of the two ends may be an External, "namespace/name", in the place of attributes:
+	// then only the other end's side judges.
+	FromExternal string `protobuf:"bytes,8,opt,name=from_external,json=fromExternal,proto3" json:"from_external,omitempty"`
+	ToExternal   string `protobuf:"bytes,9,opt,name=to_external,json=toExternal,proto3" json:"to_external,omitempty"`
+	// Why it must be decided so: POLICY, FALLBACK, DEFAULT or ENCRYPTION_UNAVAILABLE, of
+	// one side; unspecified: for whatever reason.
+	Reason        Reason `protobuf:"varint,10,opt,name=reason,proto3,enum=symbolon.v1.Reason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1561,6 +1568,27 @@ func (x *PolicyTest_Test) GetEncrypted() bool {
 		return *x.Encrypted
 	}
 	return false
+}
+
+func (x *PolicyTest_Test) GetFromExternal() string {
+	if x != nil {
+		return x.FromExternal
+	}
+	return ""
+}
+
+func (x *PolicyTest_Test) GetToExternal() string {
+	if x != nil {
+		return x.ToExternal
+	}
+	return ""
+}
+
+func (x *PolicyTest_Test) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
 }
 
 var File_symbolon_v1_policy_proto protoreflect.FileDescriptor
@@ -1657,10 +1685,10 @@ const file_symbolon_v1_policy_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"?\n" +
 	"\aService\x124\n" +
-	"\taddresses\x18\x01 \x01(\v2\x16.symbolon.v1.AddressesR\taddresses\"\x83\x04\n" +
+	"\taddresses\x18\x01 \x01(\v2\x16.symbolon.v1.AddressesR\taddresses\"\xf6\x04\n" +
 	"\n" +
 	"PolicyTest\x122\n" +
-	"\x05tests\x18\x01 \x03(\v2\x1c.symbolon.v1.PolicyTest.TestR\x05tests\x1a\xc0\x03\n" +
+	"\x05tests\x18\x01 \x03(\v2\x1c.symbolon.v1.PolicyTest.TestR\x05tests\x1a\xb3\x04\n" +
 	"\x04Test\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x04from\x18\x02 \x03(\v2&.symbolon.v1.PolicyTest.Test.FromEntryR\x04from\x124\n" +
@@ -1668,7 +1696,12 @@ const file_symbolon_v1_policy_proto_rawDesc = "" +
 	"\x04port\x18\x04 \x01(\v2\x16.symbolon.v1.PortRangeR\x04port\x12!\n" +
 	"\fexpect_allow\x18\x05 \x01(\bR\vexpectAllow\x12\x0e\n" +
 	"\x02by\x18\x06 \x01(\tR\x02by\x12!\n" +
-	"\tencrypted\x18\a \x01(\bH\x00R\tencrypted\x88\x01\x01\x1aQ\n" +
+	"\tencrypted\x18\a \x01(\bH\x00R\tencrypted\x88\x01\x01\x12#\n" +
+	"\rfrom_external\x18\b \x01(\tR\ffromExternal\x12\x1f\n" +
+	"\vto_external\x18\t \x01(\tR\n" +
+	"toExternal\x12+\n" +
+	"\x06reason\x18\n" +
+	" \x01(\x0e2\x13.symbolon.v1.ReasonR\x06reason\x1aQ\n" +
 	"\tFromEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\x1aO\n" +
@@ -1751,6 +1784,7 @@ var file_symbolon_v1_policy_proto_goTypes = []any{
 	nil,                           // 26: symbolon.v1.PolicyTest.Test.ToEntry
 	(Protection)(0),               // 27: symbolon.v1.Protection
 	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(Reason)(0),                   // 29: symbolon.v1.Reason
 }
 var file_symbolon_v1_policy_proto_depIdxs = []int32{
 	5,  // 0: symbolon.v1.Resource.namespace_kind:type_name -> symbolon.v1.Namespace
@@ -1789,13 +1823,14 @@ var file_symbolon_v1_policy_proto_depIdxs = []int32{
 	25, // 33: symbolon.v1.PolicyTest.Test.from:type_name -> symbolon.v1.PolicyTest.Test.FromEntry
 	26, // 34: symbolon.v1.PolicyTest.Test.to:type_name -> symbolon.v1.PolicyTest.Test.ToEntry
 	11, // 35: symbolon.v1.PolicyTest.Test.port:type_name -> symbolon.v1.PortRange
-	13, // 36: symbolon.v1.PolicyTest.Test.FromEntry.value:type_name -> symbolon.v1.LabelValues
-	13, // 37: symbolon.v1.PolicyTest.Test.ToEntry.value:type_name -> symbolon.v1.LabelValues
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	29, // 36: symbolon.v1.PolicyTest.Test.reason:type_name -> symbolon.v1.Reason
+	13, // 37: symbolon.v1.PolicyTest.Test.FromEntry.value:type_name -> symbolon.v1.LabelValues
+	13, // 38: symbolon.v1.PolicyTest.Test.ToEntry.value:type_name -> symbolon.v1.LabelValues
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_policy_proto_init() }
