@@ -152,10 +152,10 @@ func (w *world) processUsage(pid int) (u usage) {
 	return u
 }
 
-var goroutinesLine = regexp.MustCompile(`(?m)^go_goroutines (\d+)$`)
+func (w *world) goroutines(p *fleet.Proxy) int { return int(w.metric(p, "go_goroutines")) }
 
-// goroutines asks the proxy's metrics, over its socket.
-func (w *world) goroutines(p *fleet.Proxy) int {
+// metric is one of the proxy's series, by its name and labels, over its socket.
+func (w *world) metric(p *fleet.Proxy, series string) float64 {
 	w.t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", p.Socket())
@@ -170,12 +170,17 @@ func (w *world) goroutines(p *fleet.Proxy) int {
 	}
 	defer res.Body.Close()
 	body := readAll(res.Body)
-	m := goroutinesLine.FindStringSubmatch(body)
-	if m == nil {
-		w.t.Fatalf("no go_goroutines among the metrics:\n%s", body)
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			return n
+		}
 	}
-	n, _ := strconv.Atoi(m[1])
-	return n
+	w.t.Fatalf("no %s among the metrics:\n%s", series, body)
+	return 0
 }
 
 // quiet waits until nothing is left of the connections.

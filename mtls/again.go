@@ -63,8 +63,14 @@ func (s *Stream) sealMessage(buf []byte, m proto.Message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := copy(buf[record.SlotsAt:][:record.SlotData], b)
-	copy(buf[record.SlotsAt+record.SlotStride:], b[n:]) // mostly nothing
+	return s.sealBytes(buf, b)
+}
+
+// sealBytes encrypts b, in as many of buf's slots as that needs.
+func (s *Stream) sealBytes(buf, b []byte) ([]byte, error) {
+	for i, left := 0, b; len(left) > 0; i++ {
+		left = left[copy(buf[record.SlotsAt+i*record.SlotStride:][:record.SlotData], left):]
+	}
 	return s.w.Seal(buf, len(b))
 }
 
@@ -100,7 +106,7 @@ func (c *Conn) TakeVerdict(m []byte, err error) (*symbolonv1.Verdict, error) {
 	if err := c.checkVerdict(v); err != nil {
 		return v, err
 	}
-	c.kept = v.GetKeep() && c.frames != nil
+	c.accepted(v)
 	return v, nil
 }
 

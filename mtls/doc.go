@@ -19,6 +19,9 @@
 //
 //   - encrypted: they stay in TLS. A direction ends by close_notify; an end of the
 //     TCP stream without it is ErrTruncated, never io.EOF.
+//     Where Open asks for frames, an empty one ends a direction instead, so that the
+//     tunnel can serve again; and between them Control messages may stand, by which
+//     each side shows the certificate that has followed the handshake's (Renewal).
 //   - authenticated: they are raw TCP, which the kernel can splice.
 //
 // The server's side finds tunnels among other connections with Peek, which leaves

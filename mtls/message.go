@@ -123,6 +123,9 @@ func checkOpen(o *symbolonv1.Open) error {
 	if o.GetFramed() && o.GetProtection() != symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		return fmt.Errorf("%w: frames without encryption", ErrOpenMalformed)
 	}
+	if o.GetRenewable() && !o.GetFramed() {
+		return fmt.Errorf("%w: control messages without frames", ErrOpenMalformed)
+	}
 	return nil
 }
 

@@ -23,6 +23,8 @@ import (
 const (
 	// maxFrame bounds a frame; a longer one is a protocol error.
 	maxFrame = 1 << 20
+	// controlFrame marks the length of a control message.
+	controlFrame = 1 << 31
 	// frameBuffer is what one write is framed in: with its length, two full records.
 	frameBuffer = 32 << 10
 )
@@ -31,9 +33,19 @@ const (
 type frames struct {
 	left      int  // bytes still to come of the frame being read
 	readEnd   bool // the peer's empty frame came
-	writeEnd  bool // ours went
 	headBytes [lengthSize]byte
 	have      int // of headBytes
+
+	// asked: the client understands control messages. renewable: the server does as well.
+	asked, renewable bool
+	control          bool   // the frame being read is one
+	message          []byte // what has come of it
+	told             func(m []byte) error
+
+	// mu guards the writing of whole frames where crypto/tls has the tunnel: control
+	// messages are not sent by whoever sends data.
+	mu       sync.Mutex
+	writeEnd bool // our empty frame went
 }
 
 var frameBuffers = sync.Pool{New: func() any { return new([frameBuffer]byte) }}
@@ -45,7 +57,7 @@ const MaxFrameData = frameBuffer - lengthSize
 func (c *Conn) startFrames(o *symbolonv1.Open) {
 	c.kept, c.frames = false, nil
 	if o.GetFramed() {
-		c.frames = &frames{}
+		c.frames = &frames{asked: o.GetRenewable()}
 	}
 }
 
@@ -72,6 +84,15 @@ func (f *frames) read(t io.Reader, p []byte) (int, error) {
 		if err := f.begin(); err != nil {
 			return 0, err
 		}
+		if f.control {
+			m := make([]byte, f.left)
+			if _, err := io.ReadFull(t, m); err != nil {
+				return 0, unframed(err)
+			}
+			if _, err := f.gather(m); err != nil {
+				return 0, err
+			}
+		}
 	}
 	n, err := t.Read(p[:min(len(p), f.left)])
 	f.left -= n
@@ -81,11 +102,47 @@ func (f *frames) read(t io.Reader, p []byte) (int, error) {
 // begin starts the frame whose length has been read.
 func (f *frames) begin() error {
 	n := binary.BigEndian.Uint32(f.headBytes[:])
+	if n&controlFrame != 0 {
+		n &^= controlFrame
+		if !f.renewable || f.told == nil || n == 0 || n > MaxControl {
+			return fmt.Errorf("%w: a control message of %d bytes", ErrProtocol, n)
+		}
+		f.left, f.control = int(n), true
+		return nil
+	}
 	if n > maxFrame {
 		return fmt.Errorf("%w: a frame of %d bytes", ErrProtocol, n)
 	}
 	f.left, f.readEnd = int(n), n == 0
 	return nil
+}
+
+// gather takes what b has of a control message, and tells of one that is whole.
+func (f *frames) gather(b []byte) (rest []byte, err error) {
+	n := min(f.left, len(b))
+	f.left -= n
+	f.message = append(f.message, b[:n]...)
+	if f.left == 0 {
+		m := f.message
+		f.message, f.control = nil, false
+		err = f.told(m)
+	}
+	return b[n:], err
+}
+
+// appendControl appends m's frame.
+func appendControl(b, m []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(b, controlFrame|uint32(len(m))), m...)
+}
+
+func (f *frames) sendControl(t writer, m []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.writeEnd {
+		return errEnded
+	}
+	_, err := t.Write(appendControl(make([]byte, 0, lengthSize+len(m)), m))
+	return err
 }
 
 // unframed: an end of TLS is no end of a framed direction.
@@ -97,15 +154,12 @@ func unframed(err error) error {
 }
 
 func (f *frames) write(t writer, p []byte) (written int, err error) {
-	if f.writeEnd {
-		return 0, net.ErrClosed
-	}
 	out := frameBuffers.Get().(*[frameBuffer]byte)
 	defer frameBuffers.Put(out)
 	for len(p) > 0 {
 		n := copy(out[lengthSize:], p)
 		binary.BigEndian.PutUint32(out[:], uint32(n))
-		if _, err := t.Write(out[:lengthSize+n]); err != nil {
+		if err := f.writeFrame(t, out[:lengthSize+n]); err != nil {
 			return written, err
 		}
 		p, written = p[n:], written+n
@@ -113,7 +167,19 @@ func (f *frames) write(t writer, p []byte) (written int, err error) {
 	return written, nil
 }
 
+func (f *frames) writeFrame(t writer, b []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.writeEnd {
+		return net.ErrClosed
+	}
+	_, err := t.Write(b)
+	return err
+}
+
 func (f *frames) end(t writer) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.writeEnd {
 		return nil
 	}

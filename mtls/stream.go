@@ -275,6 +275,10 @@ func (f *frames) open(b []byte) (data, rest []byte, err error) {
 			return nil, b, err
 		}
 	}
+	if f.control {
+		rest, err = f.gather(b)
+		return nil, rest, err
+	}
 	n := min(f.left, len(b))
 	f.left -= n
 	return b[:n:n], b[n:], nil

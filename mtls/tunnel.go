@@ -63,6 +63,8 @@ type Conn struct {
 	frames     *frames // nil: the data phase is not framed
 	kept       bool    // the server waits for another Open after this one
 	stream     *Stream // the data phase, while somebody else has the socket
+	client     bool
+	export     exporter
 }
 
 // writer is the encrypting direction.
@@ -141,7 +143,7 @@ func (c *Conn) Reset() error {
 
 // handshake runs TLS on tcp until ctx ends.
 func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, now time.Time) (*Conn, error) {
-	c := &Conn{wire: &wire{tcpConn: tcp}}
+	c := &Conn{wire: &wire{tcpConn: tcp}, client: client}
 	keys, config, end := e.serverKeys, e.server, tls.Server
 	if client {
 		keys, config, end = e.clientKeys, e.client, tls.Client
@@ -165,7 +167,7 @@ func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, 
 		c.forget()
 		return nil, handshakeError(err, client)
 	}
-	c.peer = peer
+	c.peer, c.export = peer, exporterOf(s)
 	c.info = Info{
 		Version:     tls.VersionName(s.Version),
 		CipherSuite: tls.CipherSuiteName(s.CipherSuite),
@@ -247,8 +249,15 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 	if err := start(); err != nil {
 		return v, &DeniedError{Reason: messageReason(err), Err: fmt.Errorf("after the verdict: %w", err)}
 	}
-	c.kept = v.GetKeep() && c.frames != nil
+	c.accepted(v)
 	return v, nil
+}
+
+// accepted takes from an accepting verdict what both sides can do in this connection.
+func (c *Conn) accepted(v *symbolonv1.Verdict) {
+	if c.frames != nil {
+		c.kept, c.frames.renewable = v.GetKeep(), c.frames.asked && v.GetRenewable()
+	}
 }
 
 // verdictError is for a verdict that cannot be read.
@@ -355,6 +364,9 @@ func (c *Conn) grant(v *symbolonv1.Verdict) {
 	v.Accept = true
 	v.Protection = max(v.GetProtection(), c.demanded)
 	v.Keep = v.GetKeep() && c.frames != nil
+	if v.Renewable = c.frames != nil && c.frames.asked; v.GetRenewable() {
+		c.frames.renewable = true
+	}
 }
 
 // Refuse sends a denying verdict, gives the client a moment to read it, and

@@ -25,10 +25,15 @@ func (l *live) disbelieved(now time.Time) symbolonv1.Reason {
 	if l.leaf == nil || !l.question.doubtful() {
 		return 0
 	}
-	switch err := l.question.near.current.Load().Vouches(l.leaf, l.above, now); {
-	case err == nil:
-		return 0
-	case errors.Is(err, identity.ErrNoBundle):
+	if err := l.question.near.current.Load().Vouches(l.leaf, l.above, now); err != nil {
+		return disbelief(err)
+	}
+	return 0
+}
+
+// disbelief is the reason for an error of Vouches.
+func disbelief(err error) symbolonv1.Reason {
+	if errors.Is(err, identity.ErrNoBundle) {
 		return symbolonv1.Reason_REASON_WRONG_TRUST_DOMAIN
 	}
 	return symbolonv1.Reason_REASON_PEER_UNVERIFIED

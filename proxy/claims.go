@@ -81,14 +81,14 @@ func (p *Proxy) controllerDomain() spiffeid.TrustDomain {
 	return spiffeid.TrustDomain{}
 }
 
-// shown is who has opened a tunnel, by its certificate, or by the token in Open where
-// the certificate says nothing. A token that is not good refuses: to go on without it
+// shown is who has opened a tunnel, by its certificate, or by the token in m, Open or
+// Control, where the certificate says nothing. A token that is not good refuses: to go on without it
 // would be to judge by less than the client meant to show.
-func (p *Proxy) shown(peer *mtls.Peer, open *symbolonv1.Open) (*identity.Principal, error) {
-	if peer.Issuer != identity.FromNobody || open.GetToken() == "" {
+func (p *Proxy) shown(peer *mtls.Peer, m interface{ GetToken() string }) (*identity.Principal, error) {
+	if peer.Issuer != identity.FromNobody || m.GetToken() == "" {
 		return &peer.Principal, nil
 	}
-	out, err := p.tokens.Verify(open.GetToken(), &peer.Principal, peer.Leaf, p.now())
+	out, err := p.tokens.Verify(m.GetToken(), &peer.Principal, peer.Leaf, p.now())
 	if err != nil {
 		return nil, deny(tokenReason(err), fmt.Errorf("the client's token: %w", err))
 	}

@@ -129,13 +129,20 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	x.release() // from here on it is authorized
 	unhold := x.p.hold(local...)
 	over := func(err error) error {
-		x.p.table.remove(l)
+		if l.renewal != nil {
+			x.p.table.remove(l.renewal.over())
+		} else {
+			x.p.table.remove(l)
+		}
 		count(x.rec, r)
 		unhold()
 		if why := l.cutReason(); why != symbolonv1.Reason_REASON_UNSPECIFIED {
 			return deny(why, errors.New("cut while open"))
 		}
 		return err
+	}
+	if l.renewal != nil {
+		l.renewal.begin(l, r)
 	}
 	var err error
 	if r.copier == nil {
@@ -169,11 +176,13 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	}
 	x.p.table.add(l, x.p.now())
 	if r.copier != nil {
+		l.start()
 		return over(r.copier.finish())
 	}
 	x.accepted = nil // closed, one side's, and of some size
 	x.p.conns.Add(1)
 	x.p.loops.Add(r.loop)
+	l.start()
 	return errRelaying
 }
 

@@ -58,7 +58,7 @@ func (p *Proxy) sweepIdle(now time.Time) {
 		return
 	}
 	for _, l := range p.table.look(now, p.idle.every()) {
-		if bytes, half := l.moved(); l.rest.tooLong(p.idle, bytes, half, now) {
+		if bytes, half := l.moved(); l.origin().rest.tooLong(p.idle, bytes, half, now) {
 			l.end(symbolonv1.Reason_REASON_TIMED_OUT)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
 	"github.com/symbolon/symbolon/policydb"
 	"github.com/symbolon/symbolon/redirect"
@@ -264,27 +265,18 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	x.identified(x.rec.GetDestination(), me.known(c))
 	copy(x.flowID[:], open.GetFlowId())
 	peer, err := x.p.shown(t.Peer(), open)
-	checkClaims := func(c *policydb.Compiled) error {
-		return x.p.checkClaims(c, in.endpoint.Credential().SVID.ID.TrustDomain(), peer)
-	}
 	if err == nil {
 		x.identified(x.rec.GetSource(), me.sees(c, peer))
 		err = x.p.refuseRevoked(t.Peer().Serial(), me.sees(c, peer)) // the handshake may have been long ago
 	}
 	if err == nil {
-		err = checkClaims(c)
+		err = in.checkClaims(c, peer)
 	}
 	if err != nil {
 		t.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(err), FlowId: x.flowID[:]})
 		return err
 	}
-	judge := func(c *policydb.Compiled, now time.Time) policydb.Decision {
-		from := me.sees(c, peer)
-		return unexplained(c.Decide(policydb.Server, &policydb.Query{
-			From: endpointOf(from), To: me.endpoint(c), Protocol: tcp, Port: in.tuple.Dst.Port(),
-		}, now), from)
-	}
-	d := judge(c, x.p.now())
+	d := in.judge(c, peer, x.p.now())
 	verdict := &symbolonv1.Verdict{Reason: d.Reason, Protection: d.Protection, FlowId: x.flowID[:], Log: d.Log, Keep: !x.p.noReuse}
 	if t.Peer().ID.TrustDomain() == me.principal().ID.TrustDomain() {
 		verdict.Policy = d.Policy // a stranger need not know how our policies are called
@@ -306,19 +298,29 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	x.tunnelled(t.Conn)
 	in.tunnel.on = nil // the relay's, until it gives it back
 	r := &relay{near: app, tunnel: t, back: func(k kept) { in.tunnel = k }, started: x.started, serverIsNear: true}
-	q := tunnelQuestion(fromTunnel, me, in.endpoint, t.Conn, peer, in.tuple.Dst.Port())
-	return x.open(r, &live{
-		question: q,
-		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
-			d := judge(c, now)
-			return d.Allow && d.Protection <= q.protection && me.still(in.endpoint) && checkClaims(c) == nil, d.Until
-		},
-		expires:  in.endpoint.Credential().SVID.NotAfter,
-		notAfter: t.Peer().NotAfter,
-		leaf:     t.Peer().Leaf,
-		above:    t.Peer().Above,
-		peer:     peer,
-	}, me)
+	return x.open(r, x.p.standing(me, standing{in.endpoint, t.Peer(), peer}, false, in.standsOn), me)
+}
+
+// judge decides on the client, by its certificate or token.
+func (in *incoming) judge(c *policydb.Compiled, who *identity.Principal, now time.Time) policydb.Decision {
+	from := in.me.sees(c, who)
+	return unexplained(c.Decide(policydb.Server, &policydb.Query{
+		From: endpointOf(from), To: in.me.endpoint(c), Protocol: tcp, Port: in.tuple.Dst.Port(),
+	}, now), from)
+}
+
+// checkClaims is the proxy's, on the client.
+func (in *incoming) checkClaims(c *policydb.Compiled, who *identity.Principal) error {
+	return in.p.checkClaims(c, in.endpoint.Credential().SVID.ID.TrustDomain(), who)
+}
+
+// standsOn is the connection for the table.
+func (in *incoming) standsOn(s standing) *live {
+	q := tunnelQuestion(fromTunnel, in.me, s.shown, in.tunnel.Conn, s.who, in.tuple.Dst.Port())
+	return s.live(q, func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
+		d := in.judge(c, s.who, now)
+		return d.Allow && d.Protection <= q.protection && in.me.still(s.shown) && in.checkClaims(c, s.who) == nil, d.Until
+	})
 }
 
 // source finds the External that covers a client without a proxy; false: it may not be

@@ -111,13 +111,11 @@ func TestLearnUsesTunnels(t *testing.T) {
 			return
 		}
 		_, _ = x.Write(message(&symbolonv1.Verdict{Accept: true, Protection: o.GetProtection(), FlowId: o.GetFlowId(), Reason: symbolonv1.Reason_REASON_POLICY}))
-		b := make([]byte, 64)
-		n, _ := x.Read(b)
-		_, _ = x.Write([]byte(strings.ToUpper(string(b[:n]))))
-		_ = x.CloseWrite()
+		b := make([]byte, len(frame("hello")))
+		_, _ = io.ReadFull(x, b)
+		_, _ = io.WriteString(x, frame(strings.ToUpper(string(b[len(frame("")):])))+frame(""))
 		_, _ = io.Copy(io.Discard, x)
 	})
-	w.p.noReuse = true // plain data, no frames: the server above knows of none
 	if got, err := w.ask(to, "hello"); string(got) != "HELLO" {
 		t.Errorf("the application reads %q, %v", got, err)
 	}

@@ -40,6 +40,12 @@ type live struct {
 	moved func() (bytes uint64, half bool)
 	rest  rest // guarded by the table's lock until it is registered, then the sweep's
 
+	// renewal renews what it stands on; nil: nothing that could be renewed.
+	renewal *renewal
+	// first is the connection as it was registered first, which has cut, reason and rest;
+	// nil: this is it.
+	first *live
+
 	record func() *symbolonv1.FlowRecord // for debugging: what is known so far
 	reason atomic.Int32                  // why it was cut
 
@@ -54,10 +60,19 @@ func (l *live) when() time.Time { return l.notAfter }
 func (l *live) spot() *int      { return &l.place }
 
 // cutReason is why the connection was cut; UNSPECIFIED: it was not.
-func (l *live) cutReason() symbolonv1.Reason { return symbolonv1.Reason(l.reason.Load()) }
+func (l *live) cutReason() symbolonv1.Reason { return symbolonv1.Reason(l.origin().reason.Load()) }
+
+// origin is l as it was registered first.
+func (l *live) origin() *live {
+	if l.first != nil {
+		return l.first
+	}
+	return l
+}
 
 // end cuts l; false: it was cut before.
 func (l *live) end(why symbolonv1.Reason) bool {
+	l = l.origin()
 	if !l.reason.CompareAndSwap(0, int32(why)) {
 		return false
 	}
@@ -76,7 +91,8 @@ type table struct {
 	byParty   map[*party]map[*group]struct{}
 	expiring  queue[*live]  // by the peer's certificate
 	uncertain queue[*group] // by when to judge again
-	round     round         // whose rest is to be looked at first
+	asking    queue[*renewal]
+	round     round // whose rest is to be looked at first
 	policy    *policydb.Compiled
 	revoked   atomic.Pointer[identity.Revocations]
 	closed    symbolonv1.Reason // why no connection lives any more; 0: they may
@@ -143,7 +159,9 @@ func (t *table) registerLocked(l *live, now time.Time) check {
 	g.join(l)
 	t.expiring.put(l)
 	if l.moved != nil {
-		l.rest.since = now
+		if l.first == nil {
+			l.rest.since = now
+		}
 		t.round.join(l, now)
 	}
 	return g.checkLocked(l)

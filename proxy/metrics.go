@@ -14,6 +14,7 @@ type metrics struct {
 	bytes       *prometheus.CounterVec
 	overloaded  *prometheus.CounterVec
 	owners      *prometheus.CounterVec
+	renewals    *prometheus.CounterVec
 	// acceptErrors counts accept(2)'s failures.
 	acceptErrors prometheus.Counter
 	open, ready  prometheus.GaugeFunc
@@ -37,6 +38,10 @@ func newMetrics(p *Proxy) *metrics {
 			Name: "symbolon_client_lookups_total",
 			Help: "How the client of an outbound connection was found: by the kernel's connect_record, or by sock_diag.",
 		}, []string{"by"}),
+		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "symbolon_certificate_renewals_total",
+			Help: "Peers' newer certificates that open connections have been shown, by result.",
+		}, []string{"result"}),
 		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "symbolon_accept_errors_total", Help: "Times that connections could not be accepted.",
 		}),
@@ -80,7 +85,7 @@ func (p *Proxy) Collect(ch chan<- prometheus.Metric) {
 
 func (p *Proxy) collectors() []prometheus.Collector {
 	m := p.metrics
-	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.acceptErrors, m.open, m.ready, m.live, m.judged, m.generation}
+	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.renewals, m.acceptErrors, m.open, m.ready, m.live, m.judged, m.generation}
 }
 
 func (p *Proxy) count(r *symbolonv1.FlowRecord) {

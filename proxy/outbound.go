@@ -170,7 +170,10 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 	if err != nil {
 		return err
 	}
-	r := &relay{near: x.accepted, tunnel: kept{Conn: t}, back: x.p.keeper(way), started: x.started}
+	r := &relay{near: x.accepted, tunnel: kept{Conn: t}, started: x.started}
+	if reusable {
+		r.back = x.p.keeper(way)
+	}
 	if t.Protection() == symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		if err := r.speakEarly(); err != nil {
 			_ = t.Reset()
@@ -194,18 +197,20 @@ type outgoing struct {
 	tuple    redirect.Tuple
 	endpoint *mtls.Endpoint
 	peer     *identity.Principal // by its certificate
+	token    bool                // Open carried one
+	tunnel   *mtls.Conn
 }
 
-func (o *outgoing) judge(c *policydb.Compiled, now time.Time) policydb.Decision {
-	peer := o.me.sees(c, o.peer)
+func (o *outgoing) judge(c *policydb.Compiled, who *identity.Principal, now time.Time) policydb.Decision {
+	peer := o.me.sees(c, who)
 	return unexplained(c.Decide(policydb.Client, &policydb.Query{
 		From: o.me.endpoint(c), To: endpointOf(peer), Protocol: tcp, Port: o.tuple.Dst.Port(),
 	}, now), peer)
 }
 
 // checkClaims is the proxy's, on the server.
-func (o *outgoing) checkClaims(c *policydb.Compiled) error {
-	return o.p.checkClaims(c, o.endpoint.Credential().SVID.ID.TrustDomain(), o.peer)
+func (o *outgoing) checkClaims(c *policydb.Compiled, who *identity.Principal) error {
+	return o.p.checkClaims(c, o.endpoint.Credential().SVID.ID.TrustDomain(), who)
 }
 
 // open decides on a verified peer, and makes the Open that asks it.
@@ -217,16 +222,19 @@ func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error
 	if err := o.p.refuseRevoked(peer.Serial(), o.me.sees(o.policy, o.peer)); err != nil {
 		return nil, err
 	}
-	if err := o.checkClaims(o.policy); err != nil {
+	if err := o.checkClaims(o.policy, o.peer); err != nil {
 		return nil, err
 	}
-	d := o.judge(o.policy, o.p.now())
+	d := o.judge(o.policy, o.peer, o.p.now())
 	if err := o.decided(policydb.Client, o.policy, &d); err != nil {
 		return nil, err
 	}
 	open := mtls.NewOpen(o.flowID, o.tuple.Dst, d.Protection, o.policy.Generation())
-	open.Framed = reusable && d.Protection == symbolonv1.Protection_PROTECTION_ENCRYPTED
+	// Frames for the next connection, and for the certificates after these.
+	open.Framed = d.Protection == symbolonv1.Protection_PROTECTION_ENCRYPTED
+	open.Renewable = open.GetFramed()
 	open.Token = o.p.tokenFor(o.endpoint.Credential(), o.peer)
+	o.token = open.GetToken() != ""
 	return open, nil
 }
 
@@ -260,19 +268,17 @@ func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err
 
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 	o.rec.ServerPolicy = v.GetPolicy()
-	q := tunnelQuestion(toTunnel, o.me, o.endpoint, t, o.peer, o.tuple.Dst.Port())
-	return o.conn.open(r, &live{
-		question: q,
-		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
-			d := o.judge(c, now)
-			return d.Allow && d.Protection <= q.protection && o.me.still(o.endpoint) && o.checkClaims(c) == nil, d.Until
-		},
-		expires:  o.endpoint.Credential().SVID.NotAfter,
-		notAfter: t.Peer().NotAfter,
-		leaf:     t.Peer().Leaf,
-		above:    t.Peer().Above,
-		peer:     o.peer,
-	}, o.me)
+	o.tunnel = t
+	return o.conn.open(r, o.p.standing(o.me, standing{o.endpoint, t.Peer(), o.peer}, o.token, o.standsOn), o.me)
+}
+
+// standsOn is the connection for the table.
+func (o *outgoing) standsOn(s standing) *live {
+	q := tunnelQuestion(toTunnel, o.me, s.shown, o.tunnel, s.who, o.tuple.Dst.Port())
+	return s.live(q, func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
+		d := o.judge(c, s.who, now)
+		return d.Allow && d.Protection <= q.protection && o.me.still(s.shown) && o.checkClaims(c, s.who) == nil, d.Until
+	})
 }
 
 // keeper puts a tunnel that has ended cleanly where its next connection finds it.

@@ -261,6 +261,7 @@ func (p *Proxy) CredentialChanged(key identity.Key, c *identity.Credential) {
 		if n := p.table.changed(w, p.now()); n > 0 {
 			p.log.Info("connections cut by a workload's new credential", zap.Int("connections", n), zap.Stringer("spiffe_id", w.principal().ID))
 		}
+		p.table.renewed(w)
 	}
 }
 
@@ -373,6 +374,7 @@ func (p *Proxy) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			p.table.askAll(p.now())
 			p.table.sweep(p.now())
 			p.parties.prune(p.now())
 			p.pool.sweep(p.now())

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/symbolon/symbolon/internal/netlab"
@@ -202,6 +203,8 @@ type Entry struct {
 	FederatesWith []string
 	Hint          string
 	DNSNames      []string
+	// SVIDTTL is how long its X.509-SVIDs are valid, seconds; 0: as the server has it.
+	SVIDTTL int
 }
 
 // create makes the entry below parent, a SPIFFE ID, and returns its number.
@@ -215,6 +218,9 @@ func (s *Server) create(ctx context.Context, parent string, e Entry) (string, er
 	}
 	for _, x := range e.DNSNames {
 		args = append(args, "-dns", x)
+	}
+	if e.SVIDTTL > 0 {
+		args = append(args, "-x509SVIDTTL", strconv.Itoa(e.SVIDTTL))
 	}
 	if e.Hint != "" {
 		args = append(args, "-hint", e.Hint)

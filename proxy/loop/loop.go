@@ -276,6 +276,7 @@ func (l *Loop) woken() bool {
 			}
 			l.finish(r, why)
 		}
+		l.tell(r)
 		for _, e := range []*end{&r.near, &r.far} {
 			if e.readable && !r.over {
 				l.turn(e.reads)

@@ -237,6 +237,26 @@ func (l *Loop) copy(d *direction) (int, error) {
 	return n, l.put(d, l.in[:n])
 }
 
+// tell seals r's control messages. They wait behind what far has not taken yet.
+func (l *Loop) tell(r *Relay) {
+	l.mu.Lock()
+	told := r.told
+	r.told = nil
+	l.mu.Unlock()
+	for _, m := range told {
+		if r.over || r.far.stream == nil {
+			return
+		}
+		b, err := r.far.stream.SealControl(l.out, m)
+		if err == nil && b != nil {
+			err = l.put(&r.up, b)
+		}
+		if err != nil {
+			l.finish(r, err)
+		}
+	}
+}
+
 // end tells dst that d has ended.
 func (l *Loop) end(d *direction) {
 	d.ended = true

@@ -46,6 +46,7 @@ type Relay struct {
 	loop atomic.Pointer[Loop]
 	cut  atomic.Bool
 	why  atomic.Pointer[error] // it cannot be carried; nil: somebody wanted the cut
+	told [][]byte              // control messages for far; guarded by the loop's lock
 	over bool                  // the loop's
 }
 
@@ -137,6 +138,20 @@ func (r *Relay) Cut() {
 	if l := r.loop.Load(); l != nil {
 		l.post(r)
 	}
+}
+
+// Tell sends a control message on far, which carries a tunnel, behind what is on its way.
+// It may come to nothing: once that direction has ended, or the relay. It is to be called
+// after Add.
+func (r *Relay) Tell(m []byte) {
+	l := r.loop.Load()
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	r.told = append(r.told, m)
+	l.mu.Unlock()
+	l.post(r)
 }
 
 // HalfClosed tells whether exactly one direction has ended.

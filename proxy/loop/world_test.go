@@ -200,7 +200,7 @@ func tunnels(t testing.TB, a, b *net.TCPConn, k kind) (own, peer *mtls.Conn) {
 	}()
 	x, err := mtls.Dial(ctx, c, dialler, func(*mtls.Peer) (*symbolonv1.Open, error) {
 		o := mtls.NewOpen(mtls.NewFlowID(), netip.MustParseAddrPort("10.0.0.9:5432"), encrypted, 1)
-		o.Framed = k.framed
+		o.Framed, o.Renewable = k.framed, k.framed
 		return o, nil
 	})
 	if err == nil {

@@ -135,6 +135,7 @@ const (
 	Reason_REASON_TOKEN_WRONG_SUBJECT Reason = 65 // the token is of another workload, or for another trust domain's controller
 	Reason_REASON_NAME_CONSTRAINED    Reason = 66 // a CA of the chain may not sign for this name
 	Reason_REASON_NOT_A_CA            Reason = 67 // signed by a certificate that may not sign others
+	Reason_REASON_PROOF_INVALID       Reason = 70 // an open tunnel's peer has not proved its renewed certificate
 )
 
 // Enum value maps for Reason.
@@ -184,6 +185,7 @@ var (
 		65: "REASON_TOKEN_WRONG_SUBJECT",
 		66: "REASON_NAME_CONSTRAINED",
 		67: "REASON_NOT_A_CA",
+		70: "REASON_PROOF_INVALID",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":            0,
@@ -230,6 +232,7 @@ var (
 		"REASON_TOKEN_WRONG_SUBJECT":    65,
 		"REASON_NAME_CONSTRAINED":       66,
 		"REASON_NOT_A_CA":               67,
+		"REASON_PROOF_INVALID":          70,
 	}
 )
 
@@ -282,7 +285,9 @@ type Open struct {
 	// Attributes of a client whose certificate carries none: a compact JWS of the
 	// server's controller's (ProxyService.IssueToken), bound to the certificate's key.
 	// At most 12 KiB. Not looked at where the certificate has claims of its own.
-	Token         string `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`
+	Token string `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`
+	// Control messages are understood in this connection. Only with frames.
+	Renewable     bool `protobuf:"varint,9,opt,name=renewable,proto3" json:"renewable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -373,6 +378,13 @@ func (x *Open) GetToken() string {
 	return ""
 }
 
+func (x *Open) GetRenewable() bool {
+	if x != nil {
+		return x.Renewable
+	}
+	return false
+}
+
 // Verdict is the server's half. Nothing counts as open before it.
 type Verdict struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -388,7 +400,9 @@ type Verdict struct {
 	Log bool `protobuf:"varint,6,opt,name=log,proto3" json:"log,omitempty"`
 	// When both directions have ended by an empty frame, the server waits a moment
 	// for another Open on this tunnel. Only where Open asked for frames.
-	Keep          bool `protobuf:"varint,7,opt,name=keep,proto3" json:"keep,omitempty"`
+	Keep bool `protobuf:"varint,7,opt,name=keep,proto3" json:"keep,omitempty"`
+	// Control messages are understood here, too, and may be sent in both directions.
+	Renewable     bool `protobuf:"varint,8,opt,name=renewable,proto3" json:"renewable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,11 +486,86 @@ func (x *Verdict) GetKeep() bool {
 	return false
 }
 
+func (x *Verdict) GetRenewable() bool {
+	if x != nil {
+		return x.Renewable
+	}
+	return false
+}
+
+// Control stands between two frames of application data, in a frame whose length has
+// its highest bit set; at most 48 KiB. Either side asks the other to prove its newer
+// certificate before the one ends that it knows; the answer comes when there is a newer
+// one. A second request before the answer, and an answer that was not asked for, break
+// the connection off.
+type Control struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An authenticator request, RFC 9261 section 4. Either this or an authenticator.
+	Request []byte `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// The answer, section 5: Certificate, CertificateVerify and Finished.
+	Authenticator []byte `protobuf:"bytes,2,opt,name=authenticator,proto3" json:"authenticator,omitempty"`
+	// As in Open, of a client whose certificate carries no attributes.
+	Token         string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Control) Reset() {
+	*x = Control{}
+	mi := &file_symbolon_v1_tunnel_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Control) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Control) ProtoMessage() {}
+
+func (x *Control) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_tunnel_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Control.ProtoReflect.Descriptor instead.
+func (*Control) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_tunnel_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Control) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Control) GetAuthenticator() []byte {
+	if x != nil {
+		return x.Authenticator
+	}
+	return nil
+}
+
+func (x *Control) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
 var File_symbolon_v1_tunnel_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\n" +
-	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\x9f\x02\n" +
+	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\xbd\x02\n" +
 	"\x04Open\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0edestination_ip\x18\x02 \x01(\fR\rdestinationIp\x12)\n" +
@@ -487,7 +576,8 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\aflow_id\x18\x05 \x01(\fR\x06flowId\x12+\n" +
 	"\x11policy_generation\x18\x06 \x01(\x04R\x10policyGeneration\x12\x16\n" +
 	"\x06framed\x18\a \x01(\bR\x06framed\x12\x14\n" +
-	"\x05token\x18\b \x01(\tR\x05token\"\xde\x01\n" +
+	"\x05token\x18\b \x01(\tR\x05token\x12\x1c\n" +
+	"\trenewable\x18\t \x01(\bR\trenewable\"\xfc\x01\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06accept\x18\x01 \x01(\bR\x06accept\x12+\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x13.symbolon.v1.ReasonR\x06reason\x127\n" +
@@ -497,12 +587,17 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\aflow_id\x18\x04 \x01(\fR\x06flowId\x12\x16\n" +
 	"\x06policy\x18\x05 \x01(\tR\x06policy\x12\x10\n" +
 	"\x03log\x18\x06 \x01(\bR\x03log\x12\x12\n" +
-	"\x04keep\x18\a \x01(\bR\x04keep*`\n" +
+	"\x04keep\x18\a \x01(\bR\x04keep\x12\x1c\n" +
+	"\trenewable\x18\b \x01(\bR\trenewable\"_\n" +
+	"\aControl\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\x12$\n" +
+	"\rauthenticator\x18\x02 \x01(\fR\rauthenticator\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\tR\x05token*`\n" +
 	"\n" +
 	"Protection\x12\x1a\n" +
 	"\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROTECTION_AUTHENTICATED\x10\x01\x12\x18\n" +
-	"\x14PROTECTION_ENCRYPTED\x10\x02*\xdd\b\n" +
+	"\x14PROTECTION_ENCRYPTED\x10\x02*\xf7\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREASON_POLICY\x10\x01\x12\x12\n" +
@@ -548,7 +643,8 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\x16REASON_TOKEN_WRONG_KEY\x10@\x12\x1e\n" +
 	"\x1aREASON_TOKEN_WRONG_SUBJECT\x10A\x12\x1b\n" +
 	"\x17REASON_NAME_CONSTRAINED\x10B\x12\x13\n" +
-	"\x0fREASON_NOT_A_CA\x10CB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\x0fREASON_NOT_A_CA\x10C\x12\x18\n" +
+	"\x14REASON_PROOF_INVALID\x10FB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_tunnel_proto_rawDescOnce sync.Once
@@ -563,12 +659,13 @@ func file_symbolon_v1_tunnel_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_tunnel_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_symbolon_v1_tunnel_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_symbolon_v1_tunnel_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_symbolon_v1_tunnel_proto_goTypes = []any{
 	(Protection)(0), // 0: symbolon.v1.Protection
 	(Reason)(0),     // 1: symbolon.v1.Reason
 	(*Open)(nil),    // 2: symbolon.v1.Open
 	(*Verdict)(nil), // 3: symbolon.v1.Verdict
+	(*Control)(nil), // 4: symbolon.v1.Control
 }
 var file_symbolon_v1_tunnel_proto_depIdxs = []int32{
 	0, // 0: symbolon.v1.Open.protection:type_name -> symbolon.v1.Protection
@@ -592,7 +689,7 @@ func file_symbolon_v1_tunnel_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_tunnel_proto_rawDesc), len(file_symbolon_v1_tunnel_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
