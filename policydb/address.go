@@ -36,6 +36,8 @@ type addressEntries struct {
 type addressEntry struct {
 	match *ExternalMatch
 	ports portSet
+	// public: its names count for public addresses only.
+	public bool
 }
 
 func (es *addressEntries) add(e addressEntry) {
@@ -68,7 +70,8 @@ func addAddresses(tables map[string]*addressTable, names map[string]*nameTable, 
 		return err
 	}
 	match := &ExternalMatch{Ref: key.Ref(), Labels: identity.AttributesFromProto(labels)}
-	if err := addNames(names, key, addressEntry{match, ports}, a.GetFqdns()); err != nil {
+	public := key.Kind == KindExternal && !a.GetPrivate()
+	if err := addNames(names, key, addressEntry{match, ports, public}, a.GetFqdns()); err != nil {
 		return err
 	}
 	if len(a.GetCidrs()) == 0 {
@@ -87,7 +90,7 @@ func addAddresses(tables map[string]*addressTable, names map[string]*nameTable, 
 		if t.prefixes[p] == nil {
 			t.prefixes[p] = &addressEntries{}
 		}
-		t.prefixes[p].add(addressEntry{match, ports})
+		t.prefixes[p].add(addressEntry{match: match, ports: ports})
 		of := &t.lengths[family(p.Addr())]
 		if !slices.Contains(*of, p.Bits()) {
 			*of = append(*of, p.Bits())
@@ -159,7 +162,7 @@ func on(protocol string, port uint16) chooser {
 //
 // names are those that the address is known to have. One counts as the whole address,
 // behind a network that is no more than that; and not at all where a Service has the
-// address by its network.
+// address by its network, or where it is private and the External does not expect that.
 func (c *Compiled) Destination(namespace string, addr netip.Addr, protocol string, port uint16, names ...string) (external *ExternalMatch, service string) {
 	e, el := c.find(c.externals, namespace, addr, on(protocol, port))
 	s, sl := c.find(c.services, namespace, addr, on(protocol, port))
@@ -169,10 +172,10 @@ func (c *Compiled) Destination(namespace string, addr netip.Addr, protocol strin
 	case len(names) == 0, s != nil, e != nil && el == addr.Unmap().BitLen():
 		return e, ""
 	}
-	if m := c.findNamed(c.serviceNames, namespace, names, protocol, port); m != nil {
+	if m := c.findNamed(c.serviceNames, namespace, addr, names, protocol, port); m != nil {
 		return nil, m.Ref
 	}
-	if m := c.findNamed(c.externalNames, namespace, names, protocol, port); m != nil {
+	if m := c.findNamed(c.externalNames, namespace, addr, names, protocol, port); m != nil {
 		m.byName, m.beneath = true, e
 		return m, ""
 	}

@@ -25,6 +25,12 @@ func (c *checker) addresses(a *symbolonv1.Addresses, service bool) {
 		c.add(m, "addresses", "fqdns", s)
 	}
 	c.ports([]any{"addresses", "ports"}, a.GetPorts())
+	switch {
+	case a.GetPrivate() && service:
+		c.failf([]any{"addresses", "private"}, "leave it out", "a Service may have private addresses anyhow: a proxy must answer there")
+	case a.GetPrivate() && len(a.GetFqdns()) == 0:
+		c.failf([]any{"addresses", "private"}, "leave it out", "private is about names (fqdns), and there are none")
+	}
 }
 
 // parsePrefix takes networks only: with a length, and no bits beyond it.

@@ -309,7 +309,7 @@ func (d *decoder) addresses(e map[string]entry) *symbolonv1.Addresses {
 		d.report(start(x.value), "write {cidrs: [203.0.113.0/24]}", "addresses is %s, want a map", describe(x.value))
 		return out
 	}
-	a := d.known(all, "key", "addresses", []string{"cidrs", "fqdns", "ports"}, nil)
+	a := d.known(all, "key", "addresses", []string{"cidrs", "fqdns", "ports", "private"}, nil)
 	if x, ok := a["cidrs"]; ok {
 		out.Cidrs = canonical(d.stringList(x, "cidr"))
 	}
@@ -318,6 +318,9 @@ func (d *decoder) addresses(e map[string]entry) *symbolonv1.Addresses {
 	}
 	if x, ok := a["ports"]; ok {
 		out.Ports = d.ports(x)
+	}
+	if x, ok := a["private"]; ok {
+		out.Private = d.boolean(x)
 	}
 	return out
 }

@@ -163,6 +163,9 @@ func (f *formatter) addresses(a *symbolonv1.Addresses) {
 	if len(a.GetPorts()) > 0 {
 		parts = append(parts, "ports: "+flowPorts(a.GetPorts()))
 	}
+	if a.GetPrivate() {
+		parts = append(parts, "private: true")
+	}
 	f.line("addresses", "{"+strings.Join(parts, ", ")+"}")
 }
 

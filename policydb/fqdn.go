@@ -30,7 +30,7 @@ const exactName = 1 << 8
 type nameTable struct {
 	exact map[string][]addressEntry
 	below map[string][]addressEntry // by what follows "*."
-	ports []portSet                 // of each resource
+	each  []addressEntry            // of each resource one
 }
 
 func addNames(tables map[string]*nameTable, key Key, e addressEntry, names []string) error {
@@ -44,7 +44,7 @@ func addNames(tables map[string]*nameTable, key Key, e addressEntry, names []str
 			tables[key.Namespace] = t
 		}
 		if i == 0 {
-			t.ports = append(t.ports, e.ports)
+			t.each = append(t.each, e)
 		}
 		into := t.exact
 		suffix, wild := strings.CutPrefix(s, "*.")
@@ -56,11 +56,37 @@ func addNames(tables map[string]*nameTable, key Key, e addressEntry, names []str
 	return nil
 }
 
-// collect takes the entries of the best rank that names have, on a port.
-func (t *nameTable) collect(names []string, transport transport, port uint16) (found []addressEntry, rank int) {
+// opens tells whether a name of e may make an address that External, on a port.
+func (e *addressEntry) opens(addr netip.Addr, t transport, port uint16) bool {
+	return e.ports.contains(t, port) && !(e.public && private(addr))
+}
+
+// private tells addresses that lead into one's own networks (RFC 1918, RFC 4193 and its
+// predecessor, RFC 6598, and those within NAT64's prefixes): what answers for a public
+// name has no business there, and whoever makes it do so wants something (DNS rebinding).
+func private(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	if nat64.Contains(a) {
+		b := a.As16()
+		a = netip.AddrFrom4([4]byte(b[12:]))
+		return private(a) || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified()
+	}
+	return a.IsPrivate() || slices.ContainsFunc(ownNetworks, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+var (
+	nat64       = netip.MustParsePrefix("64:ff9b::/96")
+	ownNetworks = []netip.Prefix{
+		netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("0.0.0.0/8"),
+		netip.MustParsePrefix("fec0::/10"), netip.MustParsePrefix("64:ff9b:1::/48"),
+	}
+)
+
+// collect takes the entries of the best rank that names of an address have, on a port.
+func (t *nameTable) collect(addr netip.Addr, names []string, transport transport, port uint16) (found []addressEntry, rank int) {
 	add := func(es []addressEntry, r int) {
 		for _, e := range es {
-			if r < rank || !e.ports.contains(transport, port) {
+			if r < rank || !e.opens(addr, transport, port) {
 				continue
 			}
 			if r > rank {
@@ -86,7 +112,7 @@ func (t *nameTable) collect(names []string, transport transport, port uint16) (f
 // before a wildcard, a longer wildcard before a shorter one, then the namespace nearest
 // to the root. Several of it are all of them, as in Source: an address that names share
 // has the labels of each, or it would depend on the order of answers who may go there.
-func (c *Compiled) findNamed(tables map[string]*nameTable, namespace string, names []string, protocol string, port uint16) *ExternalMatch {
+func (c *Compiled) findNamed(tables map[string]*nameTable, namespace string, addr netip.Addr, names []string, protocol string, port uint16) *ExternalMatch {
 	ch := c.chains[namespace]
 	if ch == nil || len(names) == 0 || len(tables) == 0 {
 		return nil
@@ -95,7 +121,7 @@ func (c *Compiled) findNamed(tables map[string]*nameTable, namespace string, nam
 	rank := 0
 	for _, ns := range ch.path {
 		if t := tables[ns]; t != nil {
-			if es, r := t.collect(names, transportOf(protocol), port); r > rank {
+			if es, r := t.collect(addr, names, transportOf(protocol), port); r > rank {
 				best, rank = es, r
 			}
 		}
@@ -147,13 +173,26 @@ func (c *Compiled) NameMayOpen(namespace string, addr netip.Addr, protocol strin
 	t := transportOf(protocol)
 	return slices.ContainsFunc(ch.path, func(ns string) bool {
 		table := c.externalNames[ns]
-		return table != nil && slices.ContainsFunc(table.ports, func(ports portSet) bool { return ports.contains(t, port) })
+		return table != nil && slices.ContainsFunc(table.each, func(e addressEntry) bool { return e.opens(addr, t, port) })
 	})
 }
 
-// HasName tells whether an External of the namespace's chain has the name, on the port.
-func (c *Compiled) HasName(namespace, name, protocol string, port uint16) bool {
-	return checkFQDN(name) == nil && c.findNamed(c.externalNames, namespace, []string{name}, protocol, port) != nil
+// HasName tells whether an External of the namespace's chain has the name, on the port,
+// and would count for the address.
+func (c *Compiled) HasName(namespace, name string, addr netip.Addr, protocol string, port uint16) bool {
+	return checkFQDN(name) == nil && c.findNamed(c.externalNames, namespace, addr, []string{name}, protocol, port) != nil
+}
+
+// PublicOnly is the External that would have an address which is none's (see Destination)
+// by one of names, were the address not private; "": there is none.
+func (c *Compiled) PublicOnly(namespace string, addr netip.Addr, protocol string, port uint16, names ...string) string {
+	if !private(addr) {
+		return ""
+	}
+	if m := c.findNamed(c.externalNames, namespace, netip.Addr{}, names, protocol, port); m != nil {
+		return m.Ref
+	}
+	return ""
 }
 
 // claimed: names do not count for an address that an External has by itself, or that is

@@ -105,6 +105,46 @@ func TestANameIsAnExternalOfTheWholeAddress(t *testing.T) {
 	}
 }
 
+// DNS rebinding: whoever answers for a public name does not lead into one's own networks,
+// unless the External says that its names have such addresses.
+func TestANamesPrivateAddressCountsOnlyIfTheExternalSaysSo(t *testing.T) {
+	const external = tree + "kind: External\nnamespace: /acme\nname: db\nlabels: {ext: db}\naddresses: {fqdns: [db.example.com, \"*.db.example.com\"]}\n"
+	public := compile(t, external).compiled
+	private := compile(t, strings.Replace(external, `.com"]}`, `.com"], private: true}`, 1)).compiled
+	for addr, own := range map[string]bool{
+		"10.1.2.3": true, "172.31.255.255": true, "192.168.0.1": true, "100.64.0.1": true, "100.127.255.255": true, "fd00::1": true, "fec0::1": true,
+		"::ffff:10.1.2.3": true, "0.0.0.1": true, "64:ff9b::a01:203": true, "64:ff9b::7f00:1": true, "64:ff9b::a9fe:a9fe": true, "64:ff9b:1::1": true,
+		"172.32.0.1": false, "100.128.0.1": false, "11.0.0.1": false, "203.0.113.9": false, "2001:db8::9": false, "64:ff9b::808:808": false,
+	} {
+		a := netip.MustParseAddr(addr)
+		for _, name := range []string{"db.example.com", "x.db.example.com"} {
+			m, _ := public.Destination("/acme/prod", a, "tcp", 443, name)
+			if (m == nil) != own || public.HasName("/acme/prod", name, a, "tcp", 443) == own || (public.PublicOnly("/acme/prod", a, "tcp", 443, name) != "") != own {
+				t.Errorf("%s has %s: %+v", name, addr, m)
+			}
+			if m, _ := private.Destination("/acme/prod", a, "tcp", 443, name); m == nil {
+				t.Errorf("%s has %s, which is expected, and is nothing", name, addr)
+			}
+		}
+		if got := public.NameMayOpen("/acme/prod", a, "tcp", 443); got == own {
+			t.Errorf("a name may open %s: %t", addr, got)
+		}
+	}
+	// To go by a name alone, as explain does, is to take it for public.
+	if m, _ := public.Destination("/acme/prod", netip.Addr{}, "tcp", 443, "db.example.com"); m == nil {
+		t.Error("nothing is known of the name")
+	}
+	for text, want := range map[string]string{
+		strings.Replace(external, "fqdns: [db.example.com, \"*.db.example.com\"]", "cidrs: [203.0.113.0/24], private: true", 1):                                                                                       "private is about names",
+		strings.Replace(strings.Replace(external, "External", "Service", 1), "labels: {ext: db}\naddresses: {fqdns: [db.example.com, \"*.db.example.com\"]", "addresses: {fqdns: [db.example.com], private: true", 1): "a Service may have private addresses anyhow",
+		strings.Replace(external, `.com"]}`, `.com"], private: yes}`, 1):                                                                                                                                              "want true or false",
+	} {
+		if _, err := Parse("test.yaml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
 func TestWhenAClientsWordForANameIsAskedFor(t *testing.T) {
 	c := compile(t, named).compiled
 	for _, x := range []struct {
@@ -131,7 +171,7 @@ func TestWhenAClientsWordForANameIsAskedFor(t *testing.T) {
 		"pay.example.com": true, "x.pay.example.com": true, "api.internal": false, "example.com": false, "": false,
 		"*.pay.example.com": true, "X.pay.example.com": false, "x..pay.example.com": false, strings.Repeat("a.", 200) + "pay.example.com": false,
 	} {
-		if got := c.HasName("/acme", name, "tcp", 443); got != want {
+		if got := c.HasName("/acme", name, netip.MustParseAddr("203.0.113.9"), "tcp", 443); got != want {
 			t.Errorf("%q: %t", name, got)
 		}
 	}

@@ -30,6 +30,12 @@ const (
 	// LintForeignLabel: an allow that workloads of another trust domain can meet by what
 	// they may claim.
 	LintForeignLabel = "foreign-label"
+	// LintPrivateName: a name that leads into private networks, or should and does not.
+	LintPrivateName = "private-name"
+	// LintBareName: a name without a dot.
+	LintBareName = "bare-name"
+	// LintOverlappingNames: a name that is taken out of another External's wildcard.
+	LintOverlappingNames = "overlapping-names"
 	// LintNotCompared: there are too many policies to compare each with each.
 	LintNotCompared = "not-compared"
 )
@@ -71,6 +77,7 @@ func lintBelow(s *Snapshot, documents []Document, namespace string, now time.Tim
 	for _, r := range s.List("", namespace) {
 		l.alone(r)
 	}
+	l.outside()
 	l.compare()
 	slices.SortStableFunc(l.findings, func(a, b found) int { return compareKeys(a.Key, b.Key) })
 	for _, f := range l.findings {

@@ -49,7 +49,7 @@ func (x *conn) names(ctx context.Context, c *policydb.Compiled, me *party, dst n
 	}
 	start := time.Now()
 	asked, err := mtls.PeekServerName(client, start.Add(x.p.timeouts.Quiet), start.Add(x.p.timeouts.Handshake))
-	if err != nil || asked == "" || slices.Contains(names, asked) || !c.HasName(ns, asked, tcp, dst.Port()) {
+	if err != nil || asked == "" || slices.Contains(names, asked) || !c.HasName(ns, asked, dst.Addr(), tcp, dst.Port()) {
 		return names
 	}
 	if source.Has(ctx, asked, dst.Addr()) {

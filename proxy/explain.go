@@ -99,6 +99,9 @@ func (p *Proxy) explain(from, to, port string) (*explanation, error) {
 			if c.NameMayOpen(q.From.Namespace, server, q.Protocol, q.Port, x.Names...) {
 				x.Note += "; an External may have it by a name that the client asks for"
 			}
+			if public := c.PublicOnly(q.From.Namespace, server, q.Protocol, q.Port, x.Names...); public != "" {
+				x.Note += fmt.Sprintf("; External %s has its name, but no private address by name (private: true)", public)
+			}
 			return x, nil
 		}
 		q.To = ext.Endpoint()

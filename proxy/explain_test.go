@@ -26,7 +26,7 @@ func TestExplainOffline(t *testing.T) {
 		}
 		return x, res.Code, res.Body.String()
 	}
-	w.policy(office + "---\nkind: External\nnamespace: /prod\nname: api\nlabels: {ext: office}\naddresses: {fqdns: [api.example.com]}\n" +
+	w.policy(office + "---\nkind: External\nnamespace: /prod\nname: api\nlabels: {ext: office}\naddresses: {fqdns: [api.example.com, \"*.api.example.com\"], private: true}\n" +
 		"---\nkind: Service\nnamespace: /prod\nname: lb\naddresses: {cidrs: [198.51.100.7/32]}\n")
 	w.good() // this host's workload is known from here on
 	const web, db = "app=web@/prod", "app=db@/prod"

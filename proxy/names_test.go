@@ -29,13 +29,13 @@ kind: External
 namespace: /prod
 name: api
 labels: {ext: api}
-addresses: {fqdns: [api.example.com]}
+addresses: {fqdns: [api.example.com], private: true}
 ---
 kind: External
 namespace: /prod
 name: cards
 labels: {ext: cards}
-addresses: {fqdns: ["*.pay.example.com"]}
+addresses: {fqdns: ["*.pay.example.com"], private: true}
 ---
 kind: Policy
 namespace: /prod
@@ -217,12 +217,13 @@ func TestNamesTakeNoTunnelAway(t *testing.T) {
 		read <- string(b[:n])
 	})
 	d.Set("api.example.com", 60, otherB, protected4, "127.0.0.1")
-	refused := func(why, reason string, asked bool) {
+	refused := func(why, reason string, asked bool) (detail string) {
 		t.Helper()
 		if got, err := w.ask(to, "secret"); !errors.Is(err, syscall.ECONNRESET) || len(got) > 0 {
 			t.Errorf("%s: the application reads %q, %v", why, got, err)
 		}
-		if r := w.records.next(); r.Outcome != "deny" || r.Reason != reason {
+		r := w.records.next()
+		if r.Outcome != "deny" || r.Reason != reason {
 			t.Errorf("%s: recorded %s %s", why, r.Outcome, r.Reason)
 		}
 		if asked {
@@ -230,6 +231,11 @@ func TestNamesTakeNoTunnelAway(t *testing.T) {
 				t.Errorf("%s: the server read %q", why, s)
 			}
 		}
+		return r.Detail
+	}
+	w.policy(strings.ReplaceAll(byName, ", private: true", ""))
+	if d := refused("a private address", "peer-unprotected", true); !strings.Contains(d, "External /prod/api has api.example.com, but no private address by name") {
+		t.Errorf("a private address: it is said that %q", d)
 	}
 	w.policy(byName)
 	w.knownPeers(otherB)

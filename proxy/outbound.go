@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -71,7 +72,12 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return deny(symbolonv1.Reason_REASON_DEFAULT, errors.New("no policy of the client's side allows it to connect to anybody"))
 	}
 	// Behind a balancer each connection has its own tunnel, or it could not balance.
-	return x.serveTunnel(setup, c, me, tuple, service == "" && !x.p.noReuse)
+	err = x.serveTunnel(setup, c, me, tuple, service == "" && !x.p.noReuse)
+	if public := c.PublicOnly(me.namespace(c), tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...); err != nil && service == "" && public != "" {
+		// It was likely meant: who reads the record is told what is missing.
+		err = fmt.Errorf("%w; External %s has %s, but no private address by name (private: true)", err, public, strings.Join(names, " "))
+	}
+	return err
 }
 
 var errNoPolicy = deny(symbolonv1.Reason_REASON_NO_POLICY, errors.New("no policy has arrived from the controller yet"))

@@ -1186,10 +1186,12 @@ func (x *Policy) GetPropagate() bool {
 }
 
 type Addresses struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cidrs         []string               `protobuf:"bytes,1,rep,name=cidrs,proto3" json:"cidrs,omitempty"`
-	Fqdns         []string               `protobuf:"bytes,2,rep,name=fqdns,proto3" json:"fqdns,omitempty"`
-	Ports         []*PortRange           `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Cidrs []string               `protobuf:"bytes,1,rep,name=cidrs,proto3" json:"cidrs,omitempty"`
+	Fqdns []string               `protobuf:"bytes,2,rep,name=fqdns,proto3" json:"fqdns,omitempty"`
+	Ports []*PortRange           `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	// Names may have private addresses; of an External only.
+	Private       bool `protobuf:"varint,4,opt,name=private,proto3" json:"private,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1243,6 +1245,13 @@ func (x *Addresses) GetPorts() []*PortRange {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *Addresses) GetPrivate() bool {
+	if x != nil {
+		return x.Private
+	}
+	return false
 }
 
 type External struct {
@@ -1673,11 +1682,12 @@ const file_symbolon_v1_policy_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12%\n" +
 	"\x04mode\x18\v \x01(\x0e2\x11.symbolon.v1.ModeR\x04mode\x12\x1a\n" +
 	"\bfallback\x18\f \x01(\bR\bfallback\x12\x1c\n" +
-	"\tpropagate\x18\r \x01(\bR\tpropagate\"e\n" +
+	"\tpropagate\x18\r \x01(\bR\tpropagate\"\x7f\n" +
 	"\tAddresses\x12\x14\n" +
 	"\x05cidrs\x18\x01 \x03(\tR\x05cidrs\x12\x14\n" +
 	"\x05fqdns\x18\x02 \x03(\tR\x05fqdns\x12,\n" +
-	"\x05ports\x18\x03 \x03(\v2\x16.symbolon.v1.PortRangeR\x05ports\"\xd0\x01\n" +
+	"\x05ports\x18\x03 \x03(\v2\x16.symbolon.v1.PortRangeR\x05ports\x12\x18\n" +
+	"\aprivate\x18\x04 \x01(\bR\aprivate\"\xd0\x01\n" +
 	"\bExternal\x129\n" +
 	"\x06labels\x18\x01 \x03(\v2!.symbolon.v1.External.LabelsEntryR\x06labels\x124\n" +
 	"\taddresses\x18\x02 \x01(\v2\x16.symbolon.v1.AddressesR\taddresses\x1aS\n" +
