@@ -56,6 +56,9 @@ type Config struct {
 	// UpstreamCert and UpstreamKey, if not empty, name the operator's own CA, PEM, which
 	// is taken over if the CA is made.
 	UpstreamCert, UpstreamKey string
+	// NextCert and NextKey, if not empty, name the operator's CA that is to be the next
+	// one; read by StartRoot.
+	NextCert, NextKey string
 	// TTL is how long an SVID is valid, RotateEvery how soon its holder should ask
 	// for the next one.
 	TTL, RotateEvery time.Duration
@@ -68,15 +71,9 @@ type CA struct {
 	cfg   Config
 	store store.Store
 	seal  *seal.Key
-	root  *x509.Certificate
-	// signerEnd is when what signs intermediates ends, or the first above it; upstream: it
-	// is the operator's.
-	signerEnd time.Time
-	upstream  bool
-	// presented is what SVIDs carry beyond our intermediate; none below our own root.
-	presented [][]byte
 
 	mu           sync.Mutex
+	footing      *footing
 	intermediate *signer
 	replaced     replacement
 
@@ -133,14 +130,17 @@ func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.root, c.signerEnd, c.upstream = root.root(), root.end(), root.trustDomain != ""
-	for _, cert := range root.presented() {
-		c.presented = append(c.presented, cert.Raw)
-	}
 	if td := trustDomainOf(root); td != cfg.TrustDomain.IDString() {
 		return nil, fmt.Errorf("%w: it is %s, the configuration says %s; set trust_domain back, or give another data_dir", ErrTrustDomain, td, cfg.TrustDomain.IDString())
 	}
-	if err := c.checkUpstream(ctx, root); err != nil {
+	record, err := c.loadRootRecord(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if c.footing, err = newFooting(root, record); err != nil {
+		return nil, err
+	}
+	if err := c.checkUpstream(root, record); err != nil {
 		return nil, err
 	}
 	if c.intermediate, err = c.load(ctx, keyIntermediate); err != nil {
@@ -167,9 +167,9 @@ func trustDomainOf(root *signer) string {
 
 // create stores a new root and intermediate, unless somebody else was first.
 func (c *CA) create(ctx context.Context) error {
-	makeRoot := c.newRoot
+	makeRoot := func() (*signer, error) { return c.newRoot(false) }
 	if c.cfg.UpstreamCert != "" {
-		makeRoot = c.readUpstream
+		makeRoot = func() (*signer, error) { return c.readUpstream("ca.upstream", c.cfg.UpstreamCert, c.cfg.UpstreamKey) }
 	}
 	root, err := makeRoot()
 	if err != nil {
@@ -260,17 +260,20 @@ func (c *CA) load(ctx context.Context, name string) (*signer, error) {
 	return s, nil
 }
 
-// Roots are the trust domain's, which every host trusts.
-func (c *CA) Roots() []*x509.Certificate { return []*x509.Certificate{c.root} }
+// Roots are the trust domain's, which every host trusts; the one that signs first.
+func (c *CA) Roots() []*x509.Certificate {
+	roots, _ := c.Trust()
+	return roots
+}
 
 // Bundle is the same in go-spiffe's form.
 func (c *CA) Bundle() *x509bundle.Bundle {
 	return x509bundle.FromX509Authorities(c.cfg.TrustDomain, c.Roots())
 }
 
-// Pin is the SHA-256 of the root's SubjectPublicKeyInfo, 64 hex digits: what a
-// join token carries (RFC 7469, section 2.4, in hex).
-func (c *CA) Pin() string { return Pin(c.root) }
+// Pin is the SHA-256 of the SubjectPublicKeyInfo of the root that signs, 64 hex digits:
+// what a join token carries (RFC 7469, section 2.4, in hex).
+func (c *CA) Pin() string { return Pin(c.stands().root) }
 
 // Pin is the pin of any certificate's key.
 func Pin(cert *x509.Certificate) string {
@@ -278,8 +281,8 @@ func Pin(cert *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// NotAfter is when the root ends.
-func (c *CA) NotAfter() time.Time { return c.root.NotAfter }
+// NotAfter is when the root ends that signs.
+func (c *CA) NotAfter() time.Time { return c.stands().root.NotAfter }
 
 func newKey() (*ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -133,7 +134,7 @@ func (c *CA) sign(pub crypto.PublicKey, id spiffeid.ID, t *x509.Certificate) (*I
 		return nil, fmt.Errorf("%w: %s is not of %s", ErrID, id, c.cfg.TrustDomain)
 	}
 	c.mu.Lock()
-	by := c.intermediate
+	by, on := c.intermediate, c.footing
 	c.mu.Unlock()
 	if t.NotAfter.After(by.cert.NotAfter) {
 		t.NotAfter = by.cert.NotAfter
@@ -144,19 +145,29 @@ func (c *CA) sign(pub crypto.PublicKey, id spiffeid.ID, t *x509.Certificate) (*I
 	}
 	return &Issued{
 		ID:       id,
-		Chain:    append([][]byte{leaf.Raw, by.cert.Raw}, c.presented...),
+		Chain:    append([][]byte{leaf.Raw, by.cert.Raw}, on.presented...),
 		Leaf:     leaf,
 		RotateAt: c.cfg.Now().Add(c.cfg.RotateEvery),
 	}, nil
 }
 
-func (c *CA) newRoot() (*signer, error) {
-	t := c.authority("root", rootValidity)
-	t.URIs = []*url.URL{c.cfg.TrustDomain.ID().URL()}
+// newRoot makes one of our own. A further one has its key's identifier in its name: not
+// every verifier looks beyond names, and the two are believed at the same time.
+func (c *CA) newRoot(further bool) (*signer, error) {
 	key, err := newKey()
 	if err != nil {
 		return nil, err
 	}
+	what := "root"
+	if further {
+		id, err := keyID(key.Public())
+		if err != nil {
+			return nil, err
+		}
+		what += " " + hex.EncodeToString(id[:4])
+	}
+	t := c.authority(what, rootValidity)
+	t.URIs = []*url.URL{c.cfg.TrustDomain.ID().URL()}
 	cert, err := create(t, t, key.Public(), key)
 	if err != nil {
 		return nil, err
@@ -197,20 +208,28 @@ func (c *CA) authority(what string, validity time.Duration) *x509.Certificate {
 }
 
 // create adds what every certificate has: a random serial number, unless it has one,
-// and a key identifier: 160 bits of the SHA-256 of its SubjectPublicKeyInfo.
+// and a key identifier.
 func create(t, parent *x509.Certificate, pub crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
 	if t.SerialNumber == nil {
 		t.SerialNumber = identity.NewSerial("")
 	}
-	spki, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+	var err error
+	if t.SubjectKeyId, err = keyID(pub); err != nil {
+		return nil, err
 	}
-	sum := sha256.Sum256(spki)
-	t.SubjectKeyId = sum[:20]
 	der, err := x509.CreateCertificate(rand.Reader, t, parent, pub, key)
 	if err != nil {
 		return nil, fmt.Errorf("ca: sign: %w", err)
 	}
 	return x509.ParseCertificate(der)
+}
+
+// keyID is 160 bits of the SHA-256 of a key's SubjectPublicKeyInfo.
+func keyID(pub crypto.PublicKey) ([]byte, error) {
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	sum := sha256.Sum256(spki)
+	return sum[:20], nil
 }

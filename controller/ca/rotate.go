@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/symbolon/symbolon/controller/store"
@@ -39,6 +40,8 @@ type Status struct {
 	By       string
 	// EarlierUntil is when the last SVID of an earlier intermediate ends; zero if all have.
 	EarlierUntil time.Time
+	// RootRotation is that of the root.
+	RootRotation RootRotation
 }
 
 // Issuer names the intermediate that has signed: its key identifier, hexadecimal.
@@ -58,7 +61,7 @@ func (c *CA) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := Status{
-		Root: c.root, Upstream: c.upstream, Intermediate: c.intermediate.cert, Renewal: c.renewal(),
+		Root: c.footing.root, Upstream: c.footing.upstream, RootRotation: c.footing.status(), Intermediate: c.intermediate.cert, Renewal: c.renewal(),
 		Replaced: c.replaced.Time, By: c.replaced.By,
 	}
 	if c.cfg.Now().Before(c.replaced.Until) {
@@ -71,7 +74,7 @@ func (c *CA) Status() Status {
 // The lock is held.
 func (c *CA) renewal() time.Time {
 	end := c.intermediate.cert.NotAfter
-	if !c.signerEnd.After(end) || !c.cfg.Now().Before(c.signerEnd) {
+	if last := c.footing.signerEnd; !last.After(end) || !c.cfg.Now().Before(last) {
 		return time.Time{}
 	}
 	return end.Add(-renewBefore)
@@ -114,10 +117,22 @@ func (c *CA) replace(ctx context.Context, by string) (*x509.Certificate, error) 
 		return nil, fmt.Errorf("ca: %w", err)
 	}
 	ops := []store.Op{store.Put(keyIntermediate, packed), store.Put(keyReplaced, note)}
+	stands := c.footing
+	if record := stands.record; record.Phase == PhaseSign {
+		record.Issuers = append(slices.Clone(record.Issuers), hex.EncodeToString(next.cert.SubjectKeyId))
+		op, err := record.put()
+		if err != nil {
+			return nil, err
+		}
+		ops = append(ops, op)
+		if stands, err = newFooting(root, record); err != nil {
+			return nil, err
+		}
+	}
 	if _, _, err := c.store.Txn(ctx, nil, ops); err != nil {
 		return nil, fmt.Errorf("ca: replace the intermediate: %w", err)
 	}
-	c.intermediate, c.replaced = next, replaced
+	c.intermediate, c.replaced, c.footing = next, replaced, stands
 	return next.cert, nil
 }
 

@@ -16,6 +16,7 @@ type ServerCertificate struct {
 
 	mu      sync.Mutex
 	current *tls.Certificate
+	on      *footing
 	renewAt time.Time
 }
 
@@ -25,13 +26,16 @@ func (c *CA) ServerCertificate(names []string, addresses []net.IP) *ServerCertif
 }
 
 // Get is for tls.Config.GetCertificate. The chain ends with the root, for hosts
-// that know no more of it than the pin in their join token.
+// that know no more of it than the pin in their join token; while the root is rotated,
+// with both.
 func (s *ServerCertificate) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.ca.cfg.Now()
-	// Not after the intermediate was replaced, either: so nothing of the old one is left.
-	if s.current != nil && now.Before(s.renewAt) && s.ca.inForce(s.current.Certificate) {
+	on := s.ca.stands()
+	// Not after the intermediate or a root was replaced, either: so nothing of the old one
+	// is left.
+	if s.current != nil && now.Before(s.renewAt) && s.on == on && s.ca.inForce(s.current.Certificate) {
 		return s.current, nil
 	}
 	key, err := newKey()
@@ -43,10 +47,10 @@ func (s *ServerCertificate) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 		return nil, err
 	}
 	s.current = &tls.Certificate{
-		Certificate: append(issued.Chain, s.ca.root.Raw),
+		Certificate: append(issued.Chain, on.anchors...),
 		PrivateKey:  key,
 		Leaf:        issued.Leaf,
 	}
-	s.renewAt = now.Add(issued.Leaf.NotAfter.Sub(now) / 2)
+	s.on, s.renewAt = on, now.Add(issued.Leaf.NotAfter.Sub(now)/2)
 	return s.current, nil
 }

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -14,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -32,15 +32,16 @@ const (
 )
 
 // readUpstream reads the operator's CA: its certificate, those above it up to the root,
-// and its key, which is sealed into the store and never read from the file again.
+// and its key, which is sealed into the store and never read from the file again. keys
+// is what the two are called in the configuration, without "_cert_file" and "_key_file".
 // Errors: ErrUpstream.
-func (c *CA) readUpstream() (*signer, error) {
-	certs, err := readCertificates(c.cfg.UpstreamCert)
+func (c *CA) readUpstream(keys, certFile, keyFile string) (*signer, error) {
+	certs, err := readCertificates(keys+"_cert_file", certFile)
 	if err != nil {
 		return nil, err
 	}
 	bad := func(format string, args ...any) (*signer, error) {
-		return nil, fmt.Errorf("%w: %s: %s", ErrUpstream, c.cfg.UpstreamCert, fmt.Sprintf(format, args...))
+		return nil, fmt.Errorf("%w: %s: %s", ErrUpstream, certFile, fmt.Sprintf(format, args...))
 	}
 	if len(certs) > maxAbove {
 		return bad("%d certificates, at most %d", len(certs), maxAbove)
@@ -57,20 +58,20 @@ func (c *CA) readUpstream() (*signer, error) {
 			return bad("%q is not signed by %q; put the CA first, then each issuer, a root that signs itself last", cert.Subject, issuer.Subject)
 		}
 	}
-	key, err := readKey(c.cfg.UpstreamKey)
+	key, err := readKey(keys+"_key_file", keyFile)
 	if err != nil {
 		return nil, err
 	}
 	if !sameKey(key.Public(), certs[0].PublicKey) {
-		return nil, fmt.Errorf("%w: %s is not the key of %q, the first certificate in %s", ErrUpstream, c.cfg.UpstreamKey, certs[0].Subject, c.cfg.UpstreamCert)
+		return nil, fmt.Errorf("%w: %s is not the key of %q, the first certificate in %s", ErrUpstream, keyFile, certs[0].Subject, certFile)
 	}
 	return &signer{cert: certs[0], key: key, above: certs[1:], trustDomain: c.cfg.TrustDomain.IDString()}, nil
 }
 
-func readCertificates(path string) (certs []*x509.Certificate, err error) {
+func readCertificates(name, path string) (certs []*x509.Certificate, err error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: ca.upstream_cert_file: %w", ErrUpstream, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrUpstream, name, err)
 	}
 	for {
 		var block *pem.Block
@@ -93,20 +94,20 @@ func readCertificates(path string) (certs []*x509.Certificate, err error) {
 }
 
 // readKey never says what is in the file.
-func readKey(path string) (crypto.Signer, error) {
+func readKey(name, path string) (crypto.Signer, error) {
 	bad := func(text string) (crypto.Signer, error) {
 		return nil, fmt.Errorf("%w: %s: %s", ErrUpstream, path, text)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: ca.upstream_key_file: %w", ErrUpstream, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrUpstream, name, err)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return bad("others could read it; chmod 600 it")
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: ca.upstream_key_file: %w", ErrUpstream, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrUpstream, name, err)
 	}
 	defer clear(data)
 	block, _ := pem.Decode(data)
@@ -149,6 +150,15 @@ func sameKey(a, b crypto.PublicKey) bool {
 // tryOut signs for a workload, and verifies as a peer would: what the operator's CA may
 // not sign shows now, and not in every handshake.
 func (c *CA) tryOut(root, intermediate *signer) error {
+	if err := c.try(intermediate, root.presented(), root.root()); err != nil {
+		return fmt.Errorf("%w: what %q signs for %s does not verify: %w; it needs room for one more CA below it (path length), no name constraint against URIs of that name, and to be valid now",
+			ErrUpstream, root.cert.Subject, c.cfg.TrustDomain.IDString(), err)
+	}
+	return nil
+}
+
+// try verifies by root what intermediate signs, presented with above.
+func (c *CA) try(intermediate *signer, above []*x509.Certificate, root *x509.Certificate) error {
 	key, err := newKey()
 	if err != nil {
 		return err
@@ -158,30 +168,30 @@ func (c *CA) tryOut(root, intermediate *signer) error {
 	if err != nil {
 		return err
 	}
-	chain := append([]*x509.Certificate{leaf, intermediate.cert}, root.presented()...)
-	bundle := x509bundle.FromX509Authorities(c.cfg.TrustDomain, []*x509.Certificate{root.root()})
-	if _, err := identity.VerifySVID(chain, bundle, c.cfg.Now()); err != nil {
-		return fmt.Errorf("%w: what %q signs for %s does not verify: %w; it needs room for one more CA below it (path length), no name constraint against URIs of that name, and to be valid now",
-			ErrUpstream, root.cert.Subject, c.cfg.TrustDomain.IDString(), err)
-	}
-	return nil
+	chain := append([]*x509.Certificate{leaf, intermediate.cert}, above...)
+	bundle := x509bundle.FromX509Authorities(c.cfg.TrustDomain, []*x509.Certificate{root})
+	_, err = identity.VerifySVID(chain, bundle, c.cfg.Now())
+	return err
 }
 
 // checkUpstream compares the CA in force with the one in the configuration, if that is
-// still there to be looked at.
-func (c *CA) checkUpstream(_ context.Context, inForce *signer) error {
+// still there to be looked at. It may also be one that was in force before.
+func (c *CA) checkUpstream(inForce *signer, record rootRecord) error {
 	if c.cfg.UpstreamCert == "" {
 		return nil
 	}
-	certs, err := readCertificates(c.cfg.UpstreamCert)
+	certs, err := readCertificates("ca.upstream_cert_file", c.cfg.UpstreamCert)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	if slices.ContainsFunc(record.Retired, func(r []byte) bool { return bytes.Equal(r, fingerprint(certs[0])) }) {
+		return nil
+	}
 	if !bytes.Equal(certs[0].Raw, inForce.cert.Raw) {
-		return fmt.Errorf("%w: the store has another CA already, %q; a CA is taken over at the first start only: remove ca.upstream_cert_file and ca.upstream_key_file, or give another data_dir",
+		return fmt.Errorf("%w: the store has another CA already, %q; a CA is taken over at the first start only: remove ca.upstream_cert_file and ca.upstream_key_file, name yours in ca.next_cert_file and ca.next_key_file instead, and rotate the root (docs/ca.md)",
 			ErrUpstream, inForce.cert.Subject)
 	}
 	return nil
