@@ -57,6 +57,10 @@ type CAConfig struct {
 	// PEM: taken over at the first start, and not read afterwards.
 	UpstreamCertFile string `yaml:"upstream_cert_file"`
 	UpstreamKeyFile  string `yaml:"upstream_key_file"`
+	// NextCertFile and NextKeyFile are the operator's CA that is to be the next one, PEM:
+	// taken over when a rotation of the root is started, and not read otherwise.
+	NextCertFile string `yaml:"next_cert_file"`
+	NextKeyFile  string `yaml:"next_key_file"`
 }
 
 // EdgesConfig is about what is kept of who reached whom.
@@ -139,13 +143,19 @@ func (c Config) Validate() error {
 			bad(fmt.Sprintf("enrolment.x509pop[%d].%s", i, key), format, args...)
 		})
 	}
-	for key, path := range map[string]string{"ca.upstream_cert_file": c.CA.UpstreamCertFile, "ca.upstream_key_file": c.CA.UpstreamKeyFile} {
+	for key, path := range map[string]string{
+		"ca.upstream_cert_file": c.CA.UpstreamCertFile, "ca.upstream_key_file": c.CA.UpstreamKeyFile,
+		"ca.next_cert_file": c.CA.NextCertFile, "ca.next_key_file": c.CA.NextKeyFile,
+	} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad(key, "%q is not an absolute path", path)
 		}
 	}
 	if (c.CA.UpstreamCertFile == "") != (c.CA.UpstreamKeyFile == "") {
 		bad("ca.upstream_cert_file", "it goes with ca.upstream_key_file; give both, or neither to have a CA made")
+	}
+	if (c.CA.NextCertFile == "") != (c.CA.NextKeyFile == "") {
+		bad("ca.next_cert_file", "it goes with ca.next_key_file; give both, or neither to have the next root made")
 	}
 	if c.Edges.Retention < minEdgeRetention {
 		bad("edges.retention", "%v is too short; use %v or more, such as 720h", c.Edges.Retention, minEdgeRetention)

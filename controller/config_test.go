@@ -96,6 +96,8 @@ func TestConfigRefuses(t *testing.T) {
 		"unknown store":       {file: ok + "store: {kind: mysql}\n", words: []string{"store.kind", "mysql", "bbolt"}},
 		"upstream cert alone": {file: ok + "ca: {upstream_cert_file: /c}\n", words: []string{"ca.upstream_cert_file", "upstream_key_file"}},
 		"relative upstream":   {file: ok + "ca: {upstream_cert_file: c, upstream_key_file: /k}\n", words: []string{"ca.upstream_cert_file", "absolute"}},
+		"next cert alone":     {file: ok + "ca: {next_cert_file: /c}\n", words: []string{"ca.next_cert_file", "next_key_file"}},
+		"relative next key":   {file: ok + "ca: {next_cert_file: /c, next_key_file: k}\n", words: []string{"ca.next_key_file", "absolute"}},
 		"rotate too often":    {file: ok + "ca: {rotate_every: 1s}\n", words: []string{"ca.rotate_every", "1m"}},
 		"ttl below rotation":  {file: ok + "ca: {svid_ttl: 30m, rotate_every: 30m}\n", words: []string{"ca.svid_ttl", "twice"}},
 		"ttl too long":        {file: ok + "ca: {svid_ttl: 8760h}\n", words: []string{"ca.svid_ttl", "or less"}},
@@ -134,7 +136,7 @@ func TestSettingsCoverTheFile(t *testing.T) {
 		}
 	}
 	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file",
-		"ca-upstream-cert-file", "ca-upstream-key-file", "enrolment-x509pop", "edges-retention", "edges-per-namespace",
+		"ca-upstream-cert-file", "ca-upstream-key-file", "ca-next-cert-file", "ca-next-key-file", "enrolment-x509pop", "edges-retention", "edges-per-namespace",
 		"federation-listen", "federation-profile", "federation-cert-file", "federation-key-file", "federation-refresh-hint", "federation-web-ca-file"}
 	if diff := cmp.Diff(want, flags); diff != "" {
 		t.Error(diff)

@@ -186,6 +186,118 @@ func (LintSeverity) EnumDescriptor() ([]byte, []int) {
 	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
+type RootPhase int32
+
+const (
+	// None is under way.
+	RootPhase_ROOT_PHASE_UNSPECIFIED RootPhase = 0
+	// The next root is believed, and signs nothing.
+	RootPhase_ROOT_PHASE_PUBLISH RootPhase = 1
+	// The new root signs, and the old one is believed still.
+	RootPhase_ROOT_PHASE_SIGN RootPhase = 2
+)
+
+// Enum value maps for RootPhase.
+var (
+	RootPhase_name = map[int32]string{
+		0: "ROOT_PHASE_UNSPECIFIED",
+		1: "ROOT_PHASE_PUBLISH",
+		2: "ROOT_PHASE_SIGN",
+	}
+	RootPhase_value = map[string]int32{
+		"ROOT_PHASE_UNSPECIFIED": 0,
+		"ROOT_PHASE_PUBLISH":     1,
+		"ROOT_PHASE_SIGN":        2,
+	}
+)
+
+func (x RootPhase) Enum() *RootPhase {
+	p := new(RootPhase)
+	*p = x
+	return p
+}
+
+func (x RootPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RootPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_symbolon_v1_admin_proto_enumTypes[3].Descriptor()
+}
+
+func (RootPhase) Type() protoreflect.EnumType {
+	return &file_symbolon_v1_admin_proto_enumTypes[3]
+}
+
+func (x RootPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RootPhase.Descriptor instead.
+func (RootPhase) EnumDescriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+type RootStep int32
+
+const (
+	RootStep_ROOT_STEP_UNSPECIFIED RootStep = 0
+	// Make the next root, or take the operator's; it is believed from then on.
+	RootStep_ROOT_STEP_START RootStep = 1
+	// Have it sign. Refused while a host has not acknowledged that it believes it.
+	RootStep_ROOT_STEP_SIGN RootStep = 2
+	// End the belief in the old one. Refused while a host has SVIDs of it, or has not
+	// acknowledged the new one.
+	RootStep_ROOT_STEP_FINISH RootStep = 3
+	// Give the next root up, before it signs.
+	RootStep_ROOT_STEP_ABORT RootStep = 4
+)
+
+// Enum value maps for RootStep.
+var (
+	RootStep_name = map[int32]string{
+		0: "ROOT_STEP_UNSPECIFIED",
+		1: "ROOT_STEP_START",
+		2: "ROOT_STEP_SIGN",
+		3: "ROOT_STEP_FINISH",
+		4: "ROOT_STEP_ABORT",
+	}
+	RootStep_value = map[string]int32{
+		"ROOT_STEP_UNSPECIFIED": 0,
+		"ROOT_STEP_START":       1,
+		"ROOT_STEP_SIGN":        2,
+		"ROOT_STEP_FINISH":      3,
+		"ROOT_STEP_ABORT":       4,
+	}
+)
+
+func (x RootStep) Enum() *RootStep {
+	p := new(RootStep)
+	*p = x
+	return p
+}
+
+func (x RootStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RootStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_symbolon_v1_admin_proto_enumTypes[4].Descriptor()
+}
+
+func (RootStep) Type() protoreflect.EnumType {
+	return &file_symbolon_v1_admin_proto_enumTypes[4]
+}
+
+func (x RootStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RootStep.Descriptor instead.
+func (RootStep) EnumDescriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -5835,7 +5947,9 @@ type GetCAResponse struct {
 	// valid.
 	EarlierUntil *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=earlier_until,json=earlierUntil,proto3" json:"earlier_until,omitempty"`
 	// Hosts that have such SVIDs, as far as it is known.
-	Behind        []*CABehind `protobuf:"bytes,11,rep,name=behind,proto3" json:"behind,omitempty"`
+	Behind []*CABehind `protobuf:"bytes,11,rep,name=behind,proto3" json:"behind,omitempty"`
+	// The root's rotation, or the last one; not there: there was none.
+	RootRotation  *RootRotation `protobuf:"bytes,12,opt,name=root_rotation,json=rootRotation,proto3" json:"root_rotation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5943,6 +6057,13 @@ func (x *GetCAResponse) GetEarlierUntil() *timestamppb.Timestamp {
 func (x *GetCAResponse) GetBehind() []*CABehind {
 	if x != nil {
 		return x.Behind
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetRootRotation() *RootRotation {
+	if x != nil {
+		return x.RootRotation
 	}
 	return nil
 }
@@ -6286,6 +6407,381 @@ func (x *Ages) GetScanNextEnd() *timestamppb.Timestamp {
 		return x.ScanNextEnd
 	}
 	return nil
+}
+
+type RootRotation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Phase RootPhase              `protobuf:"varint,1,opt,name=phase,proto3,enum=symbolon.v1.RootPhase" json:"phase,omitempty"`
+	// The next root in the phase publish, the old one in the phase sign.
+	Other *CACertificate `protobuf:"bytes,2,opt,name=other,proto3" json:"other,omitempty"`
+	// Of the roots that hosts are to believe now.
+	BundleVersion uint64 `protobuf:"varint,3,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
+	// In the phase sign: who knows the old root only can verify what the new one signs.
+	Crossed bool `protobuf:"varint,4,opt,name=crossed,proto3" json:"crossed,omitempty"`
+	// When each phase began, and who asked for it; not there: it has not.
+	Started    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
+	StartedBy  string                 `protobuf:"bytes,6,opt,name=started_by,json=startedBy,proto3" json:"started_by,omitempty"`
+	Signed     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=signed,proto3" json:"signed,omitempty"`
+	SignedBy   string                 `protobuf:"bytes,8,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"`
+	Finished   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=finished,proto3" json:"finished,omitempty"`
+	FinishedBy string                 `protobuf:"bytes,10,opt,name=finished_by,json=finishedBy,proto3" json:"finished_by,omitempty"`
+	// Hosts that stand against the next step.
+	Behind []*RootBehind `protobuf:"bytes,11,rep,name=behind,proto3" json:"behind,omitempty"`
+	// Until when other trust domains may not have asked for the bundle with the new root;
+	// not there: all of them had the time, or none can ask.
+	FederationUntil *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=federation_until,json=federationUntil,proto3" json:"federation_until,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RootRotation) Reset() {
+	*x = RootRotation{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootRotation) ProtoMessage() {}
+
+func (x *RootRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootRotation.ProtoReflect.Descriptor instead.
+func (*RootRotation) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *RootRotation) GetPhase() RootPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return RootPhase_ROOT_PHASE_UNSPECIFIED
+}
+
+func (x *RootRotation) GetOther() *CACertificate {
+	if x != nil {
+		return x.Other
+	}
+	return nil
+}
+
+func (x *RootRotation) GetBundleVersion() uint64 {
+	if x != nil {
+		return x.BundleVersion
+	}
+	return 0
+}
+
+func (x *RootRotation) GetCrossed() bool {
+	if x != nil {
+		return x.Crossed
+	}
+	return false
+}
+
+func (x *RootRotation) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *RootRotation) GetStartedBy() string {
+	if x != nil {
+		return x.StartedBy
+	}
+	return ""
+}
+
+func (x *RootRotation) GetSigned() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Signed
+	}
+	return nil
+}
+
+func (x *RootRotation) GetSignedBy() string {
+	if x != nil {
+		return x.SignedBy
+	}
+	return ""
+}
+
+func (x *RootRotation) GetFinished() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Finished
+	}
+	return nil
+}
+
+func (x *RootRotation) GetFinishedBy() string {
+	if x != nil {
+		return x.FinishedBy
+	}
+	return ""
+}
+
+func (x *RootRotation) GetBehind() []*RootBehind {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
+}
+
+func (x *RootRotation) GetFederationUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FederationUntil
+	}
+	return nil
+}
+
+// RootBehind is a host that the next step would cost something.
+type RootBehind struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	HostId    string                 `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	Hostname  string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Connected bool                   `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	// It has acknowledged the roots that it is to believe.
+	Acknowledged bool `protobuf:"varint,4,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	// In the phase sign: its own SVID is of the old root, and so many workloads' last ones.
+	HostSvid  bool   `protobuf:"varint,5,opt,name=host_svid,json=hostSvid,proto3" json:"host_svid,omitempty"`
+	Workloads uint32 `protobuf:"varint,6,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	// When the last of these ends.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootBehind) Reset() {
+	*x = RootBehind{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootBehind) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootBehind) ProtoMessage() {}
+
+func (x *RootBehind) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootBehind.ProtoReflect.Descriptor instead.
+func (*RootBehind) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *RootBehind) GetHostId() string {
+	if x != nil {
+		return x.HostId
+	}
+	return ""
+}
+
+func (x *RootBehind) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *RootBehind) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *RootBehind) GetAcknowledged() bool {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return false
+}
+
+func (x *RootBehind) GetHostSvid() bool {
+	if x != nil {
+		return x.HostSvid
+	}
+	return false
+}
+
+func (x *RootBehind) GetWorkloads() uint32 {
+	if x != nil {
+		return x.Workloads
+	}
+	return 0
+}
+
+func (x *RootBehind) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+type RotateRootRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Step  RootStep               `protobuf:"varint,1,opt,name=step,proto3,enum=symbolon.v1.RootStep" json:"step,omitempty"`
+	// Take the step whoever stands against it.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootRequest) Reset() {
+	*x = RotateRootRequest{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootRequest) ProtoMessage() {}
+
+func (x *RotateRootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootRequest.ProtoReflect.Descriptor instead.
+func (*RotateRootRequest) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *RotateRootRequest) GetStep() RootStep {
+	if x != nil {
+		return x.Step
+	}
+	return RootStep_ROOT_STEP_UNSPECIFIED
+}
+
+func (x *RotateRootRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RotateRootResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False: the step was taken before.
+	Changed  bool          `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	Rotation *RootRotation `protobuf:"bytes,2,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	// Hosts that force has passed over.
+	PassedOver     []*RootBehind `protobuf:"bytes,3,rep,name=passed_over,json=passedOver,proto3" json:"passed_over,omitempty"`
+	HostsConnected uint32        `protobuf:"varint,4,opt,name=hosts_connected,json=hostsConnected,proto3" json:"hosts_connected,omitempty"`
+	HostsAway      uint32        `protobuf:"varint,5,opt,name=hosts_away,json=hostsAway,proto3" json:"hosts_away,omitempty"`
+	// With the end: join tokens not used yet that pin the old root, and are void.
+	Tokens        uint32 `protobuf:"varint,6,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootResponse) Reset() {
+	*x = RotateRootResponse{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootResponse) ProtoMessage() {}
+
+func (x *RotateRootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootResponse.ProtoReflect.Descriptor instead.
+func (*RotateRootResponse) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *RotateRootResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *RotateRootResponse) GetRotation() *RootRotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *RotateRootResponse) GetPassedOver() []*RootBehind {
+	if x != nil {
+		return x.PassedOver
+	}
+	return nil
+}
+
+func (x *RotateRootResponse) GetHostsConnected() uint32 {
+	if x != nil {
+		return x.HostsConnected
+	}
+	return 0
+}
+
+func (x *RotateRootResponse) GetHostsAway() uint32 {
+	if x != nil {
+		return x.HostsAway
+	}
+	return 0
+}
+
+func (x *RotateRootResponse) GetTokens() uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
 }
 
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
@@ -6782,7 +7278,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"not_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12 \n" +
 	"\vcertificate\x18\a \x01(\fR\vcertificate\"\x0e\n" +
-	"\fGetCARequest\"\x9a\x04\n" +
+	"\fGetCARequest\"\xda\x04\n" +
 	"\rGetCAResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12.\n" +
 	"\x04root\x18\x02 \x01(\v2\x1a.symbolon.v1.CACertificateR\x04root\x12\x10\n" +
@@ -6796,7 +7292,8 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"rotated_by\x18\t \x01(\tR\trotatedBy\x12?\n" +
 	"\rearlier_until\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\fearlierUntil\x12-\n" +
-	"\x06behind\x18\v \x03(\v2\x15.symbolon.v1.CABehindR\x06behind\"\xca\x01\n" +
+	"\x06behind\x18\v \x03(\v2\x15.symbolon.v1.CABehindR\x06behind\x12>\n" +
+	"\rroot_rotation\x18\f \x01(\v2\x19.symbolon.v1.RootRotationR\frootRotation\"\xca\x01\n" +
 	"\bCABehind\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1c\n" +
@@ -6828,7 +7325,44 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x05scans\x18\v \x01(\rR\x05scans\x12;\n" +
 	"\vscan_oldest\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"scanOldest\x12>\n" +
-	"\rscan_next_end\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vscanNextEnd*\x8f\x01\n" +
+	"\rscan_next_end\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vscanNextEnd\"\xa6\x04\n" +
+	"\fRootRotation\x12,\n" +
+	"\x05phase\x18\x01 \x01(\x0e2\x16.symbolon.v1.RootPhaseR\x05phase\x120\n" +
+	"\x05other\x18\x02 \x01(\v2\x1a.symbolon.v1.CACertificateR\x05other\x12%\n" +
+	"\x0ebundle_version\x18\x03 \x01(\x04R\rbundleVersion\x12\x18\n" +
+	"\acrossed\x18\x04 \x01(\bR\acrossed\x124\n" +
+	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x1d\n" +
+	"\n" +
+	"started_by\x18\x06 \x01(\tR\tstartedBy\x122\n" +
+	"\x06signed\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x06signed\x12\x1b\n" +
+	"\tsigned_by\x18\b \x01(\tR\bsignedBy\x126\n" +
+	"\bfinished\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\bfinished\x12\x1f\n" +
+	"\vfinished_by\x18\n" +
+	" \x01(\tR\n" +
+	"finishedBy\x12/\n" +
+	"\x06behind\x18\v \x03(\v2\x17.symbolon.v1.RootBehindR\x06behind\x12E\n" +
+	"\x10federation_until\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0ffederationUntil\"\xf0\x01\n" +
+	"\n" +
+	"RootBehind\x12\x17\n" +
+	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x12\"\n" +
+	"\facknowledged\x18\x04 \x01(\bR\facknowledged\x12\x1b\n" +
+	"\thost_svid\x18\x05 \x01(\bR\bhostSvid\x12\x1c\n" +
+	"\tworkloads\x18\x06 \x01(\rR\tworkloads\x120\n" +
+	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"T\n" +
+	"\x11RotateRootRequest\x12)\n" +
+	"\x04step\x18\x01 \x01(\x0e2\x15.symbolon.v1.RootStepR\x04step\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\xff\x01\n" +
+	"\x12RotateRootResponse\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\bR\achanged\x125\n" +
+	"\brotation\x18\x02 \x01(\v2\x19.symbolon.v1.RootRotationR\brotation\x128\n" +
+	"\vpassed_over\x18\x03 \x03(\v2\x17.symbolon.v1.RootBehindR\n" +
+	"passedOver\x12'\n" +
+	"\x0fhosts_connected\x18\x04 \x01(\rR\x0ehostsConnected\x12\x1d\n" +
+	"\n" +
+	"hosts_away\x18\x05 \x01(\rR\thostsAway\x12\x16\n" +
+	"\x06tokens\x18\x06 \x01(\rR\x06tokens*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -6845,7 +7379,17 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\fLintSeverity\x12\x1d\n" +
 	"\x19LINT_SEVERITY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15LINT_SEVERITY_WARNING\x10\x01\x12\x17\n" +
-	"\x13LINT_SEVERITY_ERROR\x10\x022\xcd\x14\n" +
+	"\x13LINT_SEVERITY_ERROR\x10\x02*T\n" +
+	"\tRootPhase\x12\x1a\n" +
+	"\x16ROOT_PHASE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12ROOT_PHASE_PUBLISH\x10\x01\x12\x13\n" +
+	"\x0fROOT_PHASE_SIGN\x10\x02*y\n" +
+	"\bRootStep\x12\x19\n" +
+	"\x15ROOT_STEP_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fROOT_STEP_START\x10\x01\x12\x12\n" +
+	"\x0eROOT_STEP_SIGN\x10\x02\x12\x14\n" +
+	"\x10ROOT_STEP_FINISH\x10\x03\x12\x13\n" +
+	"\x0fROOT_STEP_ABORT\x10\x042\x9c\x15\n" +
 	"\fAdminService\x12J\n" +
 	"\tGetStatus\x12\x1d.symbolon.v1.GetStatusRequest\x1a\x1e.symbolon.v1.GetStatusResponse\x12>\n" +
 	"\x05Apply\x12\x19.symbolon.v1.ApplyRequest\x1a\x1a.symbolon.v1.ApplyResponse\x12A\n" +
@@ -6883,7 +7427,9 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x0fListRevocations\x12#.symbolon.v1.ListRevocationsRequest\x1a$.symbolon.v1.ListRevocationsResponse\x12G\n" +
 	"\bUnrevoke\x12\x1c.symbolon.v1.UnrevokeRequest\x1a\x1d.symbolon.v1.UnrevokeResponse\x12>\n" +
 	"\x05GetCA\x12\x19.symbolon.v1.GetCARequest\x1a\x1a.symbolon.v1.GetCAResponse\x12e\n" +
-	"\x12RotateIntermediate\x12&.symbolon.v1.RotateIntermediateRequest\x1a'.symbolon.v1.RotateIntermediateResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
+	"\x12RotateIntermediate\x12&.symbolon.v1.RotateIntermediateRequest\x1a'.symbolon.v1.RotateIntermediateResponse\x12M\n" +
+	"\n" +
+	"RotateRoot\x12\x1e.symbolon.v1.RotateRootRequest\x1a\x1f.symbolon.v1.RotateRootResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
 var (
 	file_symbolon_v1_admin_proto_rawDescOnce sync.Once
@@ -6897,322 +7443,342 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_admin_proto_rawDescData
 }
 
-var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
+var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                    // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),                 // 1: symbolon.v1.SimulatedType
 	(LintSeverity)(0),                  // 2: symbolon.v1.LintSeverity
-	(*GetStatusRequest)(nil),           // 3: symbolon.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 4: symbolon.v1.GetStatusResponse
-	(*SourceFile)(nil),                 // 5: symbolon.v1.SourceFile
-	(*ApplyRequest)(nil),               // 6: symbolon.v1.ApplyRequest
-	(*Change)(nil),                     // 7: symbolon.v1.Change
-	(*FieldChange)(nil),                // 8: symbolon.v1.FieldChange
-	(*ApplyResponse)(nil),              // 9: symbolon.v1.ApplyResponse
-	(*TestResult)(nil),                 // 10: symbolon.v1.TestResult
-	(*ResourceKey)(nil),                // 11: symbolon.v1.ResourceKey
-	(*DeleteRequest)(nil),              // 12: symbolon.v1.DeleteRequest
-	(*DeleteResponse)(nil),             // 13: symbolon.v1.DeleteResponse
-	(*ListResourcesRequest)(nil),       // 14: symbolon.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),      // 15: symbolon.v1.ListResourcesResponse
-	(*CreateJoinTokenRequest)(nil),     // 16: symbolon.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),    // 17: symbolon.v1.CreateJoinTokenResponse
-	(*ListHostsRequest)(nil),           // 18: symbolon.v1.ListHostsRequest
-	(*Host)(nil),                       // 19: symbolon.v1.Host
-	(*ListHostsResponse)(nil),          // 20: symbolon.v1.ListHostsResponse
-	(*RemoveHostRequest)(nil),          // 21: symbolon.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),         // 22: symbolon.v1.RemoveHostResponse
-	(*ListWorkloadsRequest)(nil),       // 23: symbolon.v1.ListWorkloadsRequest
-	(*Workload)(nil),                   // 24: symbolon.v1.Workload
-	(*ListWorkloadsResponse)(nil),      // 25: symbolon.v1.ListWorkloadsResponse
-	(*ExplainRequest)(nil),             // 26: symbolon.v1.ExplainRequest
-	(*ExplainEndpoint)(nil),            // 27: symbolon.v1.ExplainEndpoint
-	(*ExplainSide)(nil),                // 28: symbolon.v1.ExplainSide
-	(*Candidate)(nil),                  // 29: symbolon.v1.Candidate
-	(*ExplainResponse)(nil),            // 30: symbolon.v1.ExplainResponse
-	(*WatchFlowsRequest)(nil),          // 31: symbolon.v1.WatchFlowsRequest
-	(*WatchFlowsResponse)(nil),         // 32: symbolon.v1.WatchFlowsResponse
-	(*ListEdgesRequest)(nil),           // 33: symbolon.v1.ListEdgesRequest
-	(*ListEdgesResponse)(nil),          // 34: symbolon.v1.ListEdgesResponse
-	(*ListPolicyHitsRequest)(nil),      // 35: symbolon.v1.ListPolicyHitsRequest
-	(*ListPolicyHitsResponse)(nil),     // 36: symbolon.v1.ListPolicyHitsResponse
-	(*PolicyHits)(nil),                 // 37: symbolon.v1.PolicyHits
-	(*SimulateRequest)(nil),            // 38: symbolon.v1.SimulateRequest
-	(*SimulatedVerdict)(nil),           // 39: symbolon.v1.SimulatedVerdict
-	(*SimulatedEdge)(nil),              // 40: symbolon.v1.SimulatedEdge
-	(*SimulateResponse)(nil),           // 41: symbolon.v1.SimulateResponse
-	(*SimulatedCount)(nil),             // 42: symbolon.v1.SimulatedCount
-	(*PolicyGeneration)(nil),           // 43: symbolon.v1.PolicyGeneration
-	(*ListGenerationsRequest)(nil),     // 44: symbolon.v1.ListGenerationsRequest
-	(*ListGenerationsResponse)(nil),    // 45: symbolon.v1.ListGenerationsResponse
-	(*GetGenerationRequest)(nil),       // 46: symbolon.v1.GetGenerationRequest
-	(*GetGenerationResponse)(nil),      // 47: symbolon.v1.GetGenerationResponse
-	(*RollbackRequest)(nil),            // 48: symbolon.v1.RollbackRequest
-	(*RollbackResponse)(nil),           // 49: symbolon.v1.RollbackResponse
-	(*TestPolicyRequest)(nil),          // 50: symbolon.v1.TestPolicyRequest
-	(*TestPolicyResponse)(nil),         // 51: symbolon.v1.TestPolicyResponse
-	(*TestCase)(nil),                   // 52: symbolon.v1.TestCase
-	(*LintPolicyRequest)(nil),          // 53: symbolon.v1.LintPolicyRequest
-	(*LintFinding)(nil),                // 54: symbolon.v1.LintFinding
-	(*LintPolicyResponse)(nil),         // 55: symbolon.v1.LintPolicyResponse
-	(*StartLearnRequest)(nil),          // 56: symbolon.v1.StartLearnRequest
-	(*StartLearnResponse)(nil),         // 57: symbolon.v1.StartLearnResponse
-	(*ListLearningRequest)(nil),        // 58: symbolon.v1.ListLearningRequest
-	(*ListLearningResponse)(nil),       // 59: symbolon.v1.ListLearningResponse
-	(*Learning)(nil),                   // 60: symbolon.v1.Learning
-	(*SuggestPoliciesRequest)(nil),     // 61: symbolon.v1.SuggestPoliciesRequest
-	(*SuggestPoliciesResponse)(nil),    // 62: symbolon.v1.SuggestPoliciesResponse
-	(*AcceptSuggestionRequest)(nil),    // 63: symbolon.v1.AcceptSuggestionRequest
-	(*AcceptSuggestionResponse)(nil),   // 64: symbolon.v1.AcceptSuggestionResponse
-	(*ScanFinding)(nil),                // 65: symbolon.v1.ScanFinding
-	(*PushScanRequest)(nil),            // 66: symbolon.v1.PushScanRequest
-	(*PushScanResponse)(nil),           // 67: symbolon.v1.PushScanResponse
-	(*Scan)(nil),                       // 68: symbolon.v1.Scan
-	(*ListScansRequest)(nil),           // 69: symbolon.v1.ListScansRequest
-	(*ListScansResponse)(nil),          // 70: symbolon.v1.ListScansResponse
-	(*RemoveScansRequest)(nil),         // 71: symbolon.v1.RemoveScansRequest
-	(*RemoveScansResponse)(nil),        // 72: symbolon.v1.RemoveScansResponse
-	(*ListTrustDomainsRequest)(nil),    // 73: symbolon.v1.ListTrustDomainsRequest
-	(*ListTrustDomainsResponse)(nil),   // 74: symbolon.v1.ListTrustDomainsResponse
-	(*TrustDomainStatus)(nil),          // 75: symbolon.v1.TrustDomainStatus
-	(*RefreshTrustDomainRequest)(nil),  // 76: symbolon.v1.RefreshTrustDomainRequest
-	(*RefreshTrustDomainResponse)(nil), // 77: symbolon.v1.RefreshTrustDomainResponse
-	(*RevokeRequest)(nil),              // 78: symbolon.v1.RevokeRequest
-	(*RevocationRecord)(nil),           // 79: symbolon.v1.RevocationRecord
-	(*RevokeResponse)(nil),             // 80: symbolon.v1.RevokeResponse
-	(*ListRevocationsRequest)(nil),     // 81: symbolon.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),    // 82: symbolon.v1.ListRevocationsResponse
-	(*UnrevokeRequest)(nil),            // 83: symbolon.v1.UnrevokeRequest
-	(*UnrevokeResponse)(nil),           // 84: symbolon.v1.UnrevokeResponse
-	(*CACertificate)(nil),              // 85: symbolon.v1.CACertificate
-	(*GetCARequest)(nil),               // 86: symbolon.v1.GetCARequest
-	(*GetCAResponse)(nil),              // 87: symbolon.v1.GetCAResponse
-	(*CABehind)(nil),                   // 88: symbolon.v1.CABehind
-	(*RotateIntermediateRequest)(nil),  // 89: symbolon.v1.RotateIntermediateRequest
-	(*RotateIntermediateResponse)(nil), // 90: symbolon.v1.RotateIntermediateResponse
-	(*Ages)(nil),                       // 91: symbolon.v1.Ages
-	nil,                                // 92: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                                // 93: symbolon.v1.Host.AttributesEntry
-	nil,                                // 94: symbolon.v1.Workload.AttributesEntry
-	nil,                                // 95: symbolon.v1.ExplainEndpoint.AttributesEntry
-	nil,                                // 96: symbolon.v1.ScanFinding.AttributesEntry
-	nil,                                // 97: symbolon.v1.RevokeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 98: google.protobuf.Timestamp
-	(*Resource)(nil),                   // 99: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),        // 100: google.protobuf.Duration
-	(Reason)(0),                        // 101: symbolon.v1.Reason
-	(Protection)(0),                    // 102: symbolon.v1.Protection
-	(Verb)(0),                          // 103: symbolon.v1.Verb
-	(Mode)(0),                          // 104: symbolon.v1.Mode
-	(*FlowRecord)(nil),                 // 105: symbolon.v1.FlowRecord
-	(Outcome)(0),                       // 106: symbolon.v1.Outcome
-	(*EdgeSet)(nil),                    // 107: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                    // 108: symbolon.v1.EdgeEnd
-	(BundleEndpointProfile)(0),         // 109: symbolon.v1.BundleEndpointProfile
-	(*Revocation)(nil),                 // 110: symbolon.v1.Revocation
-	(*LabelValues)(nil),                // 111: symbolon.v1.LabelValues
+	(RootPhase)(0),                     // 3: symbolon.v1.RootPhase
+	(RootStep)(0),                      // 4: symbolon.v1.RootStep
+	(*GetStatusRequest)(nil),           // 5: symbolon.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 6: symbolon.v1.GetStatusResponse
+	(*SourceFile)(nil),                 // 7: symbolon.v1.SourceFile
+	(*ApplyRequest)(nil),               // 8: symbolon.v1.ApplyRequest
+	(*Change)(nil),                     // 9: symbolon.v1.Change
+	(*FieldChange)(nil),                // 10: symbolon.v1.FieldChange
+	(*ApplyResponse)(nil),              // 11: symbolon.v1.ApplyResponse
+	(*TestResult)(nil),                 // 12: symbolon.v1.TestResult
+	(*ResourceKey)(nil),                // 13: symbolon.v1.ResourceKey
+	(*DeleteRequest)(nil),              // 14: symbolon.v1.DeleteRequest
+	(*DeleteResponse)(nil),             // 15: symbolon.v1.DeleteResponse
+	(*ListResourcesRequest)(nil),       // 16: symbolon.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),      // 17: symbolon.v1.ListResourcesResponse
+	(*CreateJoinTokenRequest)(nil),     // 18: symbolon.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),    // 19: symbolon.v1.CreateJoinTokenResponse
+	(*ListHostsRequest)(nil),           // 20: symbolon.v1.ListHostsRequest
+	(*Host)(nil),                       // 21: symbolon.v1.Host
+	(*ListHostsResponse)(nil),          // 22: symbolon.v1.ListHostsResponse
+	(*RemoveHostRequest)(nil),          // 23: symbolon.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),         // 24: symbolon.v1.RemoveHostResponse
+	(*ListWorkloadsRequest)(nil),       // 25: symbolon.v1.ListWorkloadsRequest
+	(*Workload)(nil),                   // 26: symbolon.v1.Workload
+	(*ListWorkloadsResponse)(nil),      // 27: symbolon.v1.ListWorkloadsResponse
+	(*ExplainRequest)(nil),             // 28: symbolon.v1.ExplainRequest
+	(*ExplainEndpoint)(nil),            // 29: symbolon.v1.ExplainEndpoint
+	(*ExplainSide)(nil),                // 30: symbolon.v1.ExplainSide
+	(*Candidate)(nil),                  // 31: symbolon.v1.Candidate
+	(*ExplainResponse)(nil),            // 32: symbolon.v1.ExplainResponse
+	(*WatchFlowsRequest)(nil),          // 33: symbolon.v1.WatchFlowsRequest
+	(*WatchFlowsResponse)(nil),         // 34: symbolon.v1.WatchFlowsResponse
+	(*ListEdgesRequest)(nil),           // 35: symbolon.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),          // 36: symbolon.v1.ListEdgesResponse
+	(*ListPolicyHitsRequest)(nil),      // 37: symbolon.v1.ListPolicyHitsRequest
+	(*ListPolicyHitsResponse)(nil),     // 38: symbolon.v1.ListPolicyHitsResponse
+	(*PolicyHits)(nil),                 // 39: symbolon.v1.PolicyHits
+	(*SimulateRequest)(nil),            // 40: symbolon.v1.SimulateRequest
+	(*SimulatedVerdict)(nil),           // 41: symbolon.v1.SimulatedVerdict
+	(*SimulatedEdge)(nil),              // 42: symbolon.v1.SimulatedEdge
+	(*SimulateResponse)(nil),           // 43: symbolon.v1.SimulateResponse
+	(*SimulatedCount)(nil),             // 44: symbolon.v1.SimulatedCount
+	(*PolicyGeneration)(nil),           // 45: symbolon.v1.PolicyGeneration
+	(*ListGenerationsRequest)(nil),     // 46: symbolon.v1.ListGenerationsRequest
+	(*ListGenerationsResponse)(nil),    // 47: symbolon.v1.ListGenerationsResponse
+	(*GetGenerationRequest)(nil),       // 48: symbolon.v1.GetGenerationRequest
+	(*GetGenerationResponse)(nil),      // 49: symbolon.v1.GetGenerationResponse
+	(*RollbackRequest)(nil),            // 50: symbolon.v1.RollbackRequest
+	(*RollbackResponse)(nil),           // 51: symbolon.v1.RollbackResponse
+	(*TestPolicyRequest)(nil),          // 52: symbolon.v1.TestPolicyRequest
+	(*TestPolicyResponse)(nil),         // 53: symbolon.v1.TestPolicyResponse
+	(*TestCase)(nil),                   // 54: symbolon.v1.TestCase
+	(*LintPolicyRequest)(nil),          // 55: symbolon.v1.LintPolicyRequest
+	(*LintFinding)(nil),                // 56: symbolon.v1.LintFinding
+	(*LintPolicyResponse)(nil),         // 57: symbolon.v1.LintPolicyResponse
+	(*StartLearnRequest)(nil),          // 58: symbolon.v1.StartLearnRequest
+	(*StartLearnResponse)(nil),         // 59: symbolon.v1.StartLearnResponse
+	(*ListLearningRequest)(nil),        // 60: symbolon.v1.ListLearningRequest
+	(*ListLearningResponse)(nil),       // 61: symbolon.v1.ListLearningResponse
+	(*Learning)(nil),                   // 62: symbolon.v1.Learning
+	(*SuggestPoliciesRequest)(nil),     // 63: symbolon.v1.SuggestPoliciesRequest
+	(*SuggestPoliciesResponse)(nil),    // 64: symbolon.v1.SuggestPoliciesResponse
+	(*AcceptSuggestionRequest)(nil),    // 65: symbolon.v1.AcceptSuggestionRequest
+	(*AcceptSuggestionResponse)(nil),   // 66: symbolon.v1.AcceptSuggestionResponse
+	(*ScanFinding)(nil),                // 67: symbolon.v1.ScanFinding
+	(*PushScanRequest)(nil),            // 68: symbolon.v1.PushScanRequest
+	(*PushScanResponse)(nil),           // 69: symbolon.v1.PushScanResponse
+	(*Scan)(nil),                       // 70: symbolon.v1.Scan
+	(*ListScansRequest)(nil),           // 71: symbolon.v1.ListScansRequest
+	(*ListScansResponse)(nil),          // 72: symbolon.v1.ListScansResponse
+	(*RemoveScansRequest)(nil),         // 73: symbolon.v1.RemoveScansRequest
+	(*RemoveScansResponse)(nil),        // 74: symbolon.v1.RemoveScansResponse
+	(*ListTrustDomainsRequest)(nil),    // 75: symbolon.v1.ListTrustDomainsRequest
+	(*ListTrustDomainsResponse)(nil),   // 76: symbolon.v1.ListTrustDomainsResponse
+	(*TrustDomainStatus)(nil),          // 77: symbolon.v1.TrustDomainStatus
+	(*RefreshTrustDomainRequest)(nil),  // 78: symbolon.v1.RefreshTrustDomainRequest
+	(*RefreshTrustDomainResponse)(nil), // 79: symbolon.v1.RefreshTrustDomainResponse
+	(*RevokeRequest)(nil),              // 80: symbolon.v1.RevokeRequest
+	(*RevocationRecord)(nil),           // 81: symbolon.v1.RevocationRecord
+	(*RevokeResponse)(nil),             // 82: symbolon.v1.RevokeResponse
+	(*ListRevocationsRequest)(nil),     // 83: symbolon.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),    // 84: symbolon.v1.ListRevocationsResponse
+	(*UnrevokeRequest)(nil),            // 85: symbolon.v1.UnrevokeRequest
+	(*UnrevokeResponse)(nil),           // 86: symbolon.v1.UnrevokeResponse
+	(*CACertificate)(nil),              // 87: symbolon.v1.CACertificate
+	(*GetCARequest)(nil),               // 88: symbolon.v1.GetCARequest
+	(*GetCAResponse)(nil),              // 89: symbolon.v1.GetCAResponse
+	(*CABehind)(nil),                   // 90: symbolon.v1.CABehind
+	(*RotateIntermediateRequest)(nil),  // 91: symbolon.v1.RotateIntermediateRequest
+	(*RotateIntermediateResponse)(nil), // 92: symbolon.v1.RotateIntermediateResponse
+	(*Ages)(nil),                       // 93: symbolon.v1.Ages
+	(*RootRotation)(nil),               // 94: symbolon.v1.RootRotation
+	(*RootBehind)(nil),                 // 95: symbolon.v1.RootBehind
+	(*RotateRootRequest)(nil),          // 96: symbolon.v1.RotateRootRequest
+	(*RotateRootResponse)(nil),         // 97: symbolon.v1.RotateRootResponse
+	nil,                                // 98: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                                // 99: symbolon.v1.Host.AttributesEntry
+	nil,                                // 100: symbolon.v1.Workload.AttributesEntry
+	nil,                                // 101: symbolon.v1.ExplainEndpoint.AttributesEntry
+	nil,                                // 102: symbolon.v1.ScanFinding.AttributesEntry
+	nil,                                // 103: symbolon.v1.RevokeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 104: google.protobuf.Timestamp
+	(*Resource)(nil),                   // 105: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),        // 106: google.protobuf.Duration
+	(Reason)(0),                        // 107: symbolon.v1.Reason
+	(Protection)(0),                    // 108: symbolon.v1.Protection
+	(Verb)(0),                          // 109: symbolon.v1.Verb
+	(Mode)(0),                          // 110: symbolon.v1.Mode
+	(*FlowRecord)(nil),                 // 111: symbolon.v1.FlowRecord
+	(Outcome)(0),                       // 112: symbolon.v1.Outcome
+	(*EdgeSet)(nil),                    // 113: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                    // 114: symbolon.v1.EdgeEnd
+	(BundleEndpointProfile)(0),         // 115: symbolon.v1.BundleEndpointProfile
+	(*Revocation)(nil),                 // 116: symbolon.v1.Revocation
+	(*LabelValues)(nil),                // 117: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	98,  // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	98,  // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
-	75,  // 2: symbolon.v1.GetStatusResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	91,  // 3: symbolon.v1.GetStatusResponse.ages:type_name -> symbolon.v1.Ages
-	5,   // 4: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
+	104, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	104, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	77,  // 2: symbolon.v1.GetStatusResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
+	93,  // 3: symbolon.v1.GetStatusResponse.ages:type_name -> symbolon.v1.Ages
+	7,   // 4: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
 	0,   // 5: symbolon.v1.Change.type:type_name -> symbolon.v1.ChangeType
-	8,   // 6: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
-	7,   // 7: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 8: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
-	11,  // 9: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	99,  // 10: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	92,  // 11: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	100, // 12: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	98,  // 13: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	93,  // 14: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	98,  // 15: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	98,  // 16: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	98,  // 17: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
-	19,  // 18: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	94,  // 19: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	98,  // 20: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	98,  // 21: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
-	24,  // 22: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
-	27,  // 23: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
-	27,  // 24: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	95,  // 25: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	101, // 26: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	102, // 27: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
-	29,  // 28: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	103, // 29: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	104, // 30: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	102, // 31: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
-	28,  // 32: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
-	27,  // 33: symbolon.v1.ExplainResponse.from:type_name -> symbolon.v1.ExplainEndpoint
-	27,  // 34: symbolon.v1.ExplainResponse.to:type_name -> symbolon.v1.ExplainEndpoint
-	105, // 35: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
-	106, // 36: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	105, // 37: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	106, // 38: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	100, // 39: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	107, // 40: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
-	37,  // 41: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	98,  // 42: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
-	5,   // 43: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	100, // 44: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	102, // 45: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	101, // 46: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	10,  // 6: symbolon.v1.Change.fields:type_name -> symbolon.v1.FieldChange
+	9,   // 7: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
+	12,  // 8: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
+	13,  // 9: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
+	105, // 10: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	98,  // 11: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	106, // 12: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	104, // 13: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	99,  // 14: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	104, // 15: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	104, // 16: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	104, // 17: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	21,  // 18: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
+	100, // 19: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	104, // 20: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	104, // 21: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	26,  // 22: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
+	29,  // 23: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
+	29,  // 24: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
+	101, // 25: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	107, // 26: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	108, // 27: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	31,  // 28: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
+	109, // 29: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	110, // 30: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	108, // 31: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	30,  // 32: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
+	29,  // 33: symbolon.v1.ExplainResponse.from:type_name -> symbolon.v1.ExplainEndpoint
+	29,  // 34: symbolon.v1.ExplainResponse.to:type_name -> symbolon.v1.ExplainEndpoint
+	111, // 35: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
+	112, // 36: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	111, // 37: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	112, // 38: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	106, // 39: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	113, // 40: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	39,  // 41: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
+	104, // 42: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	7,   // 43: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
+	106, // 44: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	108, // 45: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	107, // 46: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
 	1,   // 47: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	108, // 48: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	108, // 49: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
-	39,  // 50: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
-	39,  // 51: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	98,  // 52: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	98,  // 53: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
-	40,  // 54: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
-	7,   // 55: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 56: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
-	42,  // 57: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
+	114, // 48: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	114, // 49: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	41,  // 50: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
+	41,  // 51: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
+	104, // 52: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	104, // 53: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	42,  // 54: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
+	9,   // 55: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
+	12,  // 56: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
+	44,  // 57: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
 	1,   // 58: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	98,  // 59: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
-	43,  // 60: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
-	43,  // 61: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
-	7,   // 62: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	99,  // 63: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
-	7,   // 64: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
-	10,  // 65: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
-	5,   // 66: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
-	52,  // 67: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
-	28,  // 68: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
-	5,   // 69: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	104, // 59: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	45,  // 60: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
+	45,  // 61: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
+	9,   // 62: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
+	105, // 63: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	9,   // 64: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
+	12,  // 65: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
+	7,   // 66: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
+	54,  // 67: symbolon.v1.TestPolicyResponse.cases:type_name -> symbolon.v1.TestCase
+	30,  // 68: symbolon.v1.TestCase.sides:type_name -> symbolon.v1.ExplainSide
+	7,   // 69: symbolon.v1.LintPolicyRequest.files:type_name -> symbolon.v1.SourceFile
 	2,   // 70: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
-	54,  // 71: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
-	60,  // 72: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	98,  // 73: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	98,  // 74: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	98,  // 75: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
-	100, // 76: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	99,  // 77: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	100, // 78: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
-	5,   // 79: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
-	9,   // 80: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	96,  // 81: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	100, // 82: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
-	65,  // 83: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	98,  // 84: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
-	65,  // 85: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	98,  // 86: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	98,  // 87: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
-	68,  // 88: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
-	75,  // 89: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
-	75,  // 90: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	109, // 91: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
-	98,  // 92: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
-	100, // 93: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
-	98,  // 94: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
-	98,  // 95: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
-	98,  // 96: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
-	98,  // 97: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
-	75,  // 98: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
-	97,  // 99: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
-	110, // 100: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
-	98,  // 101: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
-	98,  // 102: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
-	79,  // 103: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	79,  // 104: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
-	79,  // 105: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	98,  // 106: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
-	98,  // 107: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 108: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
-	85,  // 109: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	98,  // 110: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
-	100, // 111: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
-	98,  // 112: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
-	98,  // 113: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
-	88,  // 114: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
-	98,  // 115: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
-	85,  // 116: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
-	85,  // 117: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	98,  // 118: symbolon.v1.Ages.policy:type_name -> google.protobuf.Timestamp
-	98,  // 119: symbolon.v1.Ages.svid_oldest:type_name -> google.protobuf.Timestamp
-	98,  // 120: symbolon.v1.Ages.svid_next_end:type_name -> google.protobuf.Timestamp
-	98,  // 121: symbolon.v1.Ages.host_svid_next_end:type_name -> google.protobuf.Timestamp
-	98,  // 122: symbolon.v1.Ages.away_since:type_name -> google.protobuf.Timestamp
-	98,  // 123: symbolon.v1.Ages.revoked:type_name -> google.protobuf.Timestamp
-	98,  // 124: symbolon.v1.Ages.scan_oldest:type_name -> google.protobuf.Timestamp
-	98,  // 125: symbolon.v1.Ages.scan_next_end:type_name -> google.protobuf.Timestamp
-	111, // 126: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	111, // 127: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	111, // 128: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	111, // 129: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	3,   // 130: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	6,   // 131: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	12,  // 132: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	14,  // 133: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	16,  // 134: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	18,  // 135: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	21,  // 136: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	23,  // 137: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	26,  // 138: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	44,  // 139: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	46,  // 140: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	48,  // 141: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	50,  // 142: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	53,  // 143: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	31,  // 144: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	33,  // 145: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	35,  // 146: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	38,  // 147: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	56,  // 148: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	58,  // 149: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	61,  // 150: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	63,  // 151: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	66,  // 152: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	69,  // 153: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	71,  // 154: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	73,  // 155: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	76,  // 156: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	78,  // 157: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
-	81,  // 158: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
-	83,  // 159: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
-	86,  // 160: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
-	89,  // 161: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
-	4,   // 162: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	9,   // 163: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	13,  // 164: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	15,  // 165: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	17,  // 166: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	20,  // 167: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	22,  // 168: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	25,  // 169: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	30,  // 170: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	45,  // 171: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	47,  // 172: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	49,  // 173: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	51,  // 174: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	55,  // 175: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	32,  // 176: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	34,  // 177: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	36,  // 178: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	41,  // 179: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	57,  // 180: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	59,  // 181: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	62,  // 182: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	64,  // 183: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	67,  // 184: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	70,  // 185: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	72,  // 186: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	74,  // 187: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	77,  // 188: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	80,  // 189: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
-	82,  // 190: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
-	84,  // 191: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
-	87,  // 192: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
-	90,  // 193: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
-	162, // [162:194] is the sub-list for method output_type
-	130, // [130:162] is the sub-list for method input_type
-	130, // [130:130] is the sub-list for extension type_name
-	130, // [130:130] is the sub-list for extension extendee
-	0,   // [0:130] is the sub-list for field type_name
+	56,  // 71: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
+	62,  // 72: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
+	104, // 73: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	104, // 74: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	104, // 75: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
+	106, // 76: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	105, // 77: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	106, // 78: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	7,   // 79: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
+	11,  // 80: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
+	102, // 81: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	106, // 82: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	67,  // 83: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
+	104, // 84: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	67,  // 85: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
+	104, // 86: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	104, // 87: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	70,  // 88: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
+	77,  // 89: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
+	77,  // 90: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
+	115, // 91: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	104, // 92: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	106, // 93: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	104, // 94: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	104, // 95: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	104, // 96: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	104, // 97: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	77,  // 98: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
+	103, // 99: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
+	116, // 100: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	104, // 101: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	104, // 102: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	81,  // 103: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	81,  // 104: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
+	81,  // 105: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	104, // 106: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
+	104, // 107: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
+	87,  // 108: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
+	87,  // 109: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	104, // 110: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
+	106, // 111: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
+	104, // 112: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
+	104, // 113: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
+	90,  // 114: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
+	94,  // 115: symbolon.v1.GetCAResponse.root_rotation:type_name -> symbolon.v1.RootRotation
+	104, // 116: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
+	87,  // 117: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
+	87,  // 118: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	104, // 119: symbolon.v1.Ages.policy:type_name -> google.protobuf.Timestamp
+	104, // 120: symbolon.v1.Ages.svid_oldest:type_name -> google.protobuf.Timestamp
+	104, // 121: symbolon.v1.Ages.svid_next_end:type_name -> google.protobuf.Timestamp
+	104, // 122: symbolon.v1.Ages.host_svid_next_end:type_name -> google.protobuf.Timestamp
+	104, // 123: symbolon.v1.Ages.away_since:type_name -> google.protobuf.Timestamp
+	104, // 124: symbolon.v1.Ages.revoked:type_name -> google.protobuf.Timestamp
+	104, // 125: symbolon.v1.Ages.scan_oldest:type_name -> google.protobuf.Timestamp
+	104, // 126: symbolon.v1.Ages.scan_next_end:type_name -> google.protobuf.Timestamp
+	3,   // 127: symbolon.v1.RootRotation.phase:type_name -> symbolon.v1.RootPhase
+	87,  // 128: symbolon.v1.RootRotation.other:type_name -> symbolon.v1.CACertificate
+	104, // 129: symbolon.v1.RootRotation.started:type_name -> google.protobuf.Timestamp
+	104, // 130: symbolon.v1.RootRotation.signed:type_name -> google.protobuf.Timestamp
+	104, // 131: symbolon.v1.RootRotation.finished:type_name -> google.protobuf.Timestamp
+	95,  // 132: symbolon.v1.RootRotation.behind:type_name -> symbolon.v1.RootBehind
+	104, // 133: symbolon.v1.RootRotation.federation_until:type_name -> google.protobuf.Timestamp
+	104, // 134: symbolon.v1.RootBehind.until:type_name -> google.protobuf.Timestamp
+	4,   // 135: symbolon.v1.RotateRootRequest.step:type_name -> symbolon.v1.RootStep
+	94,  // 136: symbolon.v1.RotateRootResponse.rotation:type_name -> symbolon.v1.RootRotation
+	95,  // 137: symbolon.v1.RotateRootResponse.passed_over:type_name -> symbolon.v1.RootBehind
+	117, // 138: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	117, // 139: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	117, // 140: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	117, // 141: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	5,   // 142: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	8,   // 143: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	14,  // 144: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	16,  // 145: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	18,  // 146: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	20,  // 147: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	23,  // 148: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	25,  // 149: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	28,  // 150: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	46,  // 151: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	48,  // 152: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	50,  // 153: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	52,  // 154: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	55,  // 155: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	33,  // 156: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	35,  // 157: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	37,  // 158: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	40,  // 159: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	58,  // 160: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	60,  // 161: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	63,  // 162: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	65,  // 163: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	68,  // 164: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	71,  // 165: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	73,  // 166: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	75,  // 167: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	78,  // 168: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	80,  // 169: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	83,  // 170: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	85,  // 171: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	88,  // 172: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
+	91,  // 173: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
+	96,  // 174: symbolon.v1.AdminService.RotateRoot:input_type -> symbolon.v1.RotateRootRequest
+	6,   // 175: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	11,  // 176: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	15,  // 177: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	17,  // 178: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	19,  // 179: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	22,  // 180: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	24,  // 181: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	27,  // 182: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	32,  // 183: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	47,  // 184: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	49,  // 185: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	51,  // 186: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	53,  // 187: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	57,  // 188: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	34,  // 189: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	36,  // 190: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	38,  // 191: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	43,  // 192: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	59,  // 193: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	61,  // 194: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	64,  // 195: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	66,  // 196: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	69,  // 197: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	72,  // 198: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	74,  // 199: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	76,  // 200: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	79,  // 201: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	82,  // 202: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	84,  // 203: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	86,  // 204: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	89,  // 205: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
+	92,  // 206: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
+	97,  // 207: symbolon.v1.AdminService.RotateRoot:output_type -> symbolon.v1.RotateRootResponse
+	175, // [175:208] is the sub-list for method output_type
+	142, // [142:175] is the sub-list for method input_type
+	142, // [142:142] is the sub-list for extension type_name
+	142, // [142:142] is the sub-list for extension extendee
+	0,   // [0:142] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -7230,8 +7796,8 @@ func file_symbolon_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   95,
+			NumEnums:      5,
+			NumMessages:   99,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -176,8 +176,10 @@ type EnrolResponse struct {
 	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Svid      *IssuedSVID            `protobuf:"bytes,3,opt,name=svid,proto3" json:"svid,omitempty"`
 	// Roots of the trust domain, DER each.
-	Bundle        [][]byte `protobuf:"bytes,4,rep,name=bundle,proto3" json:"bundle,omitempty"`
-	TrustDomain   string   `protobuf:"bytes,5,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Bundle      [][]byte `protobuf:"bytes,4,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	TrustDomain string   `protobuf:"bytes,5,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// As Generation.bundle_version.
+	BundleVersion uint64 `protobuf:"varint,6,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -245,6 +247,13 @@ func (x *EnrolResponse) GetTrustDomain() string {
 		return x.TrustDomain
 	}
 	return ""
+}
+
+func (x *EnrolResponse) GetBundleVersion() uint64 {
+	if x != nil {
+		return x.BundleVersion
+	}
+	return 0
 }
 
 type IssuedSVID struct {
@@ -636,9 +645,11 @@ func (x *RenewHostRequest) GetCsr() []byte {
 }
 
 type RenewHostResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Svid          *IssuedSVID            `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
-	Bundle        [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Svid   *IssuedSVID            `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	Bundle [][]byte               `protobuf:"bytes,2,rep,name=bundle,proto3" json:"bundle,omitempty"`
+	// As Generation.bundle_version.
+	BundleVersion uint64 `protobuf:"varint,3,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -685,6 +696,13 @@ func (x *RenewHostResponse) GetBundle() [][]byte {
 		return x.Bundle
 	}
 	return nil
+}
+
+func (x *RenewHostResponse) GetBundleVersion() uint64 {
+	if x != nil {
+		return x.BundleVersion
+	}
+	return 0
 }
 
 type SessionRequest struct {
@@ -791,7 +809,9 @@ type Hello struct {
 	// The generation that the proxy has in force; 0: none.
 	Generation uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Addresses of the host, for learn mode: text.
-	Addresses     []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// The version of the bundle that the proxy believes; 0: it has none.
+	BundleVersion uint64 `protobuf:"varint,4,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -847,11 +867,21 @@ func (x *Hello) GetAddresses() []string {
 	return nil
 }
 
+func (x *Hello) GetBundleVersion() uint64 {
+	if x != nil {
+		return x.BundleVersion
+	}
+	return 0
+}
+
 type Ack struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Not empty: refused; the proxy keeps its last good set.
-	Error         string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// The version of the bundle that the proxy believes now, and all of its workloads;
+	// whatever became of the rest.
+	BundleVersion uint64 `protobuf:"varint,3,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -898,6 +928,13 @@ func (x *Ack) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *Ack) GetBundleVersion() uint64 {
+	if x != nil {
+		return x.BundleVersion
+	}
+	return 0
 }
 
 type SessionResponse struct {
@@ -1038,6 +1075,9 @@ type Generation struct {
 	// What is revoked, whole; not there: as it was. It holds even if the proxy refuses
 	// the rest.
 	Revocations *Revocations `protobuf:"bytes,9,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	// Numbers what bundle is: an older one never replaces a newer one, in whatever order the
+	// messages come that carry them. 0: the roots were never others.
+	BundleVersion uint64 `protobuf:"varint,10,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	// The controller leaves it out: a proxy notes there for the process that follows it when
 	// it heard what is in force.
 	Received      *Received `protobuf:"bytes,11,opt,name=received,proto3" json:"received,omitempty"`
@@ -1136,6 +1176,13 @@ func (x *Generation) GetRevocations() *Revocations {
 		return x.Revocations
 	}
 	return nil
+}
+
+func (x *Generation) GetBundleVersion() uint64 {
+	if x != nil {
+		return x.BundleVersion
+	}
+	return 0
 }
 
 func (x *Generation) GetReceived() *Received {
@@ -1932,13 +1979,14 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"?\n" +
 	"\tX509Proof\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xae\x01\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xd5\x01\n" +
 	"\rEnrolResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
 	"\x04svid\x18\x03 \x01(\v2\x17.symbolon.v1.IssuedSVIDR\x04svid\x12\x16\n" +
 	"\x06bundle\x18\x04 \x03(\fR\x06bundle\x12!\n" +
-	"\ftrust_domain\x18\x05 \x01(\tR\vtrustDomain\"\xb1\x01\n" +
+	"\ftrust_domain\x18\x05 \x01(\tR\vtrustDomain\x12%\n" +
+	"\x0ebundle_version\x18\x06 \x01(\x04R\rbundleVersion\"\xb1\x01\n" +
 	"\n" +
 	"IssuedSVID\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x14\n" +
@@ -1975,26 +2023,29 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\x05nonce\x18\x04 \x01(\fR\x05nonce\x12\x1a\n" +
 	"\bprofiles\x18\x05 \x03(\tR\bprofiles\"$\n" +
 	"\x10RenewHostRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"X\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\x7f\n" +
 	"\x11RenewHostResponse\x12+\n" +
 	"\x04svid\x18\x01 \x01(\v2\x17.symbolon.v1.IssuedSVIDR\x04svid\x12\x16\n" +
-	"\x06bundle\x18\x02 \x03(\fR\x06bundle\"\xa6\x01\n" +
+	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12%\n" +
+	"\x0ebundle_version\x18\x03 \x01(\x04R\rbundleVersion\"\xa6\x01\n" +
 	"\x0eSessionRequest\x12*\n" +
 	"\x05hello\x18\x01 \x01(\v2\x12.symbolon.v1.HelloH\x00R\x05hello\x12$\n" +
 	"\x03ack\x18\x02 \x01(\v2\x10.symbolon.v1.AckH\x00R\x03ack\x127\n" +
 	"\arevoked\x18\x03 \x01(\v2\x1b.symbolon.v1.RevocationsAckH\x00R\arevokedB\t\n" +
-	"\amessage\"_\n" +
+	"\amessage\"\x86\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\tR\taddresses\";\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12%\n" +
+	"\x0ebundle_version\x18\x04 \x01(\x04R\rbundleVersion\"b\n" +
 	"\x03Ack\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xf3\x01\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12%\n" +
+	"\x0ebundle_version\x18\x03 \x01(\x04R\rbundleVersion\"\xf3\x01\n" +
 	"\x0fSessionResponse\x129\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2\x17.symbolon.v1.GenerationH\x00R\n" +
@@ -2002,7 +2053,7 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\areissue\x18\x02 \x01(\v2\x14.symbolon.v1.ReissueH\x00R\areissue\x12*\n" +
 	"\x05peers\x18\x03 \x01(\v2\x12.symbolon.v1.PeersH\x00R\x05peers\x12<\n" +
 	"\vrevocations\x18\x04 \x01(\v2\x18.symbolon.v1.RevocationsH\x00R\vrevocationsB\t\n" +
-	"\amessage\"\xba\x04\n" +
+	"\amessage\"\xe1\x04\n" +
 	"\n" +
 	"Generation\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12%\n" +
@@ -2014,7 +2065,9 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\abundles\x18\a \x03(\v2\x18.symbolon.v1.TrustBundleR\abundles\x124\n" +
 	"\n" +
 	"token_keys\x18\b \x03(\v2\x15.symbolon.v1.TokenKeyR\ttokenKeys\x12:\n" +
-	"\vrevocations\x18\t \x01(\v2\x18.symbolon.v1.RevocationsR\vrevocations\x121\n" +
+	"\vrevocations\x18\t \x01(\v2\x18.symbolon.v1.RevocationsR\vrevocations\x12%\n" +
+	"\x0ebundle_version\x18\n" +
+	" \x01(\x04R\rbundleVersion\x121\n" +
 	"\breceived\x18\v \x01(\v2\x15.symbolon.v1.ReceivedR\breceived\x1a[\n" +
 	"\x13HostAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +

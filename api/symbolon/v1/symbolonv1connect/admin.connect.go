@@ -113,6 +113,8 @@ const (
 	// AdminServiceRotateIntermediateProcedure is the fully-qualified name of the AdminService's
 	// RotateIntermediate RPC.
 	AdminServiceRotateIntermediateProcedure = "/symbolon.v1.AdminService/RotateIntermediate"
+	// AdminServiceRotateRootProcedure is the fully-qualified name of the AdminService's RotateRoot RPC.
+	AdminServiceRotateRootProcedure = "/symbolon.v1.AdminService/RotateRoot"
 )
 
 // AdminServiceClient is a client for the symbolon.v1.AdminService service.
@@ -178,6 +180,10 @@ type AdminServiceClient interface {
 	// then on; connected hosts ask for all their SVIDs anew.
 	// Errors: failed_precondition (what the root signs would not verify).
 	RotateIntermediate(context.Context, *connect.Request[v1.RotateIntermediateRequest]) (*connect.Response[v1.RotateIntermediateResponse], error)
+	// RotateRoot takes one step of the root's rotation; taken again, it changes nothing.
+	// Errors: failed_precondition (not the step that can follow, or hosts would lose their
+	// connections, who are named), invalid_argument.
+	RotateRoot(context.Context, *connect.Request[v1.RotateRootRequest]) (*connect.Response[v1.RotateRootResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the symbolon.v1.AdminService service. By default,
@@ -383,6 +389,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("RotateIntermediate")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateRoot: connect.NewClient[v1.RotateRootRequest, v1.RotateRootResponse](
+			httpClient,
+			baseURL+AdminServiceRotateRootProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("RotateRoot")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -420,6 +432,7 @@ type adminServiceClient struct {
 	unrevoke           *connect.Client[v1.UnrevokeRequest, v1.UnrevokeResponse]
 	getCA              *connect.Client[v1.GetCARequest, v1.GetCAResponse]
 	rotateIntermediate *connect.Client[v1.RotateIntermediateRequest, v1.RotateIntermediateResponse]
+	rotateRoot         *connect.Client[v1.RotateRootRequest, v1.RotateRootResponse]
 }
 
 // GetStatus calls symbolon.v1.AdminService.GetStatus.
@@ -582,6 +595,11 @@ func (c *adminServiceClient) RotateIntermediate(ctx context.Context, req *connec
 	return c.rotateIntermediate.CallUnary(ctx, req)
 }
 
+// RotateRoot calls symbolon.v1.AdminService.RotateRoot.
+func (c *adminServiceClient) RotateRoot(ctx context.Context, req *connect.Request[v1.RotateRootRequest]) (*connect.Response[v1.RotateRootResponse], error) {
+	return c.rotateRoot.CallUnary(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the symbolon.v1.AdminService service.
 type AdminServiceHandler interface {
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.GetStatusResponse], error)
@@ -645,6 +663,10 @@ type AdminServiceHandler interface {
 	// then on; connected hosts ask for all their SVIDs anew.
 	// Errors: failed_precondition (what the root signs would not verify).
 	RotateIntermediate(context.Context, *connect.Request[v1.RotateIntermediateRequest]) (*connect.Response[v1.RotateIntermediateResponse], error)
+	// RotateRoot takes one step of the root's rotation; taken again, it changes nothing.
+	// Errors: failed_precondition (not the step that can follow, or hosts would lose their
+	// connections, who are named), invalid_argument.
+	RotateRoot(context.Context, *connect.Request[v1.RotateRootRequest]) (*connect.Response[v1.RotateRootResponse], error)
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -846,6 +868,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("RotateIntermediate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceRotateRootHandler := connect.NewUnaryHandler(
+		AdminServiceRotateRootProcedure,
+		svc.RotateRoot,
+		connect.WithSchema(adminServiceMethods.ByName("RotateRoot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/symbolon.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceGetStatusProcedure:
@@ -912,6 +940,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceGetCAHandler.ServeHTTP(w, r)
 		case AdminServiceRotateIntermediateProcedure:
 			adminServiceRotateIntermediateHandler.ServeHTTP(w, r)
+		case AdminServiceRotateRootProcedure:
+			adminServiceRotateRootHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1047,4 +1077,8 @@ func (UnimplementedAdminServiceHandler) GetCA(context.Context, *connect.Request[
 
 func (UnimplementedAdminServiceHandler) RotateIntermediate(context.Context, *connect.Request[v1.RotateIntermediateRequest]) (*connect.Response[v1.RotateIntermediateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.RotateIntermediate is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) RotateRoot(context.Context, *connect.Request[v1.RotateRootRequest]) (*connect.Response[v1.RotateRootResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("symbolon.v1.AdminService.RotateRoot is not implemented"))
 }
