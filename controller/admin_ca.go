@@ -32,8 +32,11 @@ func (s adminService) GetCA(ctx context.Context, _ *connect.Request[symbolonv1.G
 		SvidTtl: durationpb.New(s.cfg.CA.SVIDTTL), Rotated: moment(status.Replaced), RotatedBy: status.By,
 		EarlierUntil: moment(status.EarlierUntil),
 	}
+	var err error
+	if res.RootRotation, err = s.rootRotation(ctx); err != nil {
+		return nil, err
+	}
 	if !status.EarlierUntil.IsZero() {
-		var err error
 		if res.Behind, err = s.behind(ctx, issuerName(status.Intermediate)); err != nil {
 			return nil, s.internal("list hosts", err)
 		}

@@ -87,12 +87,14 @@ func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbol
 }
 
 func (s enrolmentService) enrolled(host *hostRecord, issued *ca.Issued) *connect.Response[symbolonv1.EnrolResponse] {
+	bundle, version := s.bundle()
 	return connect.NewResponse(&symbolonv1.EnrolResponse{
-		HostId:      host.ID,
-		Namespace:   host.Namespace,
-		Svid:        issuedProto(issued),
-		Bundle:      s.bundle(),
-		TrustDomain: s.cfg.TrustDomain,
+		HostId:        host.ID,
+		Namespace:     host.Namespace,
+		Svid:          issuedProto(issued),
+		Bundle:        bundle,
+		BundleVersion: version,
+		TrustDomain:   s.cfg.TrustDomain,
 	})
 }
 
@@ -182,13 +184,13 @@ func issuedProto(i *ca.Issued) *symbolonv1.IssuedSVID {
 	}
 }
 
-// bundle is the roots, DER each.
-func (s *Server) bundle() [][]byte {
-	var ders [][]byte
-	for _, root := range s.ca.Roots() {
+// bundle is the roots that hosts are to believe, DER each, and their version.
+func (s *Server) bundle() (ders [][]byte, version uint64) {
+	roots, version := s.ca.Trust()
+	for _, root := range roots {
 		ders = append(ders, root.Raw)
 	}
-	return ders
+	return ders, version
 }
 
 // namespaceError says why a namespace is not usable, nil if it is.

@@ -38,9 +38,16 @@ func openToken(name, path string) ([sha256.Size]byte, error) {
 	return sha256.Sum256([]byte(token)), nil
 }
 
-// writePEM keeps the public roots where operators and tools find them.
-func writePEM(path string, certs []*x509.Certificate) error {
-	if err := os.WriteFile(path, encodePEM(certs), 0o644); err != nil {
+// writeRoots keeps the public roots where operators and tools find them. Those may read
+// at any time, so the file is there whole or as it was.
+func (s *Server) writeRoots() error {
+	path := s.cfg.caFile()
+	next := path + ".next"
+	err := os.WriteFile(next, encodePEM(s.ca.Roots()), 0o644)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
 		return fmt.Errorf("controller: %w", err)
 	}
 	return nil

@@ -23,6 +23,7 @@ type distribution struct {
 	snapshot           *policydb.Snapshot
 	profilesGeneration uint64
 	bundle             [][]byte
+	bundleVersion      uint64
 	tokenKeys          []*symbolonv1.TokenKey
 	// bundles are those of other trust domains. They change without a generation, so
 	// distributions have a number of their own.
@@ -59,7 +60,7 @@ func (d *distribution) visibleTo(namespace string) (*visibleSet, error) {
 	}
 	resources := d.snapshot.VisibleTo(namespace)
 	encoded, err := proto.Marshal(&symbolonv1.Generation{
-		Number: d.generation(), HostNamespace: namespace, Resources: resources, Bundle: d.bundle, Bundles: d.bundles, TokenKeys: d.tokenKeys,
+		Number: d.generation(), HostNamespace: namespace, Resources: resources, Bundle: d.bundle, BundleVersion: d.bundleVersion, Bundles: d.bundles, TokenKeys: d.tokenKeys,
 	})
 	if err != nil {
 		return nil, err

@@ -102,6 +102,9 @@ func (s *Server) hostGate(ctx context.Context, _ connect.Spec, _ connect.Peer, _
 	if err := s.refuseRevokedPeer(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.refuseWithdrawnPeer(ctx); err != nil {
+		return nil, err
+	}
 	h, _, err := s.hosts.get(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, errRemoved(id)

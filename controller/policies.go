@@ -19,9 +19,10 @@ import (
 // policies is the working set, and behind it the store: they change together, one
 // generation at a time. The store first: what is not durable is not in force.
 type policies struct {
-	store  store.Store
-	hosts  *hosts
-	bundle [][]byte
+	store store.Store
+	hosts *hosts
+	// bundle is the roots that hosts are to believe, and their version.
+	bundle func() ([][]byte, uint64)
 	// tokenKeys are the keys that hosts believe tokens by.
 	tokenKeys func() []*symbolonv1.TokenKey
 
@@ -39,9 +40,12 @@ type policies struct {
 }
 
 // openPolicies loads the set, or makes the root namespace in an empty store.
-func openPolicies(ctx context.Context, st store.Store, h *hosts, bundle [][]byte, now func() time.Time) (*policies, error) {
+func openPolicies(ctx context.Context, st store.Store, h *hosts, bundle func() ([][]byte, uint64), now func() time.Time) (*policies, error) {
 	p := &policies{store: st, hosts: h, bundle: bundle, db: policydb.NewDB(), tokenKeys: func() []*symbolonv1.TokenKey { return nil }}
 	p.db.Now = now
+	if bundle == nil {
+		p.bundle = func() ([][]byte, uint64) { return nil, 0 }
+	}
 	kv, err := st.Get(ctx, keyState)
 	if errors.Is(err, store.ErrNotFound) {
 		if err := createRoot(ctx, st); err != nil {
@@ -118,8 +122,9 @@ func (p *policies) distribution() *distribution {
 func (p *policies) distributionLocked() *distribution {
 	p.serial++
 	s := p.db.Snapshot()
+	bundle, version := p.bundle()
 	return &distribution{
-		snapshot: s, serial: p.serial, profilesGeneration: p.state.ProfilesGeneration, bundle: p.bundle,
+		snapshot: s, serial: p.serial, profilesGeneration: p.state.ProfilesGeneration, bundle: bundle, bundleVersion: version,
 		bundles: p.trustBundlesLocked(s), tokenKeys: p.tokenKeys(),
 	}
 }

@@ -95,6 +95,8 @@ type hostRecord struct {
 	SVIDNotAfter time.Time           `json:"svid_not_after"`
 	// Issuer is the intermediate that has signed its SVID (ca.Issued.Issuer).
 	Issuer string `json:"issuer,omitempty"`
+	// Bundle is the version of the roots that it has acknowledged last.
+	Bundle uint64 `json:"bundle,omitempty"`
 	// Addresses is what it said of them when it connected last.
 	Addresses []string `json:"addresses,omitempty"`
 	// Identity is what it enrolled as, if not by a token (hostIdentity), and SPIFFEID that

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -64,6 +63,8 @@ type Server struct {
 	ca          *ca.CA
 	tokenKeys   *ca.TokenKeys
 	nonces      nonces
+	believed    *believed
+	rotating    sync.Mutex // orders the steps of the root's rotation
 	policies    *policies
 	hosts       *hosts
 	inventory   *inventory
@@ -113,6 +114,7 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		cfg: cfg, opts: opts, log: opts.Logger, started: opts.Now(),
 		flows: newFlowRing(), enrolLimit: newLimiter(), stopping: make(chan struct{}),
 		nonces:     newNonces(),
+		believed:   newBelieved(),
 		issueLimit: newHostLimits(issueRate, issueBurst), renewLimit: newHostLimits(renewRate, renewBurst),
 	}
 	if s.store, err = store.Open(cfg.storeFile()); err != nil {
@@ -127,6 +129,7 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		TrustDomain: cfg.trustDomain(), KeyFile: cfg.keyFile(),
 		TTL: cfg.CA.SVIDTTL, RotateEvery: cfg.CA.RotateEvery, Now: opts.Now,
 		UpstreamCert: cfg.CA.UpstreamCertFile, UpstreamKey: cfg.CA.UpstreamKeyFile,
+		NextCert: cfg.CA.NextCertFile, NextKey: cfg.CA.NextKeyFile,
 	})
 	if err != nil {
 		return nil, err
@@ -143,11 +146,11 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 	if s.claimsToken, err = openToken("claims token", cfg.claimsTokenFile()); err != nil {
 		return nil, err
 	}
-	if err := writePEM(cfg.caFile(), s.ca.Roots()); err != nil {
+	if err := s.writeRoots(); err != nil {
 		return nil, err
 	}
 	s.hosts = &hosts{store: s.store}
-	if s.policies, err = openPolicies(ctx, s.store, s.hosts, s.bundle(), opts.Now); err != nil {
+	if s.policies, err = openPolicies(ctx, s.store, s.hosts, s.bundle, opts.Now); err != nil {
 		return nil, err
 	}
 	if s.inventory, err = openInventory(ctx, s.store, opts.Now); err != nil {
@@ -216,10 +219,16 @@ func (s *Server) newHTTP() *http.Server {
 	})
 
 	names, addresses := serverNames(s.listener.Addr().String(), s.cfg.Advertise)
-	roots := x509.NewCertPool()
-	for _, root := range s.ca.Roots() {
-		roots.AddCert(root)
+	config := &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		NextProtos:     []string{"h2", "http/1.1"},
+		GetCertificate: s.ca.ServerCertificate(names, addresses).Get,
+		// Asked for, not required, and not verified by crypto/tls, whose rules are not
+		// SPIFFE's: verifyPeer does it.
+		ClientAuth:       tls.RequestClientCert,
+		VerifyConnection: s.verifyPeer,
 	}
+	config.GetConfigForClient = s.withClientCAs(config.Clone())
 	return &http.Server{
 		Handler: withCall(mux, map[string]bool{
 			symbolonv1connect.ProxyServiceSessionProcedure:    true,
@@ -230,15 +239,7 @@ func (s *Server) newHTTP() *http.Server {
 		MaxHeaderBytes:    maxHeader,
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: pingTimeout + pingAfter},
 		ErrorLog:          zap.NewStdLog(s.log.Named("http")),
-		TLSConfig: &tls.Config{
-			MinVersion:     tls.VersionTLS13,
-			GetCertificate: s.ca.ServerCertificate(names, addresses).Get,
-			// Asked for, not required, and not verified by crypto/tls, whose rules are not
-			// SPIFFE's: verifyPeer does it. The pool is a hint for clients.
-			ClientAuth:       tls.RequestClientCert,
-			ClientCAs:        roots,
-			VerifyConnection: s.verifyPeer,
-		},
+		TLSConfig:         config,
 	}
 }
 

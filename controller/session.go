@@ -83,6 +83,9 @@ func (s proxyService) Session(ctx context.Context, stream *sessionStream) error 
 	if err := s.reported(ctx, e.host, hello.GetAddresses()); err != nil && !errors.Is(err, store.ErrNotFound) {
 		return s.internal("addresses", err)
 	}
+	if err := e.believes(ctx, hello.GetBundleVersion()); err != nil {
+		return err
+	}
 	if s.owesReissue(e.host.ID) || s.ofEarlier(ctx, e.host.ID) { // something has happened while it was away
 		a.anew()
 	}
@@ -147,6 +150,9 @@ func (e *session) run(ctx context.Context, a *attachment, has uint64) error {
 	ack := time.NewTimer(ackTimeout)
 	defer ack.Stop()
 	for {
+		if err := e.refuseWithdrawnPeer(ctx); err != nil {
+			return err
+		}
 		want, changed := e.hub.wanted(e.sent == nil)
 		if !e.outstanding {
 			if e.sent == nil || want.newer(e.sent) {
@@ -174,7 +180,7 @@ func (e *session) run(ctx context.Context, a *attachment, has uint64) error {
 		case <-revocationsChanged:
 		case <-peersChanged:
 		case m := <-e.inbox:
-			if err := e.acknowledge(m); err != nil {
+			if err := e.acknowledge(ctx, m); err != nil {
 				return err
 			}
 		case err := <-e.lost:
@@ -315,7 +321,7 @@ func (e *session) reissue(d *distribution, set *visibleSet, has uint64) bool {
 	return has != 0 && (has < d.profilesGeneration || has > d.generation())
 }
 
-func (e *session) acknowledge(m *symbolonv1.SessionRequest) error {
+func (e *session) acknowledge(ctx context.Context, m *symbolonv1.SessionRequest) error {
 	if r := m.GetRevoked(); r != nil {
 		e.hub.heardOfRevocations(e.host.ID, r.GetNumber())
 		if r.GetError() != "" {
@@ -338,5 +344,5 @@ func (e *session) acknowledge(m *symbolonv1.SessionRequest) error {
 		e.log.Error("generation refused by a host", zap.String("host", e.host.ID),
 			zap.Uint64("generation", ack.GetGeneration()), zap.String("error", refusal))
 	}
-	return nil
+	return e.believes(ctx, ack.GetBundleVersion())
 }

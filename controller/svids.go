@@ -113,5 +113,9 @@ func (s proxyService) RenewHost(ctx context.Context, req *connect.Request[symbol
 	if err != nil {
 		return nil, s.internal("renew host", err)
 	}
-	return connect.NewResponse(&symbolonv1.RenewHostResponse{Svid: issuedProto(issued), Bundle: s.bundle()}), nil
+	if !s.ca.InForce(issued) { // as for a workload's
+		s.hub.reissue([]string{host.ID})
+	}
+	bundle, version := s.bundle()
+	return connect.NewResponse(&symbolonv1.RenewHostResponse{Svid: issuedProto(issued), Bundle: bundle, BundleVersion: version}), nil
 }

@@ -32,8 +32,11 @@ type Session struct {
 	Client func() symbolonv1connect.ProxyServiceClient
 	// Hello is what the proxy says first.
 	Hello func() *symbolonv1.Hello
-	// Apply puts a generation in force, or leaves everything as it was.
+	// Apply puts a generation in force, or leaves everything as it was but for the bundle,
+	// which counts whatever becomes of the rest.
 	Apply func(*symbolonv1.Generation) error
+	// Bundle is the version of the bundle in force.
+	Bundle func() uint64
 	// Peers puts other addresses in the place of Generation.peers.
 	Peers func([][]byte)
 	// Revoked puts a change of what is revoked in force, and says what of it was not
@@ -153,6 +156,7 @@ func (s *Session) once(ctx context.Context) error {
 				s.Log.Error("generation refused; the last good one stays in force", zap.Uint64("generation", m.Generation.GetNumber()), zap.Error(err))
 				ack.Error = err.Error()
 			}
+			ack.BundleVersion = s.Bundle()
 			if err := stream.Send(&symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Ack{Ack: ack}}); err != nil {
 				return fmt.Errorf("ack: %w", err)
 			}

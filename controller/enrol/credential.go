@@ -28,8 +28,10 @@ type HostCredential struct {
 	TrustDomain spiffeid.TrustDomain
 	// Chain is leaf, then intermediates.
 	Chain []*x509.Certificate
-	// Roots are the trust domain's.
-	Roots []*x509.Certificate
+	// Roots are the trust domain's, BundleVersion the controller's number for that set; 0:
+	// it has none.
+	Roots         []*x509.Certificate
+	BundleVersion uint64
 	// RotateAt is when to call Renew.
 	RotateAt time.Time
 
@@ -82,6 +84,14 @@ func parseAll(ders [][]byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
+// WithRoots is the credential with other roots, which the controller has said. They need
+// not vouch for its own SVID any more: who is withdrawn shall not believe what was, either.
+func (c *HostCredential) WithRoots(roots []*x509.Certificate, version uint64) *HostCredential {
+	next := *c
+	next.Roots, next.BundleVersion = roots, version
+	return &next
+}
+
 // TLS is the configuration to speak to the controller with, at whatever address it
 // has: the host's SVID on our side, and on the other nothing but the controller's
 // own. Errors of a handshake: ErrController.
@@ -131,7 +141,7 @@ func (c *HostCredential) Renew(ctx context.Context, client symbolonv1connect.Pro
 	if err != nil {
 		return nil, fmt.Errorf("renew: %w", err)
 	}
-	next := &HostCredential{HostID: c.HostID, Namespace: c.Namespace, TrustDomain: c.TrustDomain}
+	next := &HostCredential{HostID: c.HostID, Namespace: c.Namespace, TrustDomain: c.TrustDomain, BundleVersion: res.Msg.GetBundleVersion()}
 	if err := next.install(res.Msg.GetSvid(), res.Msg.GetBundle(), key); err != nil {
 		return nil, fmt.Errorf("renew: %w", err)
 	}

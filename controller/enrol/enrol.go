@@ -152,7 +152,7 @@ func (e enrolment) run(ctx context.Context, attrs identity.Attributes, prove fun
 	if err != nil {
 		return nil, fmt.Errorf("enrol at %s: %w: %w", e.address, ErrResponse, err)
 	}
-	c := &HostCredential{HostID: res.Msg.GetHostId(), Namespace: res.Msg.GetNamespace(), TrustDomain: td}
+	c := &HostCredential{HostID: res.Msg.GetHostId(), Namespace: res.Msg.GetNamespace(), TrustDomain: td, BundleVersion: res.Msg.GetBundleVersion()}
 	if err := c.install(res.Msg.GetSvid(), res.Msg.GetBundle(), key); err != nil {
 		return nil, fmt.Errorf("enrol at %s: %w", e.address, err)
 	}

@@ -25,6 +25,7 @@ type kept struct {
 	TrustDomain string    `json:"trust_domain"`
 	Chain       [][]byte  `json:"chain"`
 	Roots       [][]byte  `json:"roots"`
+	Bundle      uint64    `json:"bundle_version,omitempty"`
 	Key         []byte    `json:"key"` // PKCS#8
 	RotateAt    time.Time `json:"rotate_at"`
 }
@@ -38,7 +39,7 @@ func (c *HostCredential) Marshal() ([]byte, error) {
 	}
 	b, err := json.Marshal(kept{
 		HostID: c.HostID, Namespace: c.Namespace, TrustDomain: c.TrustDomain.Name(),
-		Chain: raw(c.Chain), Roots: raw(c.Roots), Key: der, RotateAt: c.RotateAt,
+		Chain: raw(c.Chain), Roots: raw(c.Roots), Bundle: c.BundleVersion, Key: der, RotateAt: c.RotateAt,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("keep host credential: %w", err)
@@ -74,7 +75,7 @@ func Unmarshal(b []byte) (*HostCredential, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kept host credential: %w", err)
 	}
-	c := &HostCredential{HostID: k.HostID, Namespace: k.Namespace, TrustDomain: td}
+	c := &HostCredential{HostID: k.HostID, Namespace: k.Namespace, TrustDomain: td, BundleVersion: k.Bundle}
 	if chain, err := parseAll(k.Chain); err == nil && len(chain) > 0 && time.Now().After(chain[0].NotAfter) {
 		return nil, fmt.Errorf("%w (%s)", ErrExpired, chain[0].NotAfter.Format(time.RFC3339))
 	}
