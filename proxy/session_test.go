@@ -61,6 +61,7 @@ func newSession(t *testing.T, serve func(context.Context, *stream) error) (*Sess
 		Client:  func() symbolonv1connect.ProxyServiceClient { return client },
 		Hello:   func() *symbolonv1.Hello { return &symbolonv1.Hello{Version: "test", Generation: 4} },
 		Apply:   func(*symbolonv1.Generation) error { return nil },
+		Bundle:  func() uint64 { return 11 },
 		Reissue: func() {},
 		Peers:   func([][]byte) {},
 		Revoked: func(*symbolonv1.Revocations) error { return nil },

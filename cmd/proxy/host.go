@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"math/rand/v2"
 	"net/http"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,9 +37,11 @@ type host struct {
 	cfg  proxy.Config
 	log  *zap.Logger
 	cred atomic.Pointer[enrol.HostCredential]
+	mu   sync.Mutex // orders changes of cred
 	api  atomic.Pointer[controllerAPI]
-	// inKeyring: the newest credential is kept there.
+	// inKeyring: the newest credential is kept there; saved is the last that was.
 	inKeyring atomic.Bool
+	saved     atomic.Pointer[enrol.HostCredential]
 	// asked has room for one word: the SVID is to be renewed now.
 	asked chan struct{}
 	// changed hears of each new credential.
@@ -106,8 +111,51 @@ func transient(err error) bool {
 	return errors.As(err, &c) && (c.Code() == connect.CodeUnavailable || c.Code() == connect.CodeDeadlineExceeded || c.Code() == connect.CodeResourceExhausted)
 }
 
-// use puts c in force and in the kernel's keeping.
+// use puts c in force and in the kernel's keeping. Newer roots that came otherwise, while
+// the controller's answer was on its way, stay.
 func (h *host) use(c *enrol.HostCredential) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if was := h.cred.Load(); was != nil && was.TrustDomain == c.TrustDomain && !supersedes(c.Roots, c.BundleVersion, was) {
+		c = c.WithRoots(was.Roots, was.BundleVersion)
+	}
+	h.put(c)
+	h.inKeyring.Store(h.keep(c))
+	h.saved.Store(c)
+}
+
+// trust puts the roots that the controller has sent in force, unless newer ones are. The
+// kernel's keeping hears of it from keepNewest.
+func (h *host) trust(roots []*x509.Certificate, version uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if was := h.cred.Load(); supersedes(roots, version, was) {
+		h.log.Info("other roots are believed", zap.Int("roots", len(roots)), zap.Uint64("bundle_version", version))
+		h.put(was.WithRoots(roots, version))
+	}
+}
+
+// supersedes tells whether roots are newer than what was, and not the same in another order.
+func supersedes(roots []*x509.Certificate, version uint64, was *enrol.HostCredential) bool {
+	same := len(roots) == len(was.Roots) && !slices.ContainsFunc(roots, func(r *x509.Certificate) bool {
+		return !slices.ContainsFunc(was.Roots, r.Equal)
+	})
+	return len(roots) > 0 && version >= was.BundleVersion && (version > was.BundleVersion || !same)
+}
+
+// keepNewest puts the newest credential in the kernel's keeping if it is not there. A
+// process that drains leaves that to the one that has taken over.
+func (h *host) keepNewest() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if c := h.cred.Load(); h.saved.Load() != c {
+		h.inKeyring.Store(h.keep(c))
+		h.saved.Store(c)
+	}
+}
+
+// put puts c in force; the caller holds the lock.
+func (h *host) put(c *enrol.HostCredential) {
 	transport := c.Transport(redirect.Dialer(redirect.MarkControl, redirect.DefaultKeepAlive))
 	client := symbolonv1connect.NewProxyServiceClient(&http.Client{Transport: transport},
 		"https://"+h.cfg.Controller.Address, connect.WithGRPC(), connect.WithReadMaxBytes(maxMessage))
@@ -115,7 +163,6 @@ func (h *host) use(c *enrol.HostCredential) {
 	if old := h.api.Swap(&controllerAPI{client, transport}); old != nil {
 		old.transport.CloseIdleConnections()
 	}
-	h.inKeyring.Store(h.keep(c))
 	if h.changed != nil {
 		h.changed(c)
 	}

@@ -171,11 +171,14 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	d.session = &proxy.Session{
 		Client: func() symbolonv1connect.ProxyServiceClient { return d.host.client() },
 		Hello: func() *symbolonv1.Hello {
-			return &symbolonv1.Hello{Version: version, Generation: d.proxy.Generation(), Addresses: d.proxy.Addresses()}
+			return &symbolonv1.Hello{Version: version, Generation: d.proxy.Generation(), Addresses: d.proxy.Addresses(), BundleVersion: d.bundleVersion()}
 		},
+		Bundle: d.bundleVersion,
 		Apply: func(g *symbolonv1.Generation) error {
 			d.received(g)
-			if err := d.apply(g); err != nil {
+			err := d.apply(g)
+			d.host.keepNewest() // before the controller hears of it
+			if err != nil {
 				return err
 			}
 			d.tellPredecessor(handover.Policy, g)
@@ -302,6 +305,9 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	if err != nil {
 		return err
 	}
+	// Whatever becomes of the rest: withdrawn roots must not be believed, and the controller
+	// may be about to come with new ones.
+	d.host.trust(roots, g.GetBundleVersion())
 	own := d.host.cred.Load().TrustDomain
 	foreign, err := foreignBundles(g, own)
 	if err != nil {
@@ -319,9 +325,7 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	if err := d.proxy.SetPolicy(g.GetResources(), g.GetNumber()); err != nil {
 		return err
 	}
-	if len(roots) > 0 {
-		d.source.SetBundle(own, roots)
-	}
+	d.source.SetBundle(own, d.host.cred.Load().Roots)
 	d.federate(foreign)
 	g.Revocations = d.proxy.Revocations().Proto() // it may say nothing of them
 	d.generation.Store(g)
@@ -329,6 +333,9 @@ func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	d.log.Info("policy in force", zap.Uint64("generation", g.GetNumber()), zap.Int("resources", len(g.GetResources())))
 	return nil
 }
+
+// bundleVersion is that of the roots that are believed.
+func (d *daemonParts) bundleVersion() uint64 { return d.host.cred.Load().BundleVersion }
 
 // setPeers puts other addresses in force, and where the next process finds them. Only
 // the session calls it and apply, in turn.
@@ -523,7 +530,7 @@ func (d *daemonParts) debugStatus() any {
 		"host_svid_not_after": c.NotAfter(), "controller": d.cfg.Controller.Address,
 		"controller_connected": d.session.Connected(), "generation": d.proxy.Generation(), "flows_lost": d.reports.Lost(),
 		"identity_source": d.cfg.Identity.Source, "revocations": d.proxy.Revocations().Len(),
-		"host_svid_since": c.Chain[0].NotBefore, "host_svid_renewal": c.RotateAt, "svids": svidAges(d.manager.Snapshot()),
+		"bundle_version": c.BundleVersion, "host_svid_since": c.Chain[0].NotBefore, "host_svid_renewal": c.RotateAt, "svids": svidAges(d.manager.Snapshot()),
 	}
 	d.addAges(out)
 	if d.sourceStatus != nil {

@@ -879,8 +879,7 @@ type Ack struct {
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Not empty: refused; the proxy keeps its last good set.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
-	// The version of the bundle that the proxy believes now, and all of its workloads;
-	// whatever became of the rest.
+	// The version of the bundle that the proxy believes now, whatever became of the rest.
 	BundleVersion uint64 `protobuf:"varint,3,opt,name=bundle_version,json=bundleVersion,proto3" json:"bundle_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
