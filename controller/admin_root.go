@@ -130,11 +130,12 @@ func (s *Server) rootChanged(ctx context.Context, step symbolonv1.RootStep, was 
 	if err := s.writeRoots(); err != nil {
 		s.log.Error("ca.pem is not what it should be; the next start writes it", zap.Error(err))
 	}
+	if step == symbolonv1.RootStep_ROOT_STEP_SIGN {
+		s.hub.reissue(s.hub.seen()) // the roots are the same
+		return nil
+	}
 	s.hub.publish(s.policies.distribution())
-	switch step {
-	case symbolonv1.RootStep_ROOT_STEP_SIGN:
-		s.hub.reissue(s.hub.seen())
-	case symbolonv1.RootStep_ROOT_STEP_FINISH:
+	if step == symbolonv1.RootStep_ROOT_STEP_FINISH {
 		n, err := s.voidTokens(ctx, was.Signed)
 		if err != nil {
 			return s.internal("void join tokens", err)

@@ -124,7 +124,7 @@ func TestSessionAcknowledges(t *testing.T) {
 	s.Peers = func(p [][]byte) { peers <- p }
 	stop := run(t, s)
 	ack := func(n uint64, refused string) *symbolonv1.SessionRequest {
-		return &symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Ack{Ack: &symbolonv1.Ack{Generation: n, Error: refused}}}
+		return &symbolonv1.SessionRequest{Message: &symbolonv1.SessionRequest_Ack{Ack: &symbolonv1.Ack{Generation: n, Error: refused, BundleVersion: 11}}}
 	}
 	want := []*symbolonv1.SessionRequest{
 		{Message: &symbolonv1.SessionRequest_Hello{Hello: &symbolonv1.Hello{Version: "test", Generation: 4}}},

@@ -16,7 +16,8 @@ func (a *app) caStatusCommand() *cobra.Command {
 		Long: `Show the root that hosts trust, the intermediate that signs SVIDs, until when they are
 valid, and the last rotation. After one, hosts are named that still have SVIDs of an
 earlier intermediate, as far as the controller knows. Those are as good as any until
-they end. A workload that has stopped is counted until its last SVID has ended.`,
+they end. A workload that has stopped is counted until its last SVID has ended. While the
+root is rotated, the hosts are named that the next step waits for.`,
 		Example: `  symbolon ca status
   symbolon ca status -o json`,
 		Args: cobra.NoArgs,
@@ -88,6 +89,9 @@ func (a *app) caStatus(ctx context.Context, _ []string) error {
 		}
 		lines = append(lines, pair{"    " + b.GetHostId(), text(fmt.Sprintf("%s, %s: %s, until %s", b.GetHostname(), where, what, ago(a.Now(), b.GetUntil())))})
 	}
+	if r := s.GetRootRotation(); r != nil {
+		lines = append(lines, a.rootRotation(r)...)
+	}
 	return a.pairs(lines...)
 }
 
@@ -100,42 +104,74 @@ func (a *app) ending(c *symbolonv1.CACertificate) cell {
 }
 
 func (a *app) caRotateCommand() *cobra.Command {
-	var intermediate bool
+	var intermediate, root bool
+	var steps rootSteps
 	cmd := &cobra.Command{
-		Use:   "rotate --intermediate",
-		Short: "Have a new intermediate sign identities",
-		Long: `Make a new intermediate under the same root. It signs from then on, and the key of the
-old one is gone. Connected hosts get all of their SVIDs anew, those that are away when
-they come back; until then, what they have is good. No connection is cut, and nothing
-has to be done on any host. "symbolon ca status" shows who is left.
+		Use:   "rotate --intermediate | --root [--sign | --finish | --abort] [--force]",
+		Short: "Have a new intermediate, or a new root, sign identities",
+		Long: `Rotate what signs identities. Both get all SVIDs anew on every host, without a
+connection being cut for that and with nothing to do there.
 
-The old intermediate itself is not withdrawn: who has a copy of its key can sign until
-it ends, for this trust domain. Only a new root ends that, and the root cannot be rotated
-in this version.`,
-		Example: `  symbolon ca rotate --intermediate`,
-		Args:    cobra.NoArgs,
+--intermediate: a new one under the same root, in one step. It signs from then on, and the
+key of the old one is gone. The old one itself is not withdrawn: who has a copy of its key
+can sign until it ends, for this trust domain. Only a new root ends that.
+
+--root, in steps; each can be given again, and "symbolon ca status" shows where it is and
+which hosts it waits for:
+
+  --root            publish: the next root is made (or taken from ca.next_cert_file), and
+                    every host believes both. It signs nothing yet
+  --root --sign     the new root signs. Refused until every host has acknowledged it. The
+                    old root's key is gone; its certificate still counts
+  --root --finish   the old root counts no more: what it ever signed is refused, and
+                    connections under that are cut. Refused while hosts have such SVIDs
+  --root --abort    give the next root up, before it signs
+
+--force takes a step whoever it waits for, and says what that costs whom. Hosts whose SVID
+has ended, or who are revoked, are not waited for.`,
+		Example: `  symbolon ca rotate --intermediate
+  symbolon ca rotate --root
+  symbolon ca status
+  symbolon ca rotate --root --sign
+  symbolon ca rotate --root --finish`,
+		Args: cobra.NoArgs,
 		RunE: a.run(func(ctx context.Context, _ []string) error {
-			if !intermediate {
-				return usagef("--intermediate is needed: the root cannot be rotated in this version")
+			switch {
+			case intermediate == root:
+				return usagef("say what to rotate: --intermediate or --root")
+			case root:
+				return a.caRotateRoot(ctx, steps)
+			case steps.any():
+				return usagef("--sign, --finish, --abort and --force go with --root")
 			}
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			resp, err := call(ctx, a, c.RotateIntermediate, &symbolonv1.RotateIntermediateRequest{})
-			if err != nil {
-				return err
-			}
-			if err := a.write([]byte(resp.GetIntermediate().GetSerial() + "\n")); err != nil {
-				return err
-			}
-			a.say("the new intermediate signs; %d connected hosts get their SVIDs anew", resp.GetHostsConnected())
-			if n := resp.GetHostsAway(); n > 0 {
-				a.warning("%d hosts are away, and get theirs when they come back", n)
-			}
-			return nil
+			return a.caRotateIntermediate(ctx)
 		}),
 	}
-	cmd.Flags().BoolVar(&intermediate, "intermediate", false, "the intermediate, under the same root")
+	f := cmd.Flags()
+	f.BoolVar(&intermediate, "intermediate", false, "the intermediate, under the same root")
+	f.BoolVar(&root, "root", false, "the root, in steps")
+	f.BoolVar(&steps.sign, "sign", false, "with --root: have the next one sign")
+	f.BoolVar(&steps.finish, "finish", false, "with --root: end the belief in the old one")
+	f.BoolVar(&steps.abort, "abort", false, "with --root: give the next one up")
+	f.BoolVar(&steps.force, "force", false, "with --sign or --finish: whoever is not ready")
 	return cmd
+}
+
+func (a *app) caRotateIntermediate(ctx context.Context) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	resp, err := call(ctx, a, c.RotateIntermediate, &symbolonv1.RotateIntermediateRequest{})
+	if err != nil {
+		return err
+	}
+	if err := a.write([]byte(resp.GetIntermediate().GetSerial() + "\n")); err != nil {
+		return err
+	}
+	a.say("the new intermediate signs; %d connected hosts get their SVIDs anew", resp.GetHostsConnected())
+	if n := resp.GetHostsAway(); n > 0 {
+		a.warning("%d hosts are away, and get theirs when they come back", n)
+	}
+	return nil
 }

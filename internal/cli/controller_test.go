@@ -318,6 +318,27 @@ func TestRevocationWithAController(t *testing.T) {
 	}
 }
 
+// The root's rotation from end to end, by a CLI whose copy of ca.pem is the controller's.
+func TestRootRotationWithAController(t *testing.T) {
+	o := newOperator(t)
+	out, _ := o.runs(cli.ExitOK, "", "ca", "rotate", "--root")
+	contains(t, out, "publish")
+	_, talk := o.runs(cli.ExitNegative, "", "ca", "rotate", "--root", "--finish")
+	contains(t, talk, "does not sign yet")
+	out, _ = o.runs(cli.ExitOK, "", "ca", "status")
+	contains(t, out, "root rotation", "publish", "next root", "nobody", "by admin token from 127.0.0.1")
+	_, talk = o.runs(cli.ExitOK, "", "ca", "rotate", "--root", "--sign")
+	contains(t, talk, "the new root signs")
+	_, talk = o.runs(cli.ExitNegative, "", "ca", "rotate", "--root", "--abort")
+	contains(t, talk, "signs already")
+	o.runs(cli.ExitOK, "", "ca", "rotate", "--root", "--finish")
+	out, talk = o.runs(cli.ExitOK, "", "ca", "rotate", "--root", "--finish")
+	contains(t, out, "none")
+	contains(t, talk, "nothing has changed")
+	out, _ = o.runs(cli.ExitOK, "", "ca", "status")
+	contains(t, out, "root rotation", "finished")
+}
+
 // What signs is shown, and rotated with what is asked for said.
 func TestIntermediateRotationWithAController(t *testing.T) {
 	o := newOperator(t)
@@ -327,7 +348,7 @@ func TestIntermediateRotationWithAController(t *testing.T) {
 		t.Errorf("something of an earlier intermediate from the start:\n%s", out)
 	}
 	_, talk := o.runs(cli.ExitUsage, "", "ca", "rotate")
-	contains(t, talk, "--intermediate is needed", "the root cannot be rotated")
+	contains(t, talk, "--intermediate or --root")
 	serial, talk := o.runs(cli.ExitOK, "", "ca", "rotate", "--intermediate")
 	contains(t, talk, "0 connected hosts")
 	out, _ = o.runs(cli.ExitOK, "", "ca", "status")

@@ -238,6 +238,9 @@ type adminServer struct {
 	edges     *symbolonv1.ListEdgesResponse
 	hits      *symbolonv1.ListPolicyHitsResponse
 	simulated *symbolonv1.SimulateResponse
+
+	ca      *symbolonv1.GetCAResponse
+	rotated *symbolonv1.RotateRootResponse
 }
 
 // admit checks the token, as the controller does, and notes the request.
