@@ -173,17 +173,8 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Hello: func() *symbolonv1.Hello {
 			return &symbolonv1.Hello{Version: version, Generation: d.proxy.Generation(), Addresses: d.proxy.Addresses(), BundleVersion: d.bundleVersion()}
 		},
-		Bundle: d.bundleVersion,
-		Apply: func(g *symbolonv1.Generation) error {
-			d.received(g)
-			err := d.apply(g)
-			d.host.keepNewest() // before the controller hears of it
-			if err != nil {
-				return err
-			}
-			d.tellPredecessor(handover.Policy, g)
-			return nil
-		},
+		Bundle:  d.bundleVersion,
+		Apply:   d.fromController,
 		Peers:   d.setPeers,
 		Revoked: d.revokedByController,
 		Reissue: func() {
@@ -299,7 +290,20 @@ func (d *daemonParts) leave(ctx context.Context, succeeded bool) (err error) {
 	return err
 }
 
-// apply puts a generation from the controller in force.
+// fromController puts a generation in force here, in the process that drains, and where
+// the next process finds it.
+func (d *daemonParts) fromController(g *symbolonv1.Generation) error {
+	d.received(g)
+	err := d.apply(g)
+	d.host.keepNewest() // before the controller hears of it
+	if err != nil {
+		return err
+	}
+	d.tellPredecessor(handover.Policy, g)
+	return nil
+}
+
+// apply puts a generation in force.
 func (d *daemonParts) apply(g *symbolonv1.Generation) error {
 	roots, err := parseRoots(g.GetBundle())
 	if err != nil {
