@@ -64,6 +64,9 @@ func (s *Server) revoke(ctx context.Context, rec revocationRecord) (*revocationR
 	return made, already, nil
 }
 
+// maxRevocationTTL is above the life of any certificate that is called short-lived.
+const maxRevocationTTL = 2 * 365 * 24 * time.Hour
+
 // revocationOf checks what is to be revoked. Errors: invalid_argument, not_found.
 func (s *Server) revocationOf(ctx context.Context, m *symbolonv1.RevokeRequest) (rec revocationRecord, err error) {
 	invalid := func(format string, args ...any) (revocationRecord, error) {
@@ -86,6 +89,15 @@ func (s *Server) revocationOf(ctx context.Context, m *symbolonv1.RevokeRequest) 
 	}
 	rec.Reason = m.GetReason()
 	own := s.cfg.trustDomain()
+	ttl := m.GetTtl().AsDuration()
+	if m.GetTtl() != nil {
+		if td := m.GetTrustDomain(); m.GetSerial() == "" || td == "" || td == own.Name() {
+			return invalid("how long goes with a serial number of another trust domain only: of all else it is known, or it is until unrevoked")
+		}
+		if ttl < time.Minute || ttl > maxRevocationTTL {
+			return invalid("%v: want between 1m and %v, what is left of the certificate's life or more", ttl, maxRevocationTTL)
+		}
+	}
 	switch {
 	case m.GetSpiffeId() != "":
 		id, err := spiffeid.FromString(m.GetSpiffeId())
@@ -118,6 +130,8 @@ func (s *Server) revocationOf(ctx context.Context, m *symbolonv1.RevokeRequest) 
 			if w, ok := s.inventory.bySerial(rec.Serial); ok {
 				rec.Expires = w.NotAfter
 			}
+		} else if ttl > 0 {
+			rec.Expires = s.opts.Now().Add(ttl)
 		}
 	case m.GetHost() != "":
 		rec.Host = m.GetHost()

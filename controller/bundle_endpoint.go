@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -28,7 +29,8 @@ const (
 	// cut off.
 	endpointRead, endpointWrite, endpointIdle = 10 * time.Second, 20 * time.Second, 30 * time.Second
 	// endpointConns bounds the connections at a time; anybody can make them.
-	endpointConns = 256
+	// endpointConnsPerAddress are those of one IPv4 address or IPv6 /64.
+	endpointConns, endpointConnsPerAddress = 256, 32
 	// certCheck is how often a web certificate's file is looked at.
 	certCheck = time.Minute
 )
@@ -135,7 +137,7 @@ func (s *Server) federate() error {
 		_ = l.Close()
 		return err
 	}
-	s.federation = newBoundedListener(l, endpointConns)
+	s.federation = newBoundedListener(l, endpointConns, endpointConnsPerAddress)
 	return nil
 }
 
@@ -205,16 +207,42 @@ func (w *webCertificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return w.current, nil
 }
 
-// boundedListener accepts so many connections at a time; others wait in the backlog.
+// boundedListener accepts so many connections at a time; others wait in the backlog. So
+// many of them are one address's; it closes what is beyond, so that nobody else waits for it.
 type boundedListener struct {
 	net.Listener
-	places chan struct{}
-	closed chan struct{}
-	once   sync.Once
+	places     chan struct{}
+	perAddress int
+	closed     chan struct{}
+	once       sync.Once
+
+	mu   sync.Mutex
+	from map[netip.Prefix]int
 }
 
-func newBoundedListener(l net.Listener, n int) *boundedListener {
-	return &boundedListener{Listener: l, places: make(chan struct{}, n), closed: make(chan struct{})}
+func newBoundedListener(l net.Listener, n, perAddress int) *boundedListener {
+	return &boundedListener{
+		Listener: l, places: make(chan struct{}, n), perAddress: perAddress, closed: make(chan struct{}), from: make(map[netip.Prefix]int),
+	}
+}
+
+// enter counts a connection of an address's; false: it has too many.
+func (b *boundedListener) enter(of netip.Prefix) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.from[of] >= b.perAddress {
+		return false
+	}
+	b.from[of]++
+	return true
+}
+
+func (b *boundedListener) leave(of netip.Prefix) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.from[of]--; b.from[of] == 0 {
+		delete(b.from, of)
+	}
 }
 
 // Accept waits for a place first.
@@ -224,12 +252,34 @@ func (b *boundedListener) Accept() (net.Conn, error) {
 	case <-b.closed:
 		return nil, net.ErrClosed
 	}
-	c, err := b.Listener.Accept()
-	if err != nil {
-		<-b.places
-		return nil, err
+	for {
+		c, err := b.Listener.Accept()
+		if err != nil {
+			<-b.places
+			return nil, err
+		}
+		of := addressGroup(c.RemoteAddr())
+		if !b.enter(of) {
+			_ = c.Close()
+			continue
+		}
+		return &boundedConn{Conn: c, leave: sync.OnceFunc(func() { b.leave(of); <-b.places })}, nil
 	}
-	return &boundedConn{Conn: c, leave: sync.OnceFunc(func() { <-b.places })}, nil
+}
+
+// addressGroup is who counts as one: an IPv4 address, an IPv6 /64.
+func addressGroup(a net.Addr) netip.Prefix {
+	at, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Prefix{}
+	}
+	ip := at.Addr().Unmap().WithZone("")
+	bits := ip.BitLen()
+	if ip.Is6() {
+		bits = 64
+	}
+	p, _ := ip.Prefix(bits) // of a valid length
+	return p
 }
 
 // Close also ends an Accept that waits for a place.

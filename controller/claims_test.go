@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,26 +45,32 @@ labels: {app: web}
 		c.Transport = bearer{token, c.Transport}
 		return symbolonv1connect.NewClaimsServiceClient(c, "https://"+w.address())
 	}
-	ask := func(token string, generation uint64) (*symbolonv1.ListClaimProfilesResponse, error) {
-		res, err := with(token).ListClaimProfiles(t.Context(), connect.NewRequest(&symbolonv1.ListClaimProfilesRequest{Generation: generation}))
+	ask := func(token string, generation uint64, digest []byte) (*symbolonv1.ListClaimProfilesResponse, error) {
+		res, err := with(token).ListClaimProfiles(t.Context(), connect.NewRequest(&symbolonv1.ListClaimProfilesRequest{Generation: generation, Digest: digest}))
 		if err != nil {
 			return nil, err
 		}
 		return res.Msg, nil
 	}
-	if _, err := ask("guessed", 0); connect.CodeOf(err) != connect.CodeUnauthenticated {
+	if _, err := ask("guessed", 0, nil); connect.CodeOf(err) != connect.CodeUnauthenticated {
 		t.Errorf("with a guessed token: %v", err)
 	}
 	for _, token := range []string{token, w.adminToken()} {
-		res, err := ask(token, 0)
+		res, err := ask(token, 0, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if len(res.GetProfiles()) != 1 || res.GetProfiles()[0].GetName() != "by-id" || res.GetUnchanged() {
 			t.Errorf("profiles: %v", res)
 		}
-		if res, err = ask(token, res.GetGeneration()); err != nil || !res.GetUnchanged() || len(res.GetProfiles()) != 0 {
+		first := res
+		if res, err = ask(token, first.GetGeneration(), first.GetDigest()); err != nil || !res.GetUnchanged() || len(res.GetProfiles()) != 0 {
 			t.Errorf("asked again: %v, %v", res, err)
+		}
+		// The same number with another set: the store was restored from a backup.
+		other := bytes.Repeat([]byte{7}, len(first.GetDigest()))
+		if res, err = ask(token, first.GetGeneration(), other); err != nil || res.GetUnchanged() || len(res.GetProfiles()) != 1 {
+			t.Errorf("asked with another set of that number: %v, %v", res, err)
 		}
 	}
 	// It opens nothing else.

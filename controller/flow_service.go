@@ -14,6 +14,10 @@ import (
 // count as lost.
 func (s proxyService) ReportFlows(ctx context.Context, req *connect.Request[symbolonv1.ReportFlowsRequest]) (*connect.Response[symbolonv1.ReportFlowsResponse], error) {
 	host := hostOf(ctx)
+	// Whoever has its key would say what he likes of who talks to whom.
+	if err := s.refuseRevoked(host.ID, "", nil); err != nil {
+		return nil, err
+	}
 	var taken []*symbolonv1.FlowRecord
 	var why error
 	for _, r := range req.Msg.GetRecords() {

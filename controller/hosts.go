@@ -63,8 +63,11 @@ func (h *hosts) remove(ctx context.Context, id string) error {
 			return err
 		}
 		ops := []store.Op{store.Delete(hostPrefix + id)}
-		if r.Identity != "" {
-			op, err := putJSON(identityKey(r.Identity), identityRecord{Identity: r.Identity, HostID: id, Removed: true})
+		for _, identity := range []string{r.Identity, r.Names} {
+			if identity == "" {
+				continue
+			}
+			op, err := putJSON(identityKey(identity), identityRecord{Identity: identity, HostID: id, Removed: true})
 			if err != nil {
 				return err
 			}
@@ -88,8 +91,9 @@ var (
 )
 
 // admit makes or renews the host that an identity stands for. fresh fills it in; it gets
-// the host that there is, or nil. Errors: errBarred, errNoNamespace, those of fresh.
-func (h *hosts) admit(ctx context.Context, identity string, fresh func(*hostRecord) (*hostRecord, error)) (*hostRecord, error) {
+// the host that there is, or nil. barring are further names by which a removed host would be
+// known. Errors: errBarred, errNoNamespace, those of fresh.
+func (h *hosts) admit(ctx context.Context, identity string, fresh func(*hostRecord) (*hostRecord, error), barring ...string) (*hostRecord, error) {
 	h.membership.Lock()
 	defer h.membership.Unlock()
 	key := identityKey(identity)
@@ -107,6 +111,16 @@ func (h *hosts) admit(ctx context.Context, identity string, fresh func(*hostReco
 		}
 		if known.Removed {
 			return nil, errBarred
+		}
+		// What bars them is not there, and still not in the moment that the host is made.
+		var conds []store.Cond
+		for _, name := range barring {
+			conds = append(conds, store.Cond{Key: identityKey(name)})
+			if _, err := h.store.Get(ctx, identityKey(name)); err == nil {
+				return nil, errBarred
+			} else if !errors.Is(err, store.ErrNotFound) {
+				return nil, err
+			}
 		}
 		var was *hostRecord
 		var wasRevision int64
@@ -137,11 +151,11 @@ func (h *hosts) admit(ctx context.Context, identity string, fresh func(*hostReco
 		if err != nil {
 			return nil, err
 		}
-		_, ok, err := h.store.Txn(ctx, []store.Cond{
-			{Key: key, ModRevision: revision},
-			{Key: hostPrefix + host.ID, ModRevision: wasRevision},
-			{Key: ns, ModRevision: namespace.ModRevision},
-		}, []store.Op{identified, made})
+		_, ok, err := h.store.Txn(ctx, append(conds,
+			store.Cond{Key: key, ModRevision: revision},
+			store.Cond{Key: hostPrefix + host.ID, ModRevision: wasRevision},
+			store.Cond{Key: ns, ModRevision: namespace.ModRevision},
+		), []store.Op{identified, made})
 		if err != nil || ok {
 			return host, err
 		}

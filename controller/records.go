@@ -103,6 +103,8 @@ type hostRecord struct {
 	// of its certificate then.
 	Identity string `json:"identity,omitempty"`
 	SPIFFEID string `json:"spiffe_id,omitempty"`
+	// Names is hostIdentity's.
+	Names string `json:"names,omitempty"`
 }
 
 // identityRecord is the host that an identity has enrolled as.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"crypto/x509"
 
@@ -299,6 +300,40 @@ func TestRevokedHostAtTheController(t *testing.T) {
 	wantCode(t, err, connect.CodeUnauthenticated, "revoked")
 }
 
+// The revocation of another trust domain's certificate ends when the operator said that it
+// may, and one of which he said nothing does not. (What has ended is pruned.)
+func TestForeignSerialEnds(t *testing.T) {
+	w := newWorld(t)
+	lasting := w.revoke(&symbolonv1.RevokeRequest{Serial: "01", TrustDomain: "partner.example", Reason: "r"})
+	ending := w.revoke(&symbolonv1.RevokeRequest{Serial: "02", TrustDomain: "partner.example", Ttl: durationpb.New(2 * time.Hour), Reason: "r"})
+	if lasting.GetRecord().Expires != nil || ending.GetRecord().Expires == nil {
+		t.Fatalf("until %v and %v", lasting.GetRecord().GetExpires(), ending.GetRecord().GetExpires())
+	}
+	if end := ending.GetRecord().GetExpires().AsTime(); time.Until(end) < time.Hour || time.Until(end) > 2*time.Hour+time.Minute {
+		t.Errorf("until %v", end)
+	}
+}
+
+// Who has the key of a revoked host says nothing more of who talks to whom.
+func TestARevokedHostReportsNothing(t *testing.T) {
+	w := newWorld(t)
+	w.apply(tree)
+	h := w.enrol("/acme/prod", map[string]string{"role": "db"})
+	report := func() error {
+		_, err := h.ReportFlows(t.Context(), connect.NewRequest(&symbolonv1.ReportFlowsRequest{}))
+		return err
+	}
+	if err := report(); err != nil {
+		t.Fatal(err)
+	}
+	made := w.revoke(&symbolonv1.RevokeRequest{Host: h.HostID, Reason: "r"})
+	wantCode(t, report(), connect.CodePermissionDenied, "revoked")
+	w.unrevoke(made.GetRecord().GetRevocation().GetId())
+	if err := report(); err != nil {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
 func TestBadRevocations(t *testing.T) {
 	w := newWorld(t)
 	for _, tc := range []struct {
@@ -316,6 +351,9 @@ func TestBadRevocations(t *testing.T) {
 		{&symbolonv1.RevokeRequest{Serial: "xyz"}, connect.CodeInvalidArgument, "hexadecimal"},
 		{&symbolonv1.RevokeRequest{Serial: "01", TrustDomain: "a b"}, connect.CodeInvalidArgument, "trust domain"},
 		{&symbolonv1.RevokeRequest{Host: "h", TrustDomain: "a.example"}, connect.CodeInvalidArgument, "serial number only"},
+		{&symbolonv1.RevokeRequest{Serial: "01", Ttl: durationpb.New(time.Hour)}, connect.CodeInvalidArgument, "another trust domain"},
+		{&symbolonv1.RevokeRequest{SpiffeId: "spiffe://a.example/b", Ttl: durationpb.New(time.Hour)}, connect.CodeInvalidArgument, "another trust domain"},
+		{&symbolonv1.RevokeRequest{Serial: "01", TrustDomain: "a.example", Ttl: durationpb.New(time.Second)}, connect.CodeInvalidArgument, "1m"},
 		{&symbolonv1.RevokeRequest{Labels: map[string]string{"": "x"}}, connect.CodeInvalidArgument, "key"},
 		{&symbolonv1.RevokeRequest{Labels: map[string]string{"app": ""}}, connect.CodeInvalidArgument, "app"},
 		{&symbolonv1.RevokeRequest{SpiffeId: "spiffe://a.example/b", Reason: "two\nlines"}, connect.CodeInvalidArgument, "one line"},

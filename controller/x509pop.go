@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -97,6 +98,41 @@ type hostIdentity struct {
 	// which stays when the certificate is renewed.
 	name     string
 	spiffeID string // "": none
+	// names is "names:" and the SHA-256 of the certificate's alternative names, where it has
+	// some and no SPIFFE ID: a host that was removed is known by them, whatever its key. ""
+	// otherwise.
+	names string
+}
+
+// barring is by what, besides its name, a removed host would be known.
+func (h hostIdentity) barring() []string {
+	if h.names == "" {
+		return nil
+	}
+	return []string{h.names}
+}
+
+// namesOf are a certificate's alternative names, in one order, hashed; "": it has none.
+func namesOf(c *x509.Certificate) string {
+	var all []string
+	for _, x := range c.DNSNames {
+		all = append(all, "dns:"+strings.ToLower(x))
+	}
+	for _, x := range c.IPAddresses {
+		all = append(all, "ip:"+x.String())
+	}
+	for _, x := range c.EmailAddresses {
+		all = append(all, "email:"+x)
+	}
+	for _, x := range c.URIs {
+		all = append(all, "uri:"+x.String())
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	slices.Sort(all)
+	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(all), "\n")))
+	return "names:" + hex.EncodeToString(sum[:])
 }
 
 // identify finds the first CA that vouches for a chain, and who it says this is. That
@@ -139,7 +175,7 @@ func (a *popAuthority) identify(own spiffeid.TrustDomain, chain []*x509.Certific
 		return hostIdentity{}, popReason(err)
 	}
 	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	return hostIdentity{name: "key:" + hex.EncodeToString(sum[:])}, nil
+	return hostIdentity{name: "key:" + hex.EncodeToString(sum[:]), names: namesOf(leaf)}, nil
 }
 
 // svid judges by the rules of SPIFFE, which are other than the web's.
@@ -204,7 +240,7 @@ func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.R
 		now := s.opts.Now()
 		h := &hostRecord{
 			ID: newHostID(), Hostname: m.GetHostname(), Namespace: authority.Namespace, Labels: authority.Labels, Reported: reported,
-			Identity: who.name, SPIFFEID: who.spiffeID, Enrolled: now, LastSeen: now,
+			Identity: who.name, Names: who.names, SPIFFEID: who.spiffeID, Enrolled: now, LastSeen: now,
 		}
 		if again = was != nil; again {
 			// RenewHost would refuse it, too.
@@ -218,7 +254,7 @@ func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.R
 		}
 		h.SVIDNotAfter, h.Issuer = issued.Leaf.NotAfter, issued.Issuer()
 		return h, nil
-	})
+	}, who.barring()...)
 	switch {
 	case connect.CodeOf(err) == connect.CodePermissionDenied: // refuseRevoked's
 		return nil, refuse(connect.CodePermissionDenied, errors.Unwrap(err))

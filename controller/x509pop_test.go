@@ -377,3 +377,37 @@ func TestEnrolByCertificateInNoNamespace(t *testing.T) {
 	_, err := w.byCertificate(machines.machine(ecKey(t), nil))
 	wantCode(t, err, connect.CodeFailedPrecondition, "/not/there")
 }
+
+// A machine that an operator has removed is known by the names in its certificate, with
+// whatever key it comes; another machine is not.
+func TestRemovedMachineWithAnotherKey(t *testing.T) {
+	w, machines, _ := popWorld(t)
+	named := func(names ...string) func(*x509.Certificate) { return func(c *x509.Certificate) { c.DNSNames = names } }
+	remove := func(h *host) {
+		t.Helper()
+		if _, err := w.admin().RemoveHost(t.Context(), connect.NewRequest(&symbolonv1.RemoveHostRequest{Id: h.HostID})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := w.byCertificate(machines.machine(ecKey(t), named("db1.acme.example", "DB1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove(h)
+	_, err = w.byCertificate(machines.machine(ecKey(t), named("db1", "db1.acme.example")))
+	wantCode(t, err, connect.CodePermissionDenied, "removed this host")
+	if _, err := w.byCertificate(machines.machine(ecKey(t), named("db2.acme.example"))); err != nil {
+		t.Errorf("another machine: %v", err)
+	}
+	// Without names there is only the key.
+	key := ecKey(t)
+	if h, err = w.byCertificate(machines.machine(key, nil)); err != nil {
+		t.Fatal(err)
+	}
+	remove(h)
+	_, err = w.byCertificate(machines.machine(key, nil))
+	wantCode(t, err, connect.CodePermissionDenied, "removed this host")
+	if _, err := w.byCertificate(machines.machine(ecKey(t), nil)); err != nil {
+		t.Errorf("another key: %v", err)
+	}
+}

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maxThreads bounds a process's threads for ExecWatch: each takes a descriptor.
-	maxThreads = 4096
+	// MaxThreads bounds a process's threads for ExecWatch: each takes a descriptor.
+	MaxThreads = 4096
 	// maxThreadLists is how often the threads are listed, until there are no new ones.
 	maxThreadLists = 8
 	// inheritThread is perf_event_attr.inherit_thread (perf_event_open(2), Linux 5.13),
@@ -29,12 +29,23 @@ const (
 // count at the thread's exec. Threads made later inherit it. Close it.
 type ExecWatch struct {
 	events map[int]int // descriptors, by thread
+	limit  int
 }
 
-// WatchExec begins to watch. Errors: ErrEnded; the system's, if it does not allow
-// performance events (CAP_PERFMON).
-func (p *Pin) WatchExec() (*ExecWatch, error) {
-	w := &ExecWatch{events: make(map[int]int)}
+// Threads counts the process's threads. Errors: ErrEnded; one that names MaxThreads.
+func (p *Pin) Threads() (int, error) {
+	names, err := p.process.threads()
+	if errors.Is(err, errGone) {
+		err = ErrEnded
+	}
+	return len(names), err
+}
+
+// WatchExec begins to watch, with up to limit descriptors, of MaxThreads. Errors: ErrEnded;
+// ErrChanged if there are more threads; the system's, if it does not allow performance
+// events (CAP_PERFMON).
+func (p *Pin) WatchExec(limit int) (*ExecWatch, error) {
+	w := &ExecWatch{events: make(map[int]int), limit: min(limit, MaxThreads)}
 	for range maxThreadLists {
 		more, err := w.add(p.process)
 		if err == nil && !more {
@@ -54,18 +65,9 @@ func (p *Pin) WatchExec() (*ExecWatch, error) {
 
 // add opens events for the threads that have none, and tells whether there were any.
 func (w *ExecWatch) add(p *process) (more bool, err error) {
-	dir, err := unix.Openat(p.dir, "task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	names, err := p.threads()
 	if err != nil {
-		return false, procError("openat", err)
-	}
-	f := os.NewFile(uintptr(dir), "task")
-	defer f.Close()
-	names, err := f.Readdirnames(maxThreads + 1)
-	if err != nil && len(names) == 0 {
-		return false, errGone
-	}
-	if len(names) > maxThreads {
-		return false, fmt.Errorf("process %d has more than %d threads", p.pid, maxThreads)
+		return false, err
 	}
 	for _, name := range names {
 		tid, err := strconv.Atoi(name)
@@ -74,6 +76,9 @@ func (w *ExecWatch) add(p *process) (more bool, err error) {
 		}
 		if _, ok := w.events[tid]; ok {
 			continue
+		}
+		if len(w.events) >= w.limit {
+			return false, fmt.Errorf("%w: process %d has more than %d threads to be watched", ErrChanged, p.pid, w.limit)
 		}
 		fd, err := execEvent(tid)
 		if errors.Is(err, unix.ESRCH) {
@@ -86,6 +91,24 @@ func (w *ExecWatch) add(p *process) (more bool, err error) {
 		w.events[tid], more = fd, true
 	}
 	return more, nil
+}
+
+// threads are the names of the process's threads in /proc, at most MaxThreads of them.
+func (p *process) threads() ([]string, error) {
+	dir, err := unix.Openat(p.dir, "task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, procError("openat", err)
+	}
+	f := os.NewFile(uintptr(dir), "task")
+	defer f.Close()
+	names, err := f.Readdirnames(MaxThreads + 1)
+	if err != nil && len(names) == 0 {
+		return nil, errGone
+	}
+	if len(names) > MaxThreads {
+		return nil, fmt.Errorf("process %d has more than %d threads", p.pid, MaxThreads)
+	}
+	return names, nil
 }
 
 // execEvent counts nothing, and that only from the thread's next exec on.

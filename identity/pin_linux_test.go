@@ -147,7 +147,7 @@ func TestWatchExec(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, in, _ := pinnable(t, "python3", "-c", script)
 			p := pinned(t, w)
-			x, err := p.WatchExec()
+			x, err := p.WatchExec(MaxThreads)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -182,7 +182,7 @@ func TestWatchExecIgnoresChildren(t *testing.T) {
 	needRoot(t)
 	w, in, _ := pinnable(t, "sh", "-c", "echo ready; read x; sleep 1000 & read y")
 	p := pinned(t, w)
-	x, err := p.WatchExec()
+	x, err := p.WatchExec(MaxThreads)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,4 +207,26 @@ func TestWatchExecIgnoresChildren(t *testing.T) {
 	if did, err := x.Executed(); did || err != nil {
 		t.Errorf("executed %v, %v: that was its child", did, err)
 	}
+}
+
+// A watch takes no more descriptors than it was given.
+func TestWatchExecIsBounded(t *testing.T) {
+	needRoot(t)
+	w, _, _ := pinnable(t, "python3", "-c", "import sys,threading,time\nfor i in range(9): threading.Thread(target=time.sleep,args=(1000,),daemon=True).start()\nprint('ready',flush=True)\nsys.stdin.readline()")
+	p := pinned(t, w)
+	eventually(t, "its threads run", func() bool { return threads(t, w) == 10 })
+	if n, err := p.Threads(); n != 10 || err != nil {
+		t.Errorf("%d threads, %v", n, err)
+	}
+	if x, err := p.WatchExec(9); !errors.Is(err, ErrChanged) {
+		t.Errorf("watched with %v, error %v", x, err)
+	}
+	x, err := p.WatchExec(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := x.Descriptors(); n != 10 {
+		t.Errorf("%d descriptors", n)
+	}
+	x.Close()
 }

@@ -31,6 +31,11 @@ func (s Shares) Acquire(ctx context.Context, uid uint32) (release func(), err er
 	return s.s.acquire(ctx, uid)
 }
 
+// AcquireN is Acquire for n slots at once, no more than a user gets.
+func (s Shares) AcquireN(ctx context.Context, uid uint32, n int64) (release func(), err error) {
+	return s.s.acquireN(ctx, uid, n)
+}
+
 // share is a user's, for as long as he has or waits for a slot.
 type share struct {
 	slots *semaphore.Weighted
@@ -44,6 +49,10 @@ func newShares(total, per int64) *shares {
 
 // acquire waits for a slot, no longer than ctx. Call release once, if err is nil.
 func (s *shares) acquire(ctx context.Context, uid uint32) (release func(), err error) {
+	return s.acquireN(ctx, uid, 1)
+}
+
+func (s *shares) acquireN(ctx context.Context, uid uint32, n int64) (release func(), err error) {
 	s.mu.Lock()
 	u := s.users[uid]
 	if u == nil {
@@ -53,18 +62,18 @@ func (s *shares) acquire(ctx context.Context, uid uint32) (release func(), err e
 	u.held++
 	s.mu.Unlock()
 	// The user's own first: who waits for it must not keep others waiting.
-	if err := u.slots.Acquire(ctx, 1); err != nil {
+	if err := u.slots.Acquire(ctx, n); err != nil {
 		s.leave(uid, u)
 		return nil, err
 	}
-	if err := s.all.Acquire(ctx, 1); err != nil {
-		u.slots.Release(1)
+	if err := s.all.Acquire(ctx, n); err != nil {
+		u.slots.Release(n)
 		s.leave(uid, u)
 		return nil, err
 	}
 	return func() {
-		s.all.Release(1)
-		u.slots.Release(1)
+		s.all.Release(n)
+		u.slots.Release(n)
 		s.leave(uid, u)
 	}, nil
 }

@@ -57,3 +57,36 @@ func TestSharesAreFair(t *testing.T) {
 		must(1000)()
 	})
 }
+
+// TestSharesByWeight: what takes several slots waits for all of them, and gives them back.
+func TestSharesByWeight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewShares(30, 10)
+		take := func(uid uint32, n int64) (func(), error) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			return s.AcquireN(ctx, uid, n)
+		}
+		eight, err := take(1000, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := take(1000, 3); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("beyond the share: %v", err)
+		}
+		other, err := take(33, 10)
+		if err != nil {
+			t.Errorf("another user: %v", err)
+		}
+		eight()
+		all, err := take(1000, 10)
+		if err != nil {
+			t.Fatalf("what was given back: %v", err)
+		}
+		all()
+		other()
+		if len(s.s.users) != 0 {
+			t.Errorf("%d users remembered", len(s.s.users))
+		}
+	})
+}

@@ -125,3 +125,46 @@ func TestLateCredentialUndoesNoWithdrawal(t *testing.T) {
 		t.Error("a new credential is not in force")
 	}
 }
+
+// A workload that is let go of while its connection comes about is found by who withdraws
+// its identity afterwards; if another stands in its place, the connection does not live.
+func TestForgottenWhileAConnectionComesAbout(t *testing.T) {
+	ca := newAuthority(t, "acme.example")
+	cred := ca.workload("/prod/db", nil)
+	key := identity.Key{UID: 7}
+	opening := func(s *parties, w *party) *live {
+		s.keep(w) // as hold does, before the connection registers
+		return &live{question: question{kind: toAddress, near: w}, judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }, cut: func() {}}
+	}
+	t.Run("found", func(t *testing.T) {
+		var s parties
+		var tab table
+		w := s.get(key, cred, time.Now())
+		s.forget(key)
+		l := opening(&s, w)
+		tab.add(l, time.Now())
+		if l.cutReason() != 0 {
+			t.Fatalf("cut: %s", l.cutReason())
+		}
+		s.forget(key) // with a live connection: it stays
+		if found := s.withdraw(key); found != w {
+			t.Fatal("who withdraws its identity does not find it")
+		}
+		tab.changed(w, time.Now())
+		if l.cutReason() != symbolonv1.Reason_REASON_NO_IDENTITY {
+			t.Errorf("after the withdrawal it lives: %s", l.cutReason())
+		}
+	})
+	t.Run("another in its place", func(t *testing.T) {
+		var s parties
+		var tab table
+		w := s.get(key, cred, time.Now())
+		s.forget(key)
+		other := s.get(key, cred, time.Now())
+		l := opening(&s, w)
+		tab.add(l, time.Now())
+		if l.cutReason() != symbolonv1.Reason_REASON_NO_IDENTITY || other.withdrawn.Load() {
+			t.Errorf("it lives (%s), or the other does not (withdrawn: %t)", l.cutReason(), other.withdrawn.Load())
+		}
+	})
+}

@@ -129,6 +129,25 @@ func (s *parties) forget(key identity.Key) {
 	}
 }
 
+// keep counts a live connection of w's, so that it is not forgotten. If it was, while the
+// connection came about, it is there again, for whoever withdraws its identity to find. Where
+// another one is in its place by now, nobody would find this one: its identity is withdrawn.
+func (s *parties) keep(w *party) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.open.Add(1)
+	switch s.byKey[w.key] {
+	case w:
+	case nil:
+		if s.byKey == nil {
+			s.byKey = make(map[identity.Key]*party)
+		}
+		s.byKey[w.key] = w
+	default:
+		w.withdrawn.Store(true)
+	}
+}
+
 // makeRoom forgets a party without connections; there is no order among them. What
 // is lost is its tickets.
 func (s *parties) makeRoom() {
@@ -156,7 +175,7 @@ func (s *parties) prune(now time.Time) {
 func (p *Proxy) hold(parties ...*party) (release func()) {
 	unpin := make([]func(), 0, len(parties))
 	for _, w := range parties {
-		w.open.Add(1)
+		p.parties.keep(w)
 		unpin = append(unpin, p.credentials.Pin(w.key))
 	}
 	return func() {

@@ -36,7 +36,13 @@ func (p *Proxy) refuseRevoked(serial identity.Serial, who *identity.Principal) e
 func (p *Proxy) refuseRevokedPeer(local *identity.Credential, peer *mtls.Peer) error {
 	who := &peer.Principal
 	if c := p.policy.Load(); c != nil && !peer.Host {
-		who = c.About(who, local.SVID.Namespace, local.SVID.ID.TrustDomain())
+		// By the namespace that decisions go by: labels that Profiles there give count, and
+		// those of a namespace that only the ID's path names do not.
+		namespace := local.SVID.Namespace
+		if host := p.parties.host.Load(); host != nil {
+			namespace = c.LocalNamespace(local.SVID.ID, *host)
+		}
+		who = c.About(who, namespace, local.SVID.ID.TrustDomain())
 	}
 	return p.refuseRevoked(peer.Serial(), who)
 }

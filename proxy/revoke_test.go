@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
@@ -260,4 +262,46 @@ func BenchmarkRevocations(b *testing.B) {
 			}
 		}
 	})
+}
+
+// A handshake judges a peer by the labels that decisions go by: those of the namespace that
+// the local workload is in, which its ID's path need not name.
+func TestRevokedLabelCountsWhereTheWorkloadIs(t *testing.T) {
+	site := newAuthority(t, "site.example")
+	p := New(Options{Records: newRecorder(t), Log: zap.NewNop()})
+	docs := must(policydb.Parse("test.yaml", []byte(`
+kind: Namespace
+name: /
+mode: enforce
+default: deny
+attributes: {app: {}}
+---
+{kind: Namespace, name: /dev, mode: enforce}
+---
+{kind: Namespace, name: /prod, mode: enforce}
+---
+{kind: Profile, namespace: /dev, name: bad, match: {spiffe.id: "spiffe://other.example/x/bad"}, labels: {app: bad}}
+---
+{kind: Profile, namespace: /prod, name: elsewhere, match: {spiffe.id: "spiffe://other.example/x/good"}, labels: {app: bad}}
+`)))(t)
+	var rs []*symbolonv1.Resource
+	for _, d := range docs {
+		rs = append(rs, d.Resource)
+	}
+	p.SetHostNamespace("/dev")
+	if err := p.SetPolicy(rs, 1); err != nil {
+		t.Fatal(err)
+	}
+	p.SetRevocations(revocationsOf(t, revokedLabel("app", "bad")))
+	// SPIRE calls it so; its host is in /dev, and so is it.
+	local := site.workload("/prod/web", map[string][]string{"app": {"web"}})
+	other := newAuthority(t, "other.example")
+	for path, revoked := range map[string]bool{"/x/bad": true, "/x/good": false} {
+		svid := other.workload(path, nil).SVID
+		who := svid.Principal
+		who.Attributes, who.Issuer = nil, identity.FromNobody
+		if err := p.refuseRevokedPeer(local, &mtls.Peer{Principal: who, Leaf: svid.Chain[0]}); (err != nil) != revoked {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 }

@@ -66,7 +66,7 @@ func meet(ctx context.Context, c *net.UnixConn, cred *unix.Ucred, find func(cont
 	if x.pin, err = identity.PinProcess(x.workload); err != nil {
 		return nil, err
 	}
-	if x.watch, err = x.pin.WatchExec(); err == nil {
+	if x.watch, err = x.pin.WatchExec(identity.MaxThreads); err == nil {
 		// What is still to come beyond this was written under our eyes.
 		err = control(raw, func(fd int) (err error) {
 			x.queued, err = unix.IoctlGetInt(fd, unix.SIOCINQ)

@@ -80,11 +80,11 @@ func (s *Source) first(ctx context.Context, cancel context.CancelFunc, w *identi
 		return nil, nil, err
 	}
 	defer release()
-	executed, err := pin.WatchExec()
+	executed, unwatch, err := s.watch(ctx, w, pin)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer executed.Close()
+	defer unwatch()
 	// Only now: before it was watched, it could have become another.
 	if err := pin.Check(); err != nil {
 		return nil, nil, err
@@ -111,6 +111,25 @@ func (s *Source) first(ctx context.Context, cancel context.CancelFunc, w *identi
 		return nil, nil, fmt.Errorf("%w: it executed a program while it was attested", identity.ErrChanged)
 	}
 	return stream, m, nil
+}
+
+// watch begins to watch pin's process, when its user has the descriptors left for it: one who
+// has processes of thousands of threads attested waits for himself.
+func (s *Source) watch(ctx context.Context, w *identity.Workload, pin *identity.Pin) (executed *identity.ExecWatch, end func(), err error) {
+	n, err := pin.Threads()
+	if err != nil {
+		return nil, nil, err
+	}
+	n += newThreads
+	release, err := s.watched.AcquireN(ctx, w.Key.UID, int64(n))
+	if err != nil {
+		return nil, nil, err
+	}
+	if executed, err = pin.WatchExec(n); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return executed, func() { executed.Close(); release() }, nil
 }
 
 // identityOf is the SVID of the workload that an answer is about, and the trust domains

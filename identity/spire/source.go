@@ -28,6 +28,11 @@ const (
 	// maxAttesting is how many processes are attested at a time, and
 	// maxAttestingPerUser how many of one user.
 	maxAttesting, maxAttestingPerUser = 16, 4
+	// maxWatched is how many threads are watched at a time, for which each takes a
+	// descriptor, and maxWatchedPerUser how many of one user's processes; newThreads is the
+	// room for those that a process makes meanwhile.
+	maxWatched, maxWatchedPerUser = 3 * maxWatchedPerUser, identity.MaxThreads + newThreads
+	newThreads                    = 64
 	// reconnect bounds how long the socket of an agent that came back is not noticed.
 	reconnect = 2 * time.Second
 	// checkEvery is how soon a change of a process is noticed.
@@ -60,8 +65,10 @@ type Source struct {
 	rule   Rule
 	roots  *agent.Roots
 	slots  identity.Shares
-	report func(error)
-	socket string
+	// watched are the descriptors that attesting takes.
+	watched identity.Shares
+	report  func(error)
+	socket  string
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -96,7 +103,8 @@ func New(o Options) (*Source, error) {
 	s := &Source{
 		client: delegatedidentityv1.NewDelegatedIdentityClient(conn), conn: conn, rule: o.Rule,
 		roots: agent.NewRoots(o.Controller), slots: identity.NewShares(maxAttesting, maxAttestingPerUser),
-		report: o.Report, socket: o.AdminSocket, cancel: cancel, status: errConnecting, since: time.Now(),
+		watched: identity.NewShares(maxWatched, maxWatchedPerUser),
+		report:  o.Report, socket: o.AdminSocket, cancel: cancel, status: errConnecting, since: time.Now(),
 	}
 	s.wg.Go(func() { s.watchBundles(ctx) })
 	return s, nil

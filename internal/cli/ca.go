@@ -6,8 +6,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 )
@@ -27,6 +29,7 @@ func (a *app) caRevokeCommand() *cobra.Command {
 	req := &symbolonv1.RevokeRequest{}
 	var host string
 	var labelArgs []string
+	var ttl time.Duration
 	cmd := &cobra.Command{
 		Use:   "revoke [SPIFFE-ID] [--serial HEX | --host ID | --label KEY=VALUE...] --reason TEXT",
 		Short: "Refuse an identity everywhere, and cut its connections",
@@ -46,7 +49,8 @@ neither out nor in.
                    for a whole trust domain
   --serial         one certificate; its holder gets another one. It is forgotten when
                    the certificate has expired ("symbolon workload list -o wide" shows
-                   serial numbers; --trust-domain says whose it is, if not ours)
+                   serial numbers; --trust-domain says whose it is, if not ours: then
+                   --for says when it may be forgotten, else it is until unrevoked)
 
 "symbolon host remove" revokes a host for good.`,
 		Example: `  symbolon ca revoke spiffe://acme.example/acme/prod/web --reason "key leaked"
@@ -57,12 +61,16 @@ neither out nor in.
 			if len(args) == 1 {
 				req.SpiffeId = args[0]
 			}
+			if ttl != 0 {
+				req.Ttl = durationpb.New(ttl)
+			}
 			return a.caRevoke(ctx, req, host, labelArgs)
 		}),
 	}
 	f := cmd.Flags()
 	f.StringVar(&req.Serial, "serial", "", "serial number of one certificate, hexadecimal")
 	f.StringVar(&req.TrustDomain, "trust-domain", "", "whose serial number it is (default: the controller's trust domain)")
+	f.DurationVar(&ttl, "for", 0, "with --trust-domain: forget it after so long, such as 24h: what is left of the certificate")
 	f.StringVar(&host, "host", "", "id or hostname of an enrolled host")
 	f.StringArrayVar(&labelArgs, "label", nil, "KEY=VALUE that the identity's attributes have (repeatable: all of them)")
 	f.StringVar(&req.Reason, "reason", "", "why, for those who look at it later")

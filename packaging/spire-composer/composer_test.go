@@ -340,7 +340,7 @@ func TestSnapshotFile(t *testing.T) {
 		t.Errorf("garbage: %v", err)
 	}
 	// A Profile that asks for more than an ID gives nothing, even if a file has it.
-	s := newSnapshot(&symbolonv1.ListClaimProfilesResponse{Generation: 7, Profiles: []*symbolonv1.Resource{{
+	s := newSnapshot(&symbolonv1.ListClaimProfilesResponse{Generation: 7, Digest: []byte("set"), Profiles: []*symbolonv1.Resource{{
 		Namespace: "/", Name: "p", Kind: &symbolonv1.Resource_Profile{Profile: &symbolonv1.Profile{
 			Match: &symbolonv1.Term{Clauses: []*symbolonv1.Clause{{Key: "container.id", Operator: &symbolonv1.Clause_Exists{Exists: false}}}},
 		}},
@@ -352,7 +352,7 @@ func TestSnapshotFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := load(path)
-	if err != nil || got.generation != 7 {
+	if err != nil || got.generation != 7 || string(got.digest) != "set" {
 		t.Errorf("%v, %v", got, err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {

@@ -94,7 +94,7 @@ func (r *refresher) ask(ctx context.Context) (*snapshot, error) {
 	client := symbolonv1connect.NewClaimsServiceClient(api, "https://"+r.cfg.Controller, connect.WithReadMaxBytes(maxSnapshot))
 	req := connect.NewRequest(&symbolonv1.ListClaimProfilesRequest{})
 	if r.known != nil {
-		req.Msg.Generation = r.known.generation
+		req.Msg.Generation, req.Msg.Digest = r.known.generation, r.known.digest
 	}
 	req.Header().Set("Authorization", "Bearer "+token)
 	res, err := client.ListClaimProfiles(ctx, req)

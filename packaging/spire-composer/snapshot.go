@@ -16,11 +16,13 @@ import (
 type snapshot struct {
 	generation uint64
 	profiles   []*symbolonv1.Resource
+	// digest is what the controller calls this set beside the generation.
+	digest []byte
 }
 
 // newSnapshot takes nothing but Profiles that speak of IDs alone, whatever came.
 func newSnapshot(m *symbolonv1.ListClaimProfilesResponse) *snapshot {
-	return &snapshot{m.GetGeneration(), policydb.ProfilesByID(m.GetProfiles())}
+	return &snapshot{m.GetGeneration(), policydb.ProfilesByID(m.GetProfiles()), m.GetDigest()}
 }
 
 // claims are the labels of id; none for an ID that no Profile speaks of. Certificates
@@ -54,7 +56,7 @@ func load(path string) (*snapshot, error) {
 
 // save replaces the file as a whole or not at all.
 func (s *snapshot) save(path string) error {
-	b, err := proto.Marshal(&symbolonv1.ListClaimProfilesResponse{Generation: s.generation, Profiles: s.profiles})
+	b, err := proto.Marshal(&symbolonv1.ListClaimProfilesResponse{Generation: s.generation, Profiles: s.profiles, Digest: s.digest})
 	if err != nil {
 		return err
 	}

@@ -5375,7 +5375,10 @@ type RevokeRequest struct {
 	// All of them must be among an identity's attributes.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Why, for people.
-	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of a serial number of another trust domain, whose certificate's end is not known here:
+	// when it is to be forgotten. Unset: when it is unrevoked.
+	Ttl           *durationpb.Duration `protobuf:"bytes,7,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5450,6 +5453,13 @@ func (x *RevokeRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *RevokeRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
 }
 
 type RevocationRecord struct {
@@ -7234,14 +7244,15 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x19RefreshTrustDomainRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"_\n" +
 	"\x1aRefreshTrustDomainResponse\x12A\n" +
-	"\ftrust_domain\x18\x01 \x01(\v2\x1e.symbolon.v1.TrustDomainStatusR\vtrustDomain\"\x8e\x02\n" +
+	"\ftrust_domain\x18\x01 \x01(\v2\x1e.symbolon.v1.TrustDomainStatusR\vtrustDomain\"\xbb\x02\n" +
 	"\rRevokeRequest\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12!\n" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x12\n" +
 	"\x04host\x18\x04 \x01(\tR\x04host\x12>\n" +
 	"\x06labels\x18\x05 \x03(\v2&.symbolon.v1.RevokeRequest.LabelsEntryR\x06labels\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\x1a9\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12+\n" +
+	"\x03ttl\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdf\x01\n" +
@@ -7666,119 +7677,120 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	104, // 97: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
 	77,  // 98: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
 	103, // 99: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
-	116, // 100: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
-	104, // 101: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
-	104, // 102: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
-	81,  // 103: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	81,  // 104: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
-	81,  // 105: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	104, // 106: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
-	104, // 107: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
-	87,  // 108: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
-	87,  // 109: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	104, // 110: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
-	106, // 111: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
-	104, // 112: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
-	104, // 113: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
-	90,  // 114: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
-	94,  // 115: symbolon.v1.GetCAResponse.root_rotation:type_name -> symbolon.v1.RootRotation
-	104, // 116: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
-	87,  // 117: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
-	87,  // 118: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	104, // 119: symbolon.v1.Ages.policy:type_name -> google.protobuf.Timestamp
-	104, // 120: symbolon.v1.Ages.svid_oldest:type_name -> google.protobuf.Timestamp
-	104, // 121: symbolon.v1.Ages.svid_next_end:type_name -> google.protobuf.Timestamp
-	104, // 122: symbolon.v1.Ages.host_svid_next_end:type_name -> google.protobuf.Timestamp
-	104, // 123: symbolon.v1.Ages.away_since:type_name -> google.protobuf.Timestamp
-	104, // 124: symbolon.v1.Ages.revoked:type_name -> google.protobuf.Timestamp
-	104, // 125: symbolon.v1.Ages.scan_oldest:type_name -> google.protobuf.Timestamp
-	104, // 126: symbolon.v1.Ages.scan_next_end:type_name -> google.protobuf.Timestamp
-	3,   // 127: symbolon.v1.RootRotation.phase:type_name -> symbolon.v1.RootPhase
-	87,  // 128: symbolon.v1.RootRotation.other:type_name -> symbolon.v1.CACertificate
-	104, // 129: symbolon.v1.RootRotation.started:type_name -> google.protobuf.Timestamp
-	104, // 130: symbolon.v1.RootRotation.signed:type_name -> google.protobuf.Timestamp
-	104, // 131: symbolon.v1.RootRotation.finished:type_name -> google.protobuf.Timestamp
-	95,  // 132: symbolon.v1.RootRotation.behind:type_name -> symbolon.v1.RootBehind
-	104, // 133: symbolon.v1.RootRotation.federation_until:type_name -> google.protobuf.Timestamp
-	104, // 134: symbolon.v1.RootBehind.until:type_name -> google.protobuf.Timestamp
-	4,   // 135: symbolon.v1.RotateRootRequest.step:type_name -> symbolon.v1.RootStep
-	94,  // 136: symbolon.v1.RotateRootResponse.rotation:type_name -> symbolon.v1.RootRotation
-	95,  // 137: symbolon.v1.RotateRootResponse.passed_over:type_name -> symbolon.v1.RootBehind
-	117, // 138: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	117, // 139: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	117, // 140: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	117, // 141: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	5,   // 142: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	8,   // 143: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	14,  // 144: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	16,  // 145: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	18,  // 146: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	20,  // 147: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	23,  // 148: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	25,  // 149: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	28,  // 150: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	46,  // 151: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	48,  // 152: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	50,  // 153: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	52,  // 154: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	55,  // 155: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	33,  // 156: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	35,  // 157: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	37,  // 158: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	40,  // 159: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	58,  // 160: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	60,  // 161: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	63,  // 162: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	65,  // 163: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	68,  // 164: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	71,  // 165: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	73,  // 166: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	75,  // 167: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	78,  // 168: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	80,  // 169: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
-	83,  // 170: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
-	85,  // 171: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
-	88,  // 172: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
-	91,  // 173: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
-	96,  // 174: symbolon.v1.AdminService.RotateRoot:input_type -> symbolon.v1.RotateRootRequest
-	6,   // 175: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	11,  // 176: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	15,  // 177: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	17,  // 178: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	19,  // 179: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	22,  // 180: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	24,  // 181: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	27,  // 182: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	32,  // 183: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	47,  // 184: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	49,  // 185: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	51,  // 186: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	53,  // 187: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	57,  // 188: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	34,  // 189: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	36,  // 190: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	38,  // 191: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	43,  // 192: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	59,  // 193: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	61,  // 194: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	64,  // 195: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	66,  // 196: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	69,  // 197: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	72,  // 198: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	74,  // 199: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	76,  // 200: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	79,  // 201: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	82,  // 202: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
-	84,  // 203: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
-	86,  // 204: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
-	89,  // 205: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
-	92,  // 206: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
-	97,  // 207: symbolon.v1.AdminService.RotateRoot:output_type -> symbolon.v1.RotateRootResponse
-	175, // [175:208] is the sub-list for method output_type
-	142, // [142:175] is the sub-list for method input_type
-	142, // [142:142] is the sub-list for extension type_name
-	142, // [142:142] is the sub-list for extension extendee
-	0,   // [0:142] is the sub-list for field type_name
+	106, // 100: symbolon.v1.RevokeRequest.ttl:type_name -> google.protobuf.Duration
+	116, // 101: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	104, // 102: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	104, // 103: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	81,  // 104: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	81,  // 105: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
+	81,  // 106: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
+	104, // 107: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
+	104, // 108: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
+	87,  // 109: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
+	87,  // 110: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	104, // 111: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
+	106, // 112: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
+	104, // 113: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
+	104, // 114: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
+	90,  // 115: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
+	94,  // 116: symbolon.v1.GetCAResponse.root_rotation:type_name -> symbolon.v1.RootRotation
+	104, // 117: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
+	87,  // 118: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
+	87,  // 119: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	104, // 120: symbolon.v1.Ages.policy:type_name -> google.protobuf.Timestamp
+	104, // 121: symbolon.v1.Ages.svid_oldest:type_name -> google.protobuf.Timestamp
+	104, // 122: symbolon.v1.Ages.svid_next_end:type_name -> google.protobuf.Timestamp
+	104, // 123: symbolon.v1.Ages.host_svid_next_end:type_name -> google.protobuf.Timestamp
+	104, // 124: symbolon.v1.Ages.away_since:type_name -> google.protobuf.Timestamp
+	104, // 125: symbolon.v1.Ages.revoked:type_name -> google.protobuf.Timestamp
+	104, // 126: symbolon.v1.Ages.scan_oldest:type_name -> google.protobuf.Timestamp
+	104, // 127: symbolon.v1.Ages.scan_next_end:type_name -> google.protobuf.Timestamp
+	3,   // 128: symbolon.v1.RootRotation.phase:type_name -> symbolon.v1.RootPhase
+	87,  // 129: symbolon.v1.RootRotation.other:type_name -> symbolon.v1.CACertificate
+	104, // 130: symbolon.v1.RootRotation.started:type_name -> google.protobuf.Timestamp
+	104, // 131: symbolon.v1.RootRotation.signed:type_name -> google.protobuf.Timestamp
+	104, // 132: symbolon.v1.RootRotation.finished:type_name -> google.protobuf.Timestamp
+	95,  // 133: symbolon.v1.RootRotation.behind:type_name -> symbolon.v1.RootBehind
+	104, // 134: symbolon.v1.RootRotation.federation_until:type_name -> google.protobuf.Timestamp
+	104, // 135: symbolon.v1.RootBehind.until:type_name -> google.protobuf.Timestamp
+	4,   // 136: symbolon.v1.RotateRootRequest.step:type_name -> symbolon.v1.RootStep
+	94,  // 137: symbolon.v1.RotateRootResponse.rotation:type_name -> symbolon.v1.RootRotation
+	95,  // 138: symbolon.v1.RotateRootResponse.passed_over:type_name -> symbolon.v1.RootBehind
+	117, // 139: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	117, // 140: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	117, // 141: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	117, // 142: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	5,   // 143: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	8,   // 144: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	14,  // 145: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	16,  // 146: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	18,  // 147: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	20,  // 148: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	23,  // 149: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	25,  // 150: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	28,  // 151: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	46,  // 152: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	48,  // 153: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	50,  // 154: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	52,  // 155: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	55,  // 156: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	33,  // 157: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	35,  // 158: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	37,  // 159: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	40,  // 160: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	58,  // 161: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	60,  // 162: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	63,  // 163: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	65,  // 164: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	68,  // 165: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	71,  // 166: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	73,  // 167: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	75,  // 168: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	78,  // 169: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	80,  // 170: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	83,  // 171: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	85,  // 172: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	88,  // 173: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
+	91,  // 174: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
+	96,  // 175: symbolon.v1.AdminService.RotateRoot:input_type -> symbolon.v1.RotateRootRequest
+	6,   // 176: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	11,  // 177: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	15,  // 178: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	17,  // 179: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	19,  // 180: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	22,  // 181: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	24,  // 182: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	27,  // 183: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	32,  // 184: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	47,  // 185: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	49,  // 186: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	51,  // 187: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	53,  // 188: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	57,  // 189: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	34,  // 190: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	36,  // 191: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	38,  // 192: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	43,  // 193: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	59,  // 194: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	61,  // 195: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	64,  // 196: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	66,  // 197: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	69,  // 198: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	72,  // 199: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	74,  // 200: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	76,  // 201: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	79,  // 202: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	82,  // 203: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	84,  // 204: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	86,  // 205: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	89,  // 206: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
+	92,  // 207: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
+	97,  // 208: symbolon.v1.AdminService.RotateRoot:output_type -> symbolon.v1.RotateRootResponse
+	176, // [176:209] is the sub-list for method output_type
+	143, // [143:176] is the sub-list for method input_type
+	143, // [143:143] is the sub-list for extension type_name
+	143, // [143:143] is the sub-list for extension extendee
+	0,   // [0:143] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }

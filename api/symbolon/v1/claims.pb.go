@@ -28,7 +28,10 @@ const (
 type ListClaimProfilesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The generation of the caller's set; 0: it has none.
-	Generation    uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The digest that came with it: after a restore from a backup a generation may come a
+	// second time, with another set.
+	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -70,12 +73,21 @@ func (x *ListClaimProfilesRequest) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *ListClaimProfilesRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 type ListClaimProfilesResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The set is the one that the caller has; profiles is empty.
-	Unchanged     bool        `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
-	Profiles      []*Resource `protobuf:"bytes,3,rep,name=profiles,proto3" json:"profiles,omitempty"`
+	Unchanged bool        `protobuf:"varint,2,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	Profiles  []*Resource `protobuf:"bytes,3,rep,name=profiles,proto3" json:"profiles,omitempty"`
+	// Of the set.
+	Digest        []byte `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -131,21 +143,30 @@ func (x *ListClaimProfilesResponse) GetProfiles() []*Resource {
 	return nil
 }
 
+func (x *ListClaimProfilesResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 var File_symbolon_v1_claims_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_claims_proto_rawDesc = "" +
 	"\n" +
-	"\x18symbolon/v1/claims.proto\x12\vsymbolon.v1\x1a\x18symbolon/v1/policy.proto\":\n" +
+	"\x18symbolon/v1/claims.proto\x12\vsymbolon.v1\x1a\x18symbolon/v1/policy.proto\"R\n" +
 	"\x18ListClaimProfilesRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"\x8c\x01\n" +
+	"generation\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\"\xa4\x01\n" +
 	"\x19ListClaimProfilesResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12\x1c\n" +
 	"\tunchanged\x18\x02 \x01(\bR\tunchanged\x121\n" +
-	"\bprofiles\x18\x03 \x03(\v2\x15.symbolon.v1.ResourceR\bprofiles2s\n" +
+	"\bprofiles\x18\x03 \x03(\v2\x15.symbolon.v1.ResourceR\bprofiles\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\fR\x06digest2s\n" +
 	"\rClaimsService\x12b\n" +
 	"\x11ListClaimProfiles\x12%.symbolon.v1.ListClaimProfilesRequest\x1a&.symbolon.v1.ListClaimProfilesResponseB9Z7github.com/symbolon/symbolon/api/symbolon/v1;symbolonv1b\x06proto3"
 
