@@ -112,8 +112,8 @@ func (h hostIdentity) barring() []string {
 	return []string{h.names}
 }
 
-// namesOf are a certificate's alternative names, in one order, hashed; "": it has none.
-func namesOf(c *x509.Certificate) string {
+// certificateNames are a certificate's alternative names, in one order, hashed; "": it has none.
+func certificateNames(c *x509.Certificate) string {
 	var all []string
 	for _, x := range c.DNSNames {
 		all = append(all, "dns:"+strings.ToLower(x))
@@ -175,7 +175,7 @@ func (a *popAuthority) identify(own spiffeid.TrustDomain, chain []*x509.Certific
 		return hostIdentity{}, popReason(err)
 	}
 	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	return hostIdentity{name: "key:" + hex.EncodeToString(sum[:]), names: namesOf(leaf)}, nil
+	return hostIdentity{name: "key:" + hex.EncodeToString(sum[:]), names: certificateNames(leaf)}, nil
 }
 
 // svid judges by the rules of SPIFFE, which are other than the web's.
