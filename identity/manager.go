@@ -113,6 +113,23 @@ func (m *Manager) Get(ctx context.Context, w *Workload) (*Credential, error) {
 	return e.credential, nil
 }
 
+// Known is Get for a workload whose source has answered; not ok: Get waits, or says what
+// is wrong.
+func (m *Manager) Known(w *Workload) (c *Credential, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.workloads[w.Key]
+	if m.closed || e == nil || e.workload != w && !slices.Equal(e.workload.Attributes, w.Attributes) {
+		return nil, false
+	}
+	now := time.Now()
+	if e.valid(now) != nil {
+		return nil, false
+	}
+	e.used = now
+	return e.credential, true
+}
+
 // ending is why e has ended by itself; nil: it has not.
 func (m *Manager) ending(e *managed) error {
 	m.mu.Lock()

@@ -30,6 +30,9 @@ func mustGet(t *testing.T, m *Manager, w *Workload) *Credential {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if known, ok := m.Known(w); !ok || known != c {
+		t.Errorf("known as %v, %t, want %v", known, ok, c)
+	}
 	return c
 }
 
@@ -125,6 +128,9 @@ func TestManagerNeverReturnsAnExpiredCredential(t *testing.T) {
 			t.Errorf("told %v", got)
 		}
 		time.Sleep(time.Hour)
+		if known, ok := m.Known(webWorkload); ok {
+			t.Errorf("known as %v", known)
+		}
 		cred, err := m.Get(t.Context(), webWorkload)
 		if !errors.Is(err, ErrNoCredential) || connect.CodeOf(err) != connect.CodeUnavailable {
 			t.Errorf("%v, %v", cred, err)
@@ -490,6 +496,9 @@ func TestManagerWithdraws(t *testing.T) {
 		says <- Update{Err: ErrWithdrawn}
 		if got := r.take(); len(got) != 1 || got[0] != nil {
 			t.Errorf("told %v, want that there is none", got)
+		}
+		if known, ok := m.Known(webWorkload); ok {
+			t.Errorf("known as %v", known)
 		}
 		if got, err := m.Get(t.Context(), webWorkload); !errors.Is(err, ErrNoCredential) || !errors.Is(err, ErrWithdrawn) {
 			t.Errorf("got %v, %v", got, err)

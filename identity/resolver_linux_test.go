@@ -86,11 +86,17 @@ func sumOf(t testing.TB, path string) string {
 	return hex.EncodeToString(s[:])
 }
 
+// mustResolve resolves s. What Known says of it, before and after, must be the same.
 func mustResolve(t testing.TB, r *Resolver, s Socket) *Workload {
 	t.Helper()
+	before, was := r.Known(s)
 	w, err := r.Resolve(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
+	}
+	after, is := r.Known(s)
+	if was && before != w || is && after != w {
+		t.Errorf("known before (%t) as %v, after (%t) as %v; it is %v", was, before, is, after, w)
 	}
 	return w
 }

@@ -36,6 +36,9 @@ type conn struct {
 	seats    [2]*party // that count it
 	// after is called at the end of a connection that has gone on by itself.
 	after func(error)
+	// quick: nothing may be waited for. rest is what was left then. See later.
+	quick bool
+	rest  func(context.Context) error
 }
 
 func (p *Proxy) newConn(c *socket, reporter symbolonv1.Reporter) *conn {
@@ -217,13 +220,21 @@ func (x *conn) snapshot(r *relay) *symbolonv1.FlowRecord {
 	return rec
 }
 
-// serve runs f, and ends the connection by what it returns. When ctx ends, the proxy
+// serve runs f, with a deadline for all that comes before the bytes, and ends the
+// connection by what it returns. When ctx ends, the proxy
 // stops: whatever f waits for is cut, a client that says nothing included.
 func (x *conn) serve(ctx context.Context, f func(context.Context) error) {
 	c := x.accepted
 	stop := context.AfterFunc(ctx, c.reset)
-	err := f(ctx)
+	setup, cancel := context.WithTimeout(ctx, x.p.timeouts.Setup)
+	err := f(setup)
+	cancel()
 	stop()
+	x.ended(ctx, err)
+}
+
+// ended ends the connection by what serving it returned, unless it goes on by itself.
+func (x *conn) ended(ctx context.Context, err error) {
 	if errors.Is(err, errRelaying) {
 		return
 	}

@@ -24,6 +24,11 @@ type NameSource interface {
 	Snapshot() any
 }
 
+// named tells whether a destination's names matter.
+func (x *conn) named(c *policydb.Compiled, me *party, dst netip.AddrPort) bool {
+	return x.p.names != nil && c.NamesMatter(me.namespace(c)) && !x.p.peers.has(dst.Addr())
+}
+
 // names are those that a destination has and that may make it an External or a Service:
 // whole names that policy speaks of, and the one that the client asks for, if it is one
 // that policy has a wildcard for and if it has the very address that was dialled. What a
@@ -31,7 +36,7 @@ type NameSource interface {
 // with a proxy has none: no answer of DNS takes a tunnel away.
 func (x *conn) names(ctx context.Context, c *policydb.Compiled, me *party, dst netip.AddrPort) []string {
 	ns, source := me.namespace(c), x.p.names
-	if source == nil || !c.NamesMatter(ns) || x.p.peers.has(dst.Addr()) {
+	if !x.named(c, me, dst) {
 		return nil
 	}
 	names := source.Of(dst.Addr())

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/mtls"
@@ -17,8 +19,15 @@ import (
 	"github.com/symbolon/symbolon/redirect"
 )
 
-// inbound serves a connection that arrived for a local port.
+// inbound serves a connection that arrived for a local port. It does not wait.
 func (p *Proxy) inbound(ctx context.Context, c *socket) {
+	p.crew.run(func() {
+		defer p.conns.Done()
+		p.serveArrived(ctx, c)
+	})
+}
+
+func (p *Proxy) serveArrived(ctx context.Context, c *socket) {
 	x := p.newConn(c, symbolonv1.Reporter_REPORTER_SERVER)
 	remote, _ := c.RemoteAddr().(*net.TCPAddr) // the address is right, if not the port
 	leave, full := p.strangers.enter(sourceOf(remote.AddrPort().Addr()))
@@ -31,9 +40,7 @@ func (p *Proxy) inbound(ctx context.Context, c *socket) {
 	x.serve(ctx, x.serveInbound)
 }
 
-func (x *conn) serveInbound(ctx context.Context) error {
-	setup, cancel := context.WithTimeout(ctx, x.p.timeouts.Setup)
-	defer cancel()
+func (x *conn) serveInbound(setup context.Context) error {
 	tuple, err := x.tuple()
 	if err != nil {
 		return err
@@ -95,26 +102,56 @@ func (x *conn) listener(ctx context.Context, tuple redirect.Tuple) (*party, redi
 	return me, owner, err
 }
 
-// reach dials the local application, and makes sure that it still is who was
-// identified: between then and now it may have ended, and another user's program may
-// have taken its port.
-func (x *conn) reach(ctx context.Context, tuple redirect.Tuple, src netip.Addr, me *party, listens redirect.SocketOwner) (*socket, error) {
-	app, err := x.p.dialApp(ctx, src, tuple)
+// knownListener is listener without waiting; not ok: that knows more.
+func (x *conn) knownListener(tuple redirect.Tuple) (me *party, owner redirect.SocketOwner, ok bool) {
+	owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src)
 	if err != nil {
-		return nil, networkError(err)
+		return nil, owner, false
+	}
+	s, err := x.p.socket(owner)
+	if err != nil {
+		return nil, owner, false
+	}
+	me, ok = x.p.known(s)
+	return me, owner, ok
+}
+
+// reach dials the local application, makes sure that it still is who was identified
+// (between then and now it may have ended, and another user's program may have taken its
+// port), and goes on with then.
+func (x *conn) reach(ctx context.Context, tuple redirect.Tuple, src netip.Addr, me *party, listens redirect.SocketOwner, then func(context.Context, *socket, error) error) error {
+	if x.quick && x.p.preserves(src, tuple) { // which waits
+		return x.later(ctx, func(ctx context.Context) error { return x.reach(ctx, tuple, src, me, listens, then) })
+	}
+	app, err := x.p.dialApp(ctx, src, tuple)
+	if errors.Is(err, unix.EALREADY) {
+		return x.later(ctx, func(ctx context.Context) error {
+			err := app.connected(tuple.Dst, time.Now().Add(x.p.timeouts.Connect))
+			return x.reached(ctx, app, err, tuple, me, listens, then)
+		})
+	}
+	return x.reached(ctx, app, err, tuple, me, listens, then)
+}
+
+// reached is the rest of reach; err is what became of the connection to app.
+func (x *conn) reached(ctx context.Context, app *socket, err error, tuple redirect.Tuple, me *party, listens redirect.SocketOwner, then func(context.Context, *socket, error) error) error {
+	if err != nil {
+		return then(ctx, nil, networkError(err))
 	}
 	if owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src); err == nil && owner.Cookie == listens.Cookie {
-		return app, nil // the very same socket
+		return then(ctx, app, nil) // the very same socket
 	}
-	now, _, err := x.listener(ctx, tuple)
-	if err == nil && now != me {
-		err = deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, errors.New("another program has taken the port meanwhile"))
-	}
-	if err != nil {
-		app.reset()
-		return nil, err
-	}
-	return app, nil
+	return x.later(ctx, func(ctx context.Context) error {
+		now, _, err := x.listener(ctx, tuple)
+		if err == nil && now != me {
+			err = deny(symbolonv1.Reason_REASON_UNKNOWN_WORKLOAD, errors.New("another program has taken the port meanwhile"))
+		}
+		if err != nil {
+			app.reset()
+			return then(ctx, nil, err)
+		}
+		return then(ctx, app, nil)
+	})
 }
 
 // refuseInbound refuses where there is no workload to speak for. A tunnel gets the
@@ -173,7 +210,8 @@ func (in *incoming) over(err error) {
 		in.park()
 		return
 	}
-	for err == nil && in.tunnel.Reusable() {
+	// What a loop has carried, and not given back, is over.
+	for err == nil && in.accepted != nil && in.tunnel.Reusable() {
 		err = in.next()
 	}
 	if !errors.Is(err, errRelaying) { // or its own over goes on
@@ -210,27 +248,59 @@ func (in *incoming) next() error {
 		in.again().report(err)
 		return err
 	}
-	return in.serveNext(open)
+	next := in.again()
+	ctx, stop := next.setup()
+	defer stop()
+	err = next.serveNext(ctx, open)
+	if !errors.Is(err, errRelaying) {
+		next.report(err)
+	}
+	return err
 }
 
-// again is one more connection on the tunnel.
-func (in *incoming) again() *conn {
+// setup bounds what comes before the bytes.
+func (x *conn) setup() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(x.p.accepting), x.p.timeouts.Setup)
+}
+
+// again is one more connection on the tunnel, which does not know yet who listens.
+func (in *incoming) again() *incoming {
 	x := in.p.newConn(in.accepted, symbolonv1.Reporter_REPORTER_SERVER)
 	x.slot = in.slot
 	x.rec.Reused = true
 	x.addresses(in.tuple.Src, in.tuple.Dst)
 	x.identified(x.rec.GetSource(), &in.tunnel.Peer().Principal)
 	x.tunnelled(in.tunnel.Conn)
-	return x
+	next := &incoming{conn: x, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}
+	x.after = next.over
+	return next
+}
+
+// ended ends the tunnel with its last connection, whose error was err, unless that goes
+// on by itself.
+func (in *incoming) ended(err error) {
+	if !errors.Is(err, errRelaying) {
+		in.report(err)
+		in.gone()
+	}
 }
 
 // serveNext serves a connection that an Open behind the first one announces. Any error
 // but errRelaying ends the tunnel.
-func (in *incoming) serveNext(open *symbolonv1.Open) error {
-	p, x := in.p, in.again()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.accepting), p.timeouts.Setup)
-	defer cancel()
-	me, socket, refusal := x.listener(ctx, in.tuple)
+func (in *incoming) serveNext(ctx context.Context, open *symbolonv1.Open) error {
+	if me, socket, ok := in.knownListener(in.tuple); ok {
+		return in.serveBy(ctx, me, socket, nil, open)
+	}
+	return in.later(ctx, func(ctx context.Context) error {
+		me, socket, refusal := in.listener(ctx, in.tuple)
+		return in.serveBy(ctx, me, socket, refusal, open)
+	})
+}
+
+// serveBy is the rest of serveNext, when it is known who listens: me, or nobody by
+// refusal.
+func (in *incoming) serveBy(ctx context.Context, me *party, socket redirect.SocketOwner, refusal error, open *symbolonv1.Open) error {
+	p, x := in.p, in.conn
 	c := p.policy.Load()
 	if c == nil {
 		refusal = errNoPolicy
@@ -240,28 +310,25 @@ func (in *incoming) serveNext(open *symbolonv1.Open) error {
 	}
 	if refusal != nil {
 		copy(x.flowID[:], open.GetFlowId())
-		in.tunnel.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(refusal), FlowId: x.flowID[:]})
-		x.report(refusal)
-		return refusal
+		return in.refuse(ctx, &symbolonv1.Verdict{Reason: mtls.ReasonOf(refusal), FlowId: x.flowID[:]}, refusal)
 	}
 	if me.current.Load() != in.endpoint || past(in.tunnel.Peer().NotAfter, p.now()) {
 		// Another workload listens now, or a certificate is another: only a new
 		// handshake can show that. The client makes one.
 		x.unseat()
+		x.reported = true // no record: the connection comes again
 		return errTunnelOver
 	}
-	again := &incoming{conn: x, me: me, socket: socket, tuple: in.tuple, endpoint: in.endpoint, tunnel: in.tunnel}
-	x.after = again.over
-	err := again.serve(ctx, c, open)
-	if !errors.Is(err, errRelaying) {
-		x.report(err)
-	}
-	return err
+	in.me, in.socket = me, socket
+	return in.serve(ctx, c, open)
 }
 
 // serve judges one connection, dials the application, and relays.
 func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbolonv1.Open) error {
 	x, t, me := in.conn, in.tunnel, in.me
+	if in.quick && open.GetToken() != "" { // one that is new takes a while to verify
+		return in.later(ctx, func(ctx context.Context) error { return in.serve(ctx, x.p.policy.Load(), open) })
+	}
 	x.identified(x.rec.GetDestination(), me.known(c))
 	copy(x.flowID[:], open.GetFlowId())
 	peer, err := x.p.shown(t.Peer(), open)
@@ -273,8 +340,7 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		err = in.checkClaims(c, peer)
 	}
 	if err != nil {
-		t.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(err), FlowId: x.flowID[:]})
-		return err
+		return in.refuse(ctx, &symbolonv1.Verdict{Reason: mtls.ReasonOf(err), FlowId: x.flowID[:]}, err)
 	}
 	d := in.judge(c, peer, x.p.now())
 	verdict := &symbolonv1.Verdict{Reason: d.Reason, Protection: d.Protection, FlowId: x.flowID[:], Log: d.Log, Keep: !x.p.noReuse}
@@ -282,15 +348,28 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 		verdict.Policy = d.Policy // a stranger need not know how our policies are called
 	}
 	if err := x.decided(policydb.Server, c, &d); err != nil {
-		t.Refuse(verdict)
-		return err
+		return in.refuse(ctx, verdict, err)
 	}
-	app, err := x.reach(ctx, in.tuple, netip.Addr{}, me, in.socket)
-	if err != nil {
-		verdict.Reason, verdict.Policy = mtls.ReasonOf(err), ""
-		t.Refuse(verdict)
+	return x.reach(ctx, in.tuple, netip.Addr{}, me, in.socket, func(ctx context.Context, app *socket, err error) error {
+		if err != nil {
+			verdict.Reason, verdict.Policy = mtls.ReasonOf(err), ""
+			return in.refuse(ctx, verdict, err)
+		}
+		return in.grant(ctx, app, verdict, peer)
+	})
+}
+
+// refuse sends a denying verdict because of err, which it returns.
+func (in *incoming) refuse(ctx context.Context, v *symbolonv1.Verdict, err error) error {
+	return in.later(ctx, func(context.Context) error {
+		in.tunnel.Refuse(v)
 		return err
-	}
+	})
+}
+
+// grant sends an accepting verdict, and relays.
+func (in *incoming) grant(ctx context.Context, app *socket, verdict *symbolonv1.Verdict, peer *identity.Principal) error {
+	x, t, me := in.conn, in.tunnel, in.me
 	if err := t.Grant(ctx, verdict); err != nil {
 		app.reset()
 		return err
@@ -349,12 +428,7 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 	if err := x.decided(policydb.Server, c, &d); err != nil {
 		return err
 	}
-	app, err := x.reach(ctx, tuple, netip.Addr{}, me, listens)
-	if err != nil {
-		return err
-	}
-	r := &relay{near: app, plain: x.accepted, started: x.started, serverIsNear: true}
-	return x.open(r, &live{
+	l := &live{
 		question: question{kind: fromAddress, near: me, address: tuple.Src.Addr(), port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			ext, ok := x.source(c, me, tuple)
@@ -365,5 +439,11 @@ func (x *conn) acceptExternal(ctx context.Context, c *policydb.Compiled, me *par
 			return d.Allow, d.Until
 		},
 		expires: me.expires,
-	}, me)
+	}
+	return x.reach(ctx, tuple, netip.Addr{}, me, listens, func(_ context.Context, app *socket, err error) error {
+		if err != nil {
+			return err
+		}
+		return x.open(&relay{near: app, plain: x.accepted, started: x.started, serverIsNear: true}, l, me)
+	})
 }

@@ -29,12 +29,7 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 	if err := x.decideLocal(c, me, server, tuple); err != nil {
 		return err
 	}
-	app, err := x.reach(ctx, tuple, tuple.Src.Addr(), server, listens)
-	if err != nil {
-		return err
-	}
-	r := &relay{near: x.accepted, plain: app, started: x.started}
-	return x.open(r, &live{
+	l := &live{
 		question: question{kind: bothLocal, near: me, far: server, port: tuple.Dst.Port()},
 		judge: func(c *policydb.Compiled, now time.Time) (bool, time.Time) {
 			q := localQuery(c, me, server, tuple)
@@ -43,7 +38,13 @@ func (x *conn) serveLocal(ctx context.Context, c *policydb.Compiled, me *party, 
 		},
 		// No certificate was shown: what counts is that both still have one.
 		expires: func() time.Time { return earlier(me.expires(), server.expires()) },
-	}, me, server)
+	}
+	return x.reach(ctx, tuple, tuple.Src.Addr(), server, listens, func(_ context.Context, app *socket, err error) error {
+		if err != nil {
+			return err
+		}
+		return x.open(&relay{near: x.accepted, plain: app, started: x.started}, l, me, server)
+	})
 }
 
 // serveAdmin lets local programs reach the proxy's own metrics and health page,

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -29,10 +30,7 @@ func (in *incoming) park() {
 		if !p.lot.leave(in, p.conns.Add) {
 			return // who has taken it out ends it
 		}
-		p.crew.run(func() {
-			defer p.conns.Done()
-			in.arrived(m, err)
-		})
+		in.arrived(m, err)
 	})
 }
 
@@ -43,19 +41,44 @@ func (in *incoming) gone() {
 }
 
 // arrived serves the connection that m, by loop.Tunnel, announces. err is why none came.
+// It does not wait. One of p.conns is given back at the end.
 func (in *incoming) arrived(m []byte, err error) {
+	p := in.p
 	open, err := in.tunnel.TakeOpen(m, err)
-	if err == nil {
-		err = in.serveNext(open)
-	} else if !errors.Is(err, io.EOF) {
+	if err != nil {
+		p.crew.run(func() {
+			defer p.conns.Done()
+			in.missed(err)
+		})
+		return
+	}
+	next := in.again()
+	next.quick = true
+	err = next.serveNext(context.Background(), open)
+	if errors.Is(err, errRelaying) {
+		p.conns.Done()
+		return
+	}
+	p.crew.run(func() {
+		defer p.conns.Done()
+		if errors.Is(err, errLater) {
+			ctx, cancel := next.setup()
+			defer cancel()
+			err = next.rest(ctx)
+		}
+		next.ended(err)
+	})
+}
+
+// missed ends a tunnel on which no Open came that can be served.
+func (in *incoming) missed(err error) {
+	if !errors.Is(err, io.EOF) {
 		if in.tunnel.attach() == nil {
 			err = in.tunnel.RefuseOpen(err)
 		}
 		in.again().report(err)
 	}
-	if !errors.Is(err, errRelaying) { // or its own over goes on
-		in.gone()
-	}
+	in.gone()
 }
 
 // add is false where nothing is waited for any more.

@@ -9,8 +9,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -84,11 +86,60 @@ func runInWorld() (code int, err error) {
 	c := protected.Command(ctx, exe, os.Args[1:]...)
 	c.Env = append(os.Environ(), otherEnv+"="+other.NetnsPath())
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	place, leave, err := ownCgroup()
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, leave()) }()
+	if place != nil {
+		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(place.Fd())}
+	}
 	err = c.Run()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Exited() {
 		return exit.ExitCode(), nil
 	}
 	return 0, err
+}
+
+// ownCgroup makes a cgroup for the process that runs the tests, as a unit has one: what
+// is known of a program without a cgroup has to be asked for again each time. nil: the
+// machine has none to make.
+func ownCgroup() (place *os.File, leave func() error, err error) {
+	mount, err := cgroupMount()
+	if err != nil {
+		return nil, func() error { return nil }, nil //nolint:nilerr // it goes without
+	}
+	dir := filepath.Join(mount, fmt.Sprintf("sl-proxy-%d.service", os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, nil, err
+	}
+	leave = func() error {
+		_ = place.Close()
+		for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+			if err := os.Remove(dir); err == nil || time.Now().After(end) {
+				return err
+			}
+		}
+	}
+	if place, err = os.Open(dir); err != nil {
+		return nil, nil, errors.Join(err, os.Remove(dir))
+	}
+	return place, leave, nil
+}
+
+// cgroupMount is where cgroup v2 is.
+func cgroupMount() (string, error) {
+	all, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(all)) {
+		before, after, _ := strings.Cut(line, " - ")
+		if f := strings.Fields(before); strings.HasPrefix(after, "cgroup2 ") && f[3] == "/" {
+			return f[4], nil
+		}
+	}
+	return "", errors.New("cgroup v2 is not mounted")
 }
 
 // settle prepares the process that runs the tests: rules as on any protected host.

@@ -19,21 +19,20 @@ import (
 // tcp is the protocol's name in policy.
 const tcp = "tcp"
 
-// outbound serves a connection that a local application made.
+// outbound serves a connection that a local application made. It does not wait.
 func (p *Proxy) outbound(ctx context.Context, c *socket) {
 	x := p.newConn(c, symbolonv1.Reporter_REPORTER_CLIENT)
-	x.serve(ctx, x.serveOutbound)
+	x.quick = true
+	x.goOn(ctx, x.serveOutbound(ctx))
 }
 
 func (x *conn) serveOutbound(ctx context.Context) error {
-	setup, cancel := context.WithTimeout(ctx, x.p.timeouts.Setup)
-	defer cancel()
 	tuple, caller, err := x.p.client(x.accepted)
 	if tuple, err = x.addressed(tuple, err); err != nil {
 		return err
 	}
 	if tuple.Dst == x.p.admin {
-		return x.serveAdmin(setup, tuple)
+		return x.later(ctx, func(ctx context.Context) error { return x.serveAdmin(ctx, tuple) })
 	}
 	owner, err := x.p.caller(x.accepted, tuple, caller)
 	if err != nil {
@@ -44,10 +43,20 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return x.p.overloaded("outbound", full)
 	}
 	x.release = leave
-	me, err := x.p.identifySocket(setup, owner)
-	if err != nil {
-		return err
+	if me, ok := x.p.known(owner); ok {
+		return x.serveCaller(ctx, me, tuple)
 	}
+	return x.later(ctx, func(ctx context.Context) error {
+		me, err := x.p.identifySocket(ctx, owner)
+		if err != nil {
+			return err
+		}
+		return x.serveCaller(ctx, me, tuple)
+	})
+}
+
+// serveCaller is the rest of serveOutbound, when it is known who called whom.
+func (x *conn) serveCaller(ctx context.Context, me *party, tuple redirect.Tuple) error {
 	c := x.p.policy.Load()
 	x.identified(x.rec.GetSource(), me.known(c))
 	if err := x.seat(me); err != nil {
@@ -57,13 +66,23 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return errNoPolicy
 	}
 	if x.p.isLocal(tuple.Dst.Addr()) {
-		return x.serveLocal(setup, c, me, tuple)
+		return x.later(ctx, func(ctx context.Context) error { return x.serveLocal(ctx, c, me, tuple) })
 	}
-	names := x.names(setup, c, me, tuple.Dst)
-	c = x.p.policy.Load() // the client may have taken its time
+	if !x.named(c, me, tuple.Dst) {
+		return x.serveRemote(ctx, c, me, tuple, nil)
+	}
+	return x.later(ctx, func(ctx context.Context) error {
+		names := x.names(ctx, c, me, tuple.Dst)
+		// The client may have taken its time.
+		return x.serveRemote(ctx, x.p.policy.Load(), me, tuple, names)
+	})
+}
+
+// serveRemote serves a connection to another host, whose address has the given names.
+func (x *conn) serveRemote(ctx context.Context, c *policydb.Compiled, me *party, tuple redirect.Tuple, names []string) error {
 	ext, service := c.Destination(me.namespace(c), tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
 	if ext != nil || service == "" && x.untouched(c, me, tuple.Dst.Addr()) {
-		return x.serveExternal(setup, c, me, ext, tuple, names)
+		return x.later(ctx, func(ctx context.Context) error { return x.serveExternal(ctx, c, me, ext, tuple, names) })
 	}
 	x.rec.Destination.External = service
 	if own := me.endpoint(c); !c.MayReach(&own, x.p.now()) {
@@ -72,12 +91,18 @@ func (x *conn) serveOutbound(ctx context.Context) error {
 		return deny(symbolonv1.Reason_REASON_DEFAULT, errors.New("no policy of the client's side allows it to connect to anybody"))
 	}
 	// Behind a balancer each connection has its own tunnel, or it could not balance.
-	err = x.serveTunnel(setup, c, me, tuple, service == "" && !x.p.noReuse)
-	if public := c.PublicOnly(me.namespace(c), tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...); err != nil && service == "" && public != "" {
-		// It was likely meant: who reads the record is told what is missing.
-		err = fmt.Errorf("%w; External %s has %s, but no private address by name (private: true)", err, public, strings.Join(names, " "))
+	public := c.PublicOnly(me.namespace(c), tuple.Dst.Addr(), tcp, tuple.Dst.Port(), names...)
+	if service != "" || public == "" {
+		return x.serveTunnel(ctx, c, me, tuple, service == "" && !x.p.noReuse)
 	}
-	return err
+	return x.later(ctx, func(ctx context.Context) error {
+		err := x.serveTunnel(ctx, c, me, tuple, !x.p.noReuse)
+		if err != nil && !errors.Is(err, errRelaying) {
+			// It was likely meant: who reads the record is told what is missing.
+			err = fmt.Errorf("%w; External %s has %s, but no private address by name (private: true)", err, public, strings.Join(names, " "))
+		}
+		return err
+	})
 }
 
 var errNoPolicy = deny(symbolonv1.Reason_REASON_NO_POLICY, errors.New("no policy has arrived from the controller yet"))
@@ -150,6 +175,10 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 			if !ok {
 				break
 			}
+			if x.quick && t.on == nil { // no loop has it, so that one waits
+				x.p.pool.put(way, t, x.p.now())
+				return x.later(ctx, func(ctx context.Context) error { return x.serveTunnel(ctx, c, me, tuple, true) })
+			}
 			if x.p.refuseRevoked(t.Peer().Serial(), &t.Peer().Principal) != nil {
 				_ = t.Close() // a handshake shows whether the peer has another certificate
 				continue
@@ -159,6 +188,12 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 			}
 		}
 	}
+	return x.later(ctx, func(ctx context.Context) error { return out.anew(ctx, way, reusable) })
+}
+
+// anew asks on a new tunnel.
+func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
+	x, c, tuple, endpoint := o.conn, o.policy, o.tuple, o.endpoint
 	remote, err := x.p.dial(ctx, redirect.MarkTunnel, tuple.Src.Addr(), tuple.Dst)
 	if err != nil {
 		return networkError(err)
@@ -171,7 +206,7 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 			x.identified(x.rec.GetDestination(), &peer.Principal)
 			return mtls.NewOpen(x.flowID, tuple.Dst, symbolonv1.Protection_PROTECTION_AUTHENTICATED, c.Generation()), nil
 		}
-		return out.open(peer, reusable)
+		return o.open(peer, reusable)
 	})
 	if err != nil {
 		return err
@@ -192,7 +227,7 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 		x.rec.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
 		return err
 	}
-	return out.relay(r, t, v)
+	return o.relay(r, t, v)
 }
 
 // outgoing is the client's side of one connection through a tunnel.
@@ -258,6 +293,9 @@ func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err
 	}
 	if err := t.Reopen(ctx, open); err != nil {
 		return false, nil
+	}
+	if o.quick {
+		return true, o.ask(ctx, t, way)
 	}
 	r := &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started}
 	v, gone, err := r.verdict(ctx)

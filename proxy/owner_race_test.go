@@ -82,25 +82,12 @@ func newRaceWorld(t *testing.T, connects bool) *raceWorld {
 		t.Fatalf("gcc: %v\n%s", err, out)
 	}
 	w.program = must(os.ReadFile(built))(t)
-	w.cgroups = filepath.Join(cgroupMount(t), fmt.Sprintf("sl-race-%d", os.Getpid()))
+	w.cgroups = filepath.Join(must(cgroupMount())(t), fmt.Sprintf("sl-race-%d", os.Getpid()))
 	w.mkdir(w.cgroups)
 	for _, a := range cfg.OutboundAddrs() {
 		w.serve(listen(t, a.String()))
 	}
 	return w
-}
-
-// cgroupMount is where cgroup v2 is.
-func cgroupMount(t *testing.T) string {
-	t.Helper()
-	for line := range strings.Lines(string(must(os.ReadFile("/proc/self/mountinfo"))(t))) {
-		before, after, _ := strings.Cut(line, " - ")
-		if f := strings.Fields(before); strings.HasPrefix(after, "cgroup2 ") && f[3] == "/" {
-			return f[4]
-		}
-	}
-	t.Fatal("cgroup v2 is not mounted")
-	return ""
 }
 
 // mkdir makes a cgroup, which goes with the test once its processes have.

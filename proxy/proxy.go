@@ -25,12 +25,16 @@ import (
 // Resolver finds the workload behind a socket; identity.Resolver is the real one.
 type Resolver interface {
 	Resolve(ctx context.Context, s identity.Socket) (*identity.Workload, error)
+	// Known is Resolve without waiting; not ok: that may know more.
+	Known(s identity.Socket) (w *identity.Workload, ok bool)
 }
 
 // Credentials gives a workload's valid credential, waiting for a first one until
 // ctx ends; identity.Manager is the real one.
 type Credentials interface {
 	Get(ctx context.Context, w *identity.Workload) (*identity.Credential, error)
+	// Known is Get without waiting; not ok: that may know more.
+	Known(w *identity.Workload) (c *identity.Credential, ok bool)
 	// Pin keeps a workload's credential fresh until unpin.
 	Pin(k identity.Key) (unpin func())
 }
@@ -300,10 +304,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 						return
 					}
 					p.conns.Add(1)
-					p.crew.run(func() {
-						defer p.conns.Done()
-						serve(serving, c)
-					})
+					serve(serving, c)
 				}); err != nil {
 					failed <- err
 				}

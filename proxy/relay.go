@@ -75,45 +75,62 @@ func (r *relay) speakEarly() error {
 // application still waits for it.
 const patient = 100 * time.Millisecond
 
-// watch calls gone when the application resets its connection, until stop, which
-// returns what it said.
-func (r *relay) watch(gone func()) (stop func() error) {
+// watch looks after an application that waits for a verdict.
+type watch struct {
+	timer   *time.Timer // until it begins; nil: somebody else watches
+	off     bool        // it never began
+	waiting chan *waiter
+	over    chan struct{}
+	said    error
+}
+
+// watch calls gone when the application resets its connection, until stop.
+func (r *relay) watch(gone func()) *watch {
+	w := &watch{}
 	if r.copier != nil {
-		return func() error { return nil } // it watches
+		return w // it watches
 	}
-	var said error
-	waiting := make(chan *waiter, 1)
-	over := make(chan struct{})
-	timer := time.AfterFunc(patient, func() {
-		defer close(over)
-		w, err := r.near.waiter()
-		if waiting <- w; err != nil {
+	w.waiting, w.over = make(chan *waiter, 1), make(chan struct{})
+	w.timer = time.AfterFunc(patient, func() {
+		defer close(w.over)
+		on, err := r.near.waiter()
+		if w.waiting <- on; err != nil {
 			return // whatever there is to be told, the relay will be
 		}
-		if said = hangup(w); said != nil {
+		if w.said = hangup(on); w.said != nil {
 			gone()
 		}
 	})
-	return func() error {
-		if timer.Stop() {
-			return nil
-		}
-		w := <-waiting
-		if w != nil {
-			_ = w.SetReadDeadline(time.Unix(1, 0))
-			defer w.done()
-		}
-		<-over
-		return said
+	return w
+}
+
+// unneeded stops it if it has not begun; otherwise stop has to be called.
+func (w *watch) unneeded() bool {
+	w.off = w.off || w.timer == nil || w.timer.Stop()
+	return w.off
+}
+
+// stop returns why the application does not wait any more; nil: it does. It is called
+// once.
+func (w *watch) stop() error {
+	if w.unneeded() {
+		return nil
 	}
+	on := <-w.waiting
+	if on != nil {
+		_ = on.SetReadDeadline(time.Unix(1, 0))
+		defer on.done()
+	}
+	<-w.over
+	return w.said
 }
 
 // verdict waits for the server's half. gone: the application has not waited for it,
 // which is the error then, and the tunnel has been reset.
 func (r *relay) verdict(ctx context.Context) (v *symbolonv1.Verdict, gone bool, err error) {
-	stop := r.watch(func() { _ = r.tunnel.Reset() })
+	w := r.watch(func() { _ = r.tunnel.Reset() })
 	v, err = r.tunnel.ReadVerdict(ctx)
-	up := stop()
+	up := w.stop()
 	if r.copier != nil && err != nil {
 		if up = r.copier.wait(); !errors.Is(err, net.ErrClosed) {
 			up = nil // the server went first

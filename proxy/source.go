@@ -2,32 +2,30 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/symbolon/symbolon/redirect"
 )
 
-// dialApp connects to the local application that tuple's client asked for: from src,
-// or, where that is not given, from the client's own address if it is to be preserved
-// and another host's, or else from whatever address the kernel chooses.
-func (p *Proxy) dialApp(ctx context.Context, src netip.Addr, tuple redirect.Tuple) (*socket, error) {
+// preserves tells whether the local application sees its client's own address: where src,
+// the one to connect from, is not given, and the client is another host's.
+func (p *Proxy) preserves(src netip.Addr, tuple redirect.Tuple) bool {
 	client := tuple.Src.Addr()
 	// An IPv6 link-local address says nothing without its link, which is not known here.
 	scoped := client.Is6() && client.IsLinkLocalUnicast()
-	if !p.preserveSource || src.IsValid() || scoped || p.isLocal(client) {
-		fd, err := redirect.ConnectApp(src, tuple.Dst, redirect.DefaultKeepAlive)
-		s := &socket{fd: fd, inline: true}
-		if errors.Is(err, unix.EALREADY) {
-			err = s.connected(tuple.Dst, time.Now().Add(p.timeouts.Connect))
-		}
-		return s, err
+	return p.preserveSource && !src.IsValid() && !scoped && !p.isLocal(client)
+}
+
+// dialApp connects to the local application that tuple's client asked for: from src,
+// or from the client's own address, which waits, or else from whatever address the
+// kernel chooses. EALREADY: the socket is on its way, connected tells what comes of it.
+func (p *Proxy) dialApp(ctx context.Context, src netip.Addr, tuple redirect.Tuple) (*socket, error) {
+	if p.preserves(src, tuple) {
+		return wrap(p.conntrack.DialAs(ctx, tuple.Src.Addr(), tuple.Dst, p.timeouts.Connect, redirect.DefaultKeepAlive))
 	}
-	return wrap(p.conntrack.DialAs(ctx, client, tuple.Dst, p.timeouts.Connect, redirect.DefaultKeepAlive))
+	fd, err := redirect.ConnectApp(src, tuple.Dst, redirect.DefaultKeepAlive)
+	return &socket{fd: fd, inline: true}, err
 }
 
 func wrap(c *net.TCPConn, err error) (*socket, error) { return &socket{TCPConn: c, fd: -1}, err }

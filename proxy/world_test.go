@@ -215,6 +215,14 @@ func (c *credentials) set(uid string, cred *identity.Credential) identity.Key {
 	return c.keys[uid]
 }
 
+func (c *credentials) Known(w *identity.Workload) (*identity.Credential, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	uid := w.Attributes.Get("proc.uid")
+	cred := c.byUID[uid]
+	return cred, cred != nil && c.keys[uid] == w.Key && c.stall == nil
+}
+
 func (c *credentials) Pin(identity.Key) func() {
 	c.pins.Add(1)
 	return func() { c.pins.Add(-1) }

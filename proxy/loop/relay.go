@@ -86,9 +86,10 @@ type direction struct {
 // ErrCut: the relay was cut by Cut. It is net.ErrClosed.
 var ErrCut = net.ErrClosed
 
-// New prepares a relay. done is called once, by the loops' spawn: without an
-// error both directions have ended cleanly; kept is far, if it is to be kept. In
-// any other case both sides are reset and closed. The error is the first that cut a
+// New prepares a relay. done is called once: without an error both directions have
+// ended cleanly; kept is far, if it is to be kept. It must not wait for anything then,
+// since the loop calls it. In any other case both sides are reset and closed, and the
+// loops' spawn calls it. The error is the first that cut a
 // direction short: ErrCut, mtls.ErrTruncated, *WatchError, the kernel's, the tunnel's.
 func New(near, far Side, done func(err error, kept *Tunnel)) *Relay {
 	r := &Relay{done: done}
@@ -205,6 +206,10 @@ func (r *Relay) close(err error, kept *Tunnel, spawn func(func())) {
 	}
 	done := r.done
 	r.done = nil
+	if err == nil {
+		done(nil, kept) // the loop's own; what failed may be a longer story
+		return
+	}
 	spawn(func() { done(err, kept) })
 }
 
