@@ -207,8 +207,14 @@ type running struct {
 // begin starts a client program of program_test.go in client.service on h.
 func (w *spireWorld) begin(h *netlab.Host, user string, args ...string) *running {
 	w.t.Helper()
+	return w.beginFile(h, self(w.t), user, args...)
+}
+
+// beginFile is begin with a copy of this binary.
+func (w *spireWorld) beginFile(h *netlab.Host, file, user string, args ...string) *running {
+	w.t.Helper()
 	ctx, cancel := context.WithCancel(w.ctx())
-	r := &running{w: w, cmd: h.Command(ctx, self(w.t)), cancel: cancel}
+	r := &running{w: w, cmd: h.Command(ctx, file), cancel: cancel}
 	r.cmd.Env = append(os.Environ(), programEnv+"="+strings.Join(args, " "), "GORACE=atexit_sleep_ms=0")
 	r.cmd.Unit, r.cmd.User = "client.service", user
 	out, err := os.CreateTemp(w.t.TempDir(), "out")

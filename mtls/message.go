@@ -123,8 +123,8 @@ func checkOpen(o *symbolonv1.Open) error {
 	if o.GetFramed() && o.GetProtection() != symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		return fmt.Errorf("%w: frames without encryption", ErrOpenMalformed)
 	}
-	if o.GetRenewable() && !o.GetFramed() {
-		return fmt.Errorf("%w: control messages without frames", ErrOpenMalformed)
+	if n := len(o.GetRenews()); n != 0 && (n != len(Claim{}) || o.GetFramed() || o.GetRenewable()) {
+		return fmt.Errorf("%w: a claim of %d bytes, or on a connection of its own", ErrOpenMalformed, n)
 	}
 	return nil
 }

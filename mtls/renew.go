@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -27,9 +28,21 @@ type Renewal struct {
 	id     spiffeid.ID
 }
 
-// Renewable tells whether both sides understand Control messages in the connection that
-// is open on c.
-func (c *Conn) Renewable() bool { return c.frames != nil && c.frames.renewable }
+// Renewable tells whether both sides can renew what the connection that is open on c
+// stands on: by Control messages where it is Framed, else by another tunnel.
+func (c *Conn) Renewable() bool { return c.renewable }
+
+// Claim names a connection to its two ends, and to nobody else: a flow's id, and what
+// its tunnel's exporter makes of it.
+type Claim [len(FlowID{}) + sha256.Size]byte
+
+// Claim is for the connection of that flow, which is open on c. It is what Open.renews
+// carries.
+func (c *Conn) Claim(id FlowID) (claim Claim, err error) {
+	b, err := c.export("EXPORTER-symbolon renews", id[:], sha256.Size)
+	copy(claim[copy(claim[:], id[:]):], b)
+	return claim, err
+}
 
 // OnControl lets told have each Control message of the connection that is open on c. It
 // is called by whoever reads, and must not block; m is its caller's afterwards. An error
@@ -40,9 +53,9 @@ func (c *Conn) OnControl(told func(m []byte) error) {
 	}
 }
 
-// Renewal is for the connection that is open on c; nil: it is not Renewable.
+// Renewal is for the connection that is open on c; nil: it takes no Control messages.
 func (c *Conn) Renewal() *Renewal {
-	if !c.Renewable() {
+	if c.frames == nil || !c.renewable {
 		return nil
 	}
 	return &Renewal{export: c.export, client: c.client, id: c.peer.ID}

@@ -209,9 +209,11 @@ func TestControlMessagesOutOfPlace(t *testing.T) {
 		})
 	}
 	o := NewOpen(NewFlowID(), somewhere, encrypted, 1)
-	o.Renewable = true
-	if err := checkOpen(o); !errors.Is(err, ErrOpenMalformed) {
-		t.Errorf("renewable without frames: %v", err)
+	for _, claim := range []int{1, len(Claim{}) - 1, len(Claim{}) + 1} {
+		o.Renews = make([]byte, claim)
+		if err := checkOpen(o); !errors.Is(err, ErrOpenMalformed) {
+			t.Errorf("a claim of %d bytes: %v", claim, err)
+		}
 	}
 	for _, m := range [][]byte{{}, {0xff}, must(control(&symbolonv1.Control{Request: []byte("a"), Authenticator: []byte("b")}))} {
 		if _, err := ParseControl(m); !errors.Is(err, ErrOpenMalformed) {

@@ -36,11 +36,10 @@ type frames struct {
 	headBytes [lengthSize]byte
 	have      int // of headBytes
 
-	// asked: the client understands control messages. renewable: the server does as well.
-	asked, renewable bool
-	control          bool   // the frame being read is one
-	message          []byte // what has come of it
-	told             func(m []byte) error
+	renewable bool   // control messages may come
+	control   bool   // the frame being read is one
+	message   []byte // what has come of it
+	told      func(m []byte) error
 
 	// mu guards the writing of whole frames where crypto/tls has the tunnel: control
 	// messages are not sent by whoever sends data.
@@ -56,8 +55,9 @@ const MaxFrameData = frameBuffer - lengthSize
 
 func (c *Conn) startFrames(o *symbolonv1.Open) {
 	c.kept, c.frames = false, nil
+	c.asked, c.renewable = o.GetRenewable(), false
 	if o.GetFramed() {
-		c.frames = &frames{asked: o.GetRenewable()}
+		c.frames = &frames{}
 	}
 }
 

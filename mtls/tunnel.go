@@ -65,6 +65,8 @@ type Conn struct {
 	stream     *Stream // the data phase, while somebody else has the socket
 	client     bool
 	export     exporter
+	asked      bool // the client can renew what its connection stands on
+	renewable  bool // both can
 }
 
 // writer is the encrypting direction.
@@ -255,8 +257,9 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 
 // accepted takes from an accepting verdict what both sides can do in this connection.
 func (c *Conn) accepted(v *symbolonv1.Verdict) {
+	c.renewable = c.asked && v.GetRenewable()
 	if c.frames != nil {
-		c.kept, c.frames.renewable = v.GetKeep(), c.frames.asked && v.GetRenewable()
+		c.kept, c.frames.renewable = v.GetKeep(), c.renewable
 	}
 }
 
@@ -364,8 +367,9 @@ func (c *Conn) grant(v *symbolonv1.Verdict) {
 	v.Accept = true
 	v.Protection = max(v.GetProtection(), c.demanded)
 	v.Keep = v.GetKeep() && c.frames != nil
-	if v.Renewable = c.frames != nil && c.frames.asked; v.GetRenewable() {
-		c.frames.renewable = true
+	v.Renewable, c.renewable = c.asked, c.asked
+	if c.frames != nil {
+		c.frames.renewable = c.asked
 	}
 }
 

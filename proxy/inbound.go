@@ -193,6 +193,9 @@ func (x *conn) acceptTunnel(ctx context.Context, me *party, socket redirect.Sock
 	if err != nil {
 		return err
 	}
+	if len(open.GetRenews()) > 0 {
+		return x.renews(ctx, me, endpoint, t, open)
+	}
 	in := &incoming{conn: x, me: me, socket: socket, tuple: tuple, endpoint: endpoint, tunnel: kept{Conn: t}}
 	x.after = in.over
 	if err := in.serve(ctx, x.p.policy.Load(), open); err != nil {
@@ -377,7 +380,7 @@ func (in *incoming) grant(ctx context.Context, app *socket, verdict *symbolonv1.
 	x.tunnelled(t.Conn)
 	in.tunnel.on = nil // the relay's, until it gives it back
 	r := &relay{near: app, tunnel: t, back: func(k kept) { in.tunnel = k }, started: x.started, serverIsNear: true}
-	return x.open(r, x.p.standing(me, standing{in.endpoint, t.Peer(), peer}, false, in.standsOn), me)
+	return x.open(r, x.standing(me, standing{in.endpoint, t.Peer(), peer}, in.standsOn), me)
 }
 
 // judge decides on the client, by its certificate or token.

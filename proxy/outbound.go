@@ -273,7 +273,7 @@ func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error
 	open := mtls.NewOpen(o.flowID, o.tuple.Dst, d.Protection, o.policy.Generation())
 	// Frames for the next connection, and for the certificates after these.
 	open.Framed = d.Protection == symbolonv1.Protection_PROTECTION_ENCRYPTED
-	open.Renewable = open.GetFramed()
+	open.Renewable = true
 	open.Token = o.p.tokenFor(o.endpoint.Credential(), o.peer)
 	o.token = open.GetToken() != ""
 	return open, nil
@@ -313,7 +313,9 @@ func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 	o.rec.ServerPolicy = v.GetPolicy()
 	o.tunnel = t
-	return o.conn.open(r, o.p.standing(o.me, standing{o.endpoint, t.Peer(), o.peer}, o.token, o.standsOn), o.me)
+	l := o.standing(o.me, standing{o.endpoint, t.Peer(), o.peer}, o.standsOn)
+	l.renewal.token, l.renewal.from, l.renewal.to = o.token, o.tuple.Src.Addr(), o.tuple.Dst
+	return o.conn.open(r, l, o.me)
 }
 
 // standsOn is the connection for the table.

@@ -140,6 +140,7 @@ type Proxy struct {
 	table   table
 	pool    pool
 	lot     lot
+	asides  asides
 	peers   peers
 	// strangers bounds inbound connections before they are authorized, by source;
 	// callers outbound ones, by user.

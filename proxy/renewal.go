@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/zap"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -38,10 +40,10 @@ func (s standing) live(q question, judge func(*policydb.Compiled, time.Time) (bo
 	}
 }
 
-// standing is a connection of me's that stands on s for now. token: one was shown in Open.
-func (p *Proxy) standing(me *party, s standing, token bool, judged func(standing) *live) *live {
+// standing is x as a connection of me's that stands on s for now.
+func (x *conn) standing(me *party, s standing, judged func(standing) *live) *live {
 	l := judged(s)
-	l.renewal = &renewal{p: p, me: me, judged: judged, token: token, stands: s}
+	l.renewal = &renewal{p: x.p, me: me, judged: judged, stands: s, flow: x.flowID, peer: s.peer.ID}
 	return l
 }
 
@@ -58,9 +60,16 @@ type renewal struct {
 	// token: a token of ours was shown in Open.
 	token bool
 
+	flow mtls.FlowID
+	// from and to are where the client's side has dialled; not valid: this is the server's.
+	from netip.Addr
+	to   netip.AddrPort
+	peer spiffeid.ID
+
 	// Set by begin, before anything is heard.
-	messages *mtls.Renewal // nil: the two ends do not renew
+	messages *mtls.Renewal // nil: there is no room for messages
 	tell     func(m []byte)
+	claim    mtls.Claim // names a connection that is renewed aside; zero: it is not
 
 	mu     sync.Mutex
 	stands standing
@@ -84,6 +93,9 @@ func (n *renewal) begin(l *live, r *relay) {
 	n.live = l
 	c := r.tunnel.Conn
 	if n.messages = c.Renewal(); n.messages == nil {
+		if c.Renewable() {
+			n.claim, _ = c.Claim(n.flow) // it fails for nobody who has a handshake behind
+		}
 		return
 	}
 	c.OnControl(n.heard)
@@ -98,8 +110,17 @@ func (n *renewal) begin(l *live, r *relay) {
 
 // started lets the questions begin: the relay carries bytes.
 func (n *renewal) started() {
-	if n.messages != nil {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.live == nil: // over already
+	case n.messages != nil:
 		n.p.table.askAt(n, askAt(n.stands.peer, n.p.now()))
+	case n.claim == mtls.Claim{}:
+	case n.to.IsValid():
+		n.p.table.askAt(n, asideAt(n.stands, n.p.now()))
+	default:
+		n.p.asides.put(n.claim, n)
 	}
 }
 
@@ -116,8 +137,12 @@ func (n *renewal) over() *live {
 	defer n.mu.Unlock()
 	l := n.live
 	n.live = nil
-	if n.messages != nil {
+	aside := n.claim != mtls.Claim{}
+	if n.messages != nil || aside {
 		n.p.table.askAt(n, time.Time{})
+	}
+	if aside {
+		n.p.asides.drop(n.claim)
 	}
 	return l
 }
@@ -143,6 +168,10 @@ func askAt(peer *mtls.Peer, now time.Time) time.Time {
 
 // ask asks the peer for its next certificate.
 func (n *renewal) ask() {
+	if n.messages == nil {
+		n.goAside()
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.live == nil || n.asked != nil {
@@ -269,9 +298,12 @@ func (n *renewal) stand(s standing) {
 func (n *renewal) failed(err error) {
 	n.p.metrics.renewals.WithLabelValues("failed").Inc()
 	if n.live.end(mtls.ReasonOf(err)) {
-		n.p.log.Info("connection cut, since its peer's certificate could not be renewed in it",
-			zap.Stringer("spiffe_id", n.stands.peer.ID), zap.Error(err))
+		n.p.log.Info("connection cut, since its peer's certificate could not be renewed in it", renewalFields(n, err)...)
 	}
+}
+
+func renewalFields(n *renewal, err error) []zap.Field {
+	return []zap.Field{zap.Stringer("flow_id", n.flow), zap.Stringer("spiffe_id", n.peer), zap.Error(err)}
 }
 
 // askAt notes when n is to ask; zero: never.

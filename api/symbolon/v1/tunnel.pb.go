@@ -286,8 +286,12 @@ type Open struct {
 	// server's controller's (ProxyService.IssueToken), bound to the certificate's key.
 	// At most 12 KiB. Not looked at where the certificate has claims of its own.
 	Token string `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`
-	// Control messages are understood in this connection. Only with frames.
-	Renewable     bool `protobuf:"varint,9,opt,name=renewable,proto3" json:"renewable,omitempty"`
+	// The certificates that the connection stands on can be renewed while it is open: with
+	// frames by Control messages, without by another tunnel, whose Open renews it.
+	Renewable bool `protobuf:"varint,9,opt,name=renewable,proto3" json:"renewable,omitempty"`
+	// Not a connection, but newer certificates for one that is open without frames: its
+	// flow_id and 32 bytes of its TLS exporter. The tunnel ends with the verdict.
+	Renews        []byte `protobuf:"bytes,10,opt,name=renews,proto3" json:"renews,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -385,6 +389,13 @@ func (x *Open) GetRenewable() bool {
 	return false
 }
 
+func (x *Open) GetRenews() []byte {
+	if x != nil {
+		return x.Renews
+	}
+	return nil
+}
+
 // Verdict is the server's half. Nothing counts as open before it.
 type Verdict struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -401,7 +412,7 @@ type Verdict struct {
 	// When both directions have ended by an empty frame, the server waits a moment
 	// for another Open on this tunnel. Only where Open asked for frames.
 	Keep bool `protobuf:"varint,7,opt,name=keep,proto3" json:"keep,omitempty"`
-	// Control messages are understood here, too, and may be sent in both directions.
+	// So they can here. Only where Open says so.
 	Renewable     bool `protobuf:"varint,8,opt,name=renewable,proto3" json:"renewable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -565,7 +576,7 @@ var File_symbolon_v1_tunnel_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\n" +
-	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\xbd\x02\n" +
+	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\xd5\x02\n" +
 	"\x04Open\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0edestination_ip\x18\x02 \x01(\fR\rdestinationIp\x12)\n" +
@@ -577,7 +588,9 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\x11policy_generation\x18\x06 \x01(\x04R\x10policyGeneration\x12\x16\n" +
 	"\x06framed\x18\a \x01(\bR\x06framed\x12\x14\n" +
 	"\x05token\x18\b \x01(\tR\x05token\x12\x1c\n" +
-	"\trenewable\x18\t \x01(\bR\trenewable\"\xfc\x01\n" +
+	"\trenewable\x18\t \x01(\bR\trenewable\x12\x16\n" +
+	"\x06renews\x18\n" +
+	" \x01(\fR\x06renews\"\xfc\x01\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06accept\x18\x01 \x01(\bR\x06accept\x12+\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x13.symbolon.v1.ReasonR\x06reason\x127\n" +
