@@ -16,11 +16,11 @@ func TestConnectionsOutliveTheirCertificates(t *testing.T) {
 	const ttl = 40 // seconds; SPIRE renews at half of it, and its agents ask every 5
 	w := newSpireWorld(t, []string{"prod.example", "shop.example"})
 	other := w.copyOfSelf()
-	clear := byPath("/acme/prod/clear", self(t), "shop.example")
+	inClear := byPath("/acme/prod/clear", self(t), "shop.example")
 	secret := byPath("/acme/prod/secret", other, "shop.example")
 	echo := byPath("/acme/prod/echo", self(t), "prod.example")
-	clear.SVIDTTL, secret.SVIDTTL, echo.SVIDTTL = ttl, ttl, ttl
-	w.entry(w.clients, clear)
+	inClear.SVIDTTL, secret.SVIDTTL, echo.SVIDTTL = ttl, ttl, ttl
+	w.entry(w.clients, inClear)
 	w.entry(w.clients, secret)
 	w.entry(w.servers, echo)
 	w.apply(strings.Replace(basePolicy, "protection: encrypted", "protection: authenticated", 1) + profileID("clear", "spiffe://prod.example/acme/prod/clear") + profileID("secret", "spiffe://prod.example/acme/prod/secret") +
