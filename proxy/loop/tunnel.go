@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -54,7 +55,20 @@ func (e *end) take(from *end) {
 func (t *Tunnel) Idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return !t.ended && t.next == nil && t.told == nil && !t.arrived()
+	if t.ended || t.next != nil || t.told != nil {
+		return false
+	}
+	if t.end.readable && nothing(t.end.fd) {
+		t.end.readable = false // the event was of what the relay has read
+	}
+	return !t.arrived()
+}
+
+// nothing tells whether a socket has nothing to read, no end and no error.
+func nothing(fd int) bool {
+	var b [1]byte
+	_, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return errors.Is(err, unix.EAGAIN)
 }
 
 // arrived tells whether there may be something to read.
