@@ -1,7 +1,6 @@
 package loop
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 
@@ -64,11 +63,11 @@ func (t *Tunnel) Idle() bool {
 	return !t.arrived()
 }
 
-// nothing tells whether a socket has nothing to read, no end and no error.
+// nothing tells whether a socket has nothing to read, no end and no error, which is not
+// taken from it.
 func nothing(fd int) bool {
-	var b [1]byte
-	_, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	return errors.Is(err, unix.EAGAIN)
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}, 0)
+	return n == 0 && err == nil
 }
 
 // arrived tells whether there may be something to read.
