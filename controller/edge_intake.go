@@ -23,8 +23,9 @@ const maxReportedEdges = 4096
 type edgeEnd struct {
 	id      [sha256.Size]byte
 	message *symbolonv1.EdgeEnd
-	// endpoint is what policy goes by; the zero value for a mere address, a host, or a
-	// workload of another trust domain, which foreign tells: its namespace is not ours.
+	// endpoint is what policy goes by; the zero value for a mere address or a host. Of a
+	// workload of another trust domain, which foreign tells, the path is no namespace: who
+	// judges it, if a host of ours does, is a matter of the record (edgeRecord.endpoints).
 	endpoint policydb.Endpoint
 	address  netip.Addr // of an end without identity or External
 	foreign  bool
@@ -65,8 +66,9 @@ func newEdgeEnd(e *symbolonv1.EdgeEnd, td spiffeid.TrustDomain) (*edgeEnd, error
 		default:
 			return nil, fmt.Errorf("attributes_from %.200q", e.GetAttributesFrom())
 		}
-		if !out.foreign {
-			out.endpoint = policydb.Endpoint{Namespace: p.Namespace, Attributes: p.Attributes}
+		out.endpoint = policydb.Endpoint{Namespace: p.Namespace, Attributes: p.Attributes}
+		if out.foreign {
+			out.endpoint = policydb.Endpoint{Foreign: true, Attributes: p.Attributes}
 		}
 	case e.GetNamespace() != "" || e.GetWorkload() != "":
 		return nil, errors.New("a workload without a SPIFFE ID")

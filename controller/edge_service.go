@@ -82,9 +82,11 @@ func (s adminService) ListEdges(_ context.Context, req *connect.Request[symbolon
 	})), nil
 }
 
-// touches tells whether one end is in a namespace or below it; "" is above all.
+// touches tells whether one end is in a namespace or below it; "" is above all. A foreign
+// end that its own host reports is where the record is kept.
 func (r *edgeRecord) touches(namespace string) bool {
-	return namespace == "" || endTouches(r.from, namespace) || endTouches(r.to, namespace)
+	foreign := r.from.foreign && r.edge.GetReporter() != symbolonv1.Reporter_REPORTER_SERVER || r.to.foreign && r.edge.GetReporter() != symbolonv1.Reporter_REPORTER_CLIENT
+	return namespace == "" || endTouches(r.from, namespace) || endTouches(r.to, namespace) || foreign && within(r.namespace, namespace)
 }
 
 func endTouches(e *edgeEnd, namespace string) bool {

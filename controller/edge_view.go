@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/policydb"
 )
@@ -20,27 +22,42 @@ type seenEdge struct {
 // seenKey is what the reports of a seenEdge have in common.
 type seenKey struct {
 	from, to *edgeEnd
-	protocol string
-	port     uint32
-	allowed  bool
+	// The namespaces that judge foreign ends, if hosts of ours do.
+	fromJudge, toJudge string
+	protocol           string
+	port               uint32
+	allowed            bool
 }
+
+// seenSums are what each side counted.
+type seenSums struct{ client, server uint64 }
+
+// local says in which namespace a host judges a workload of its own whose ID another
+// trust domain gave: policydb.Compiled.LocalNamespace.
+type local func(id spiffeid.ID, host string) string
 
 // seen puts together what the two sides of each edge reported since a moment. With
 // byVerdict, what was allowed and what was denied are edges apart, and what failed
-// otherwise is none. Ends of other trust domains are left out: others decide on them.
-// Sorted by who, whom and port.
-func (b *edgeBook) seen(since time.Time, byVerdict bool, wanted func(*edgeRecord) bool) []seenEdge {
+// otherwise is none. Of a foreign end only what our own hosts judge is judged: a partner's
+// policies are not known. Sorted by who, whom and port.
+func (b *edgeBook) seen(since time.Time, byVerdict bool, judge local, wanted func(from, to *policydb.Endpoint) bool) []seenEdge {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	type sums struct{ client, server uint64 }
 	found := make(map[seenKey]*seenEdge)
-	counts := make(map[seenKey]*sums)
-	for _, r := range b.since(since, wanted) {
+	counts := make(map[seenKey]*seenSums)
+	for _, r := range b.since(since, func(*edgeRecord) bool { return true }) {
 		e := r.edge
-		if r.from.foreign || r.to.foreign || !judged(r.from) && !judged(r.to) {
+		from, to := r.endpoints(judge)
+		if from.Namespace == "" && to.Namespace == "" || !wanted(&from, &to) {
 			continue
 		}
-		k := seenKey{r.from, r.to, e.GetProtocol(), e.GetPort(), false}
+		k := seenKey{from: r.from, to: r.to, protocol: e.GetProtocol(), port: e.GetPort()}
+		if r.from.foreign {
+			k.fromJudge = from.Namespace
+		}
+		if r.to.foreign {
+			k.toJudge = to.Namespace
+		}
 		if byVerdict {
 			var denied bool
 			if k.allowed, denied = verdictOfEdge(e); !k.allowed && !denied {
@@ -49,9 +66,9 @@ func (b *edgeBook) seen(since time.Time, byVerdict bool, wanted func(*edgeRecord
 		}
 		x := found[k]
 		if x == nil {
-			x = newSeen(r)
+			x = newSeen(r, from, to)
 			x.Allowed = k.allowed
-			found[k], counts[k] = x, &sums{}
+			found[k], counts[k] = x, &seenSums{}
 		}
 		// The records come with the last seen first.
 		x.First = earliest(x.First, e.GetFirst().AsTime())
@@ -66,6 +83,7 @@ func (b *edgeBook) seen(since time.Time, byVerdict bool, wanted func(*edgeRecord
 		}
 		x.Connections = max(n.client, n.server) // each side counts the same connections
 	}
+	joinForeign(found)
 	out := make([]seenEdge, 0, len(found))
 	for _, x := range found {
 		out = append(out, *x)
@@ -74,13 +92,59 @@ func (b *edgeBook) seen(since time.Time, byVerdict bool, wanted func(*edgeRecord
 	return out
 }
 
-// judged: an end with a proxy whose policy says something.
-func judged(e *edgeEnd) bool { return e.endpoint.Namespace != "" }
+// joinForeign makes one edge of what the two ends of one reported of each other, where
+// both are foreign and each said only in which namespace it judges itself. Where several
+// claim to be an end (a host may say so of any foreign ID), they stay apart.
+func joinForeign(found map[seenKey]*seenEdge) {
+	clients, servers := make(map[seenKey][]seenKey), make(map[seenKey][]seenKey)
+	for k := range found {
+		if !k.from.foreign || !k.to.foreign {
+			continue
+		}
+		bare := k
+		bare.fromJudge, bare.toJudge = "", ""
+		if k.toJudge == "" {
+			clients[bare] = append(clients[bare], k)
+		} else if k.fromJudge == "" {
+			servers[bare] = append(servers[bare], k)
+		}
+	}
+	for bare, cs := range clients {
+		ss := servers[bare]
+		if len(cs) != 1 || len(ss) != 1 {
+			continue
+		}
+		x, y := found[cs[0]], found[ss[0]]
+		x.To, x.Connections = y.To, max(x.Connections, y.Connections)
+		x.First, x.Last, x.Allowed = earliest(x.First, y.First), latest(x.Last, y.Last), x.Allowed || y.Allowed
+		delete(found, ss[0])
+	}
+}
 
-func newSeen(r *edgeRecord) *seenEdge {
+// endpoints are the ends as policy goes by them. A foreign one is judged here if it is the
+// reporting host's own: by that host's policies, whatever its path says.
+func (r *edgeRecord) endpoints(judge local) (from, to policydb.Endpoint) {
+	from, to = r.from.endpoint, r.to.endpoint
+	reporter := r.edge.GetReporter()
+	if r.from.foreign && reporter != symbolonv1.Reporter_REPORTER_SERVER {
+		r.from.judgedBy(r.namespace, judge, &from)
+	}
+	if r.to.foreign && reporter != symbolonv1.Reporter_REPORTER_CLIENT {
+		r.to.judgedBy(r.namespace, judge, &to)
+	}
+	return from, to
+}
+
+func (e *edgeEnd) judgedBy(host string, judge local, out *policydb.Endpoint) {
+	if id, err := spiffeid.FromString(e.message.GetSpiffeId()); err == nil && out.Foreign {
+		*out = policydb.Endpoint{Namespace: judge(id, host), Attributes: out.Attributes}
+	}
+}
+
+func newSeen(r *edgeRecord, from, to policydb.Endpoint) *seenEdge {
 	e := r.edge
 	x := &seenEdge{from: r.from, to: r.to, Edge: policydb.Edge{
-		From: r.from.endpoint, To: r.to.endpoint, FromAddress: r.from.address, ToAddress: r.to.address,
+		From: from, To: to, FromAddress: r.from.address, ToAddress: r.to.address,
 		Protocol: e.GetProtocol(), Port: uint16(e.GetPort()), Encrypted: e.GetProtection() == symbolonv1.Protection_PROTECTION_ENCRYPTED,
 		First: e.GetFirst().AsTime(), Last: e.GetLast().AsTime(), AddressOnly: e.GetAddressOnly(),
 	}}
@@ -127,6 +191,7 @@ func compareSeen(x, y seenEdge) int {
 	}
 	return cmp.Or(
 		compareEnds(x.from, y.from), compareEnds(x.to, y.to),
+		cmp.Compare(x.From.Namespace, y.From.Namespace), cmp.Compare(x.To.Namespace, y.To.Namespace),
 		cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.Port, y.Port), cmp.Compare(allowed(x.Allowed), allowed(y.Allowed)),
 	)
 }
@@ -141,8 +206,9 @@ func compareEnds(x, y *edgeEnd) int {
 
 // policyEdges are the edges that touch a namespace or what is below it ("": all), what
 // policy allowed and what it denied apart.
-func (b *edgeBook) policyEdges(namespace string, since time.Time) []policydb.Edge {
-	seen := b.seen(since, true, func(r *edgeRecord) bool { return r.touches(namespace) })
+func (b *edgeBook) policyEdges(namespace string, since time.Time, judge local) []policydb.Edge {
+	touches := func(e *policydb.Endpoint) bool { return e.Namespace != "" && within(e.Namespace, namespace) }
+	seen := b.seen(since, true, judge, func(from, to *policydb.Endpoint) bool { return namespace == "" || touches(from) || touches(to) })
 	out := make([]policydb.Edge, len(seen))
 	for i := range seen {
 		out[i] = seen[i].Edge

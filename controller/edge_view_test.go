@@ -63,7 +63,7 @@ func TestPolicyEdges(t *testing.T) {
 	add(external, web, server, allow, policy, 0, 2, 0)
 
 	var got []string
-	for _, e := range b.policyEdges("/acme", now.Add(-2*time.Hour)) {
+	for _, e := range b.policyEdges("/acme", now.Add(-2*time.Hour), nil) {
 		got = append(got, fmt.Sprintf("%s%s%v to %s: allowed %t, encrypted %t, %d, %v, address only %t",
 			e.From.External, e.From.Attributes.Get("app"), e.FromAddress, e.To.Attributes.Get("app"), e.Allowed, e.Encrypted, e.Connections, e.Last.Sub(e.First), e.AddressOnly))
 	}
@@ -75,10 +75,10 @@ func TestPolicyEdges(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if got := b.policyEdges("/acme", now.Add(-time.Second)); len(got) != 3 || got[2].Connections != 5 {
+	if got := b.policyEdges("/acme", now.Add(-time.Second), nil); len(got) != 3 || got[2].Connections != 5 {
 		t.Errorf("of the last second: %v", got)
 	}
-	if got := b.policyEdges("/other", time.Time{}); len(got) != 0 {
+	if got := b.policyEdges("/other", time.Time{}, nil); len(got) != 0 {
 		t.Errorf("of another namespace: %v", got)
 	}
 }

@@ -336,7 +336,7 @@ func TestSimulateService(t *testing.T) {
 		edgeSet(server, web, db, func(e *symbolonv1.Edge) { e.Connections = 4 }),
 		edgeSet(client, web, cards, toCards),
 		edgeSet(client, db, web, func(e *symbolonv1.Edge) { e.Outcome, e.Reason = outcomeDeny, symbolonv1.Reason_REASON_DEFAULT }),
-		// Not ours to decide on.
+		// Of this one only the server's side is ours to decide on.
 		edgeSet(server, &symbolonv1.EdgeEnd{SpiffeId: "spiffe://partner.example/acme/prod/web", Namespace: "/acme/prod", Workload: "web", Attributes: attributes("app", "web")}, db),
 	)
 	got := w.simulate("kind: Policy\nnamespace: /acme/prod\nname: no-db\nsubject: {app: web}\nverb: deny\nobject: {app: db}\n")
@@ -345,7 +345,7 @@ func TestSimulateService(t *testing.T) {
 		ClientPolicy: "/acme/web-to-db", ServerPolicy: "/acme/web-to-db",
 	}
 	// A parent's allow overrules what a child denies.
-	if len(got.GetEdges()) != 0 || got.GetUnchanged() != 3 || got.GetUnchangedConnections() != 7 || len(got.GetChanges()) != 1 {
+	if len(got.GetEdges()) != 0 || got.GetUnchanged() != 4 || got.GetUnchangedConnections() != 8 || len(got.GetChanges()) != 1 {
 		t.Errorf("a deny below an allow: %v", got)
 	}
 	const draft = `
@@ -371,7 +371,7 @@ labels: {ext: cards}
 addresses: {cidrs: [203.0.113.0/28], ports: [tcp/8443]}
 `
 	got = w.simulate(draft)
-	if len(got.GetEdges()) != 3 || got.GetUnchanged() != 0 || got.GetGeneration() != generation {
+	if len(got.GetEdges()) != 4 || got.GetUnchanged() != 0 || got.GetGeneration() != generation {
 		t.Fatalf("got %v", got)
 	}
 	e := got.GetEdges()[0]
@@ -383,14 +383,17 @@ addresses: {cidrs: [203.0.113.0/28], ports: [tcp/8443]}
 	if e := got.GetEdges()[1]; e.GetTo().GetExternal() != "/acme/cards" || e.GetType() != symbolonv1.SimulatedType_SIMULATED_TYPE_NEWLY_DENIED || !e.GetAddressOnly() {
 		t.Errorf("an External without its port: %v", e)
 	}
-	if e := got.GetEdges()[2]; e.GetFrom().GetWorkload() != "db" || e.GetType() != symbolonv1.SimulatedType_SIMULATED_TYPE_NEWLY_ALLOWED {
+	if e := got.GetEdges()[2]; e.GetFrom().GetSpiffeId() != "spiffe://partner.example/acme/prod/web" || e.GetBefore().GetClientPolicy() != "" || e.GetAfter().GetServerPolicy() != "/no-db" {
+		t.Errorf("a partner's: %v", e)
+	}
+	if e := got.GetEdges()[3]; e.GetFrom().GetWorkload() != "db" || e.GetType() != symbolonv1.SimulatedType_SIMULATED_TYPE_NEWLY_ALLOWED {
 		t.Errorf("got %v", e)
 	}
 	counts := got.GetCounts()
-	if len(counts) != 2 || counts[0].GetEdges() != 2 || counts[0].GetConnections() != 6 || counts[1].GetEdges() != 1 {
+	if len(counts) != 2 || counts[0].GetEdges() != 3 || counts[0].GetConnections() != 7 || counts[1].GetEdges() != 1 {
 		t.Errorf("counts %v", counts)
 	}
-	if again := w.simulate(draft); again.GetGeneration() != generation || len(again.GetEdges()) != 3 {
+	if again := w.simulate(draft); again.GetGeneration() != generation || len(again.GetEdges()) != 4 {
 		t.Error("the draft is in force")
 	}
 	w.offset.Store(int64(2 * time.Hour))

@@ -17,17 +17,19 @@ import (
 
 // Explain judges a connection that need not exist, by the policy in force, and says
 // what every policy on both chains made of it.
-func (s adminService) Explain(_ context.Context, req *connect.Request[symbolonv1.ExplainRequest]) (*connect.Response[symbolonv1.ExplainResponse], error) {
+func (s adminService) Explain(ctx context.Context, req *connect.Request[symbolonv1.ExplainRequest]) (*connect.Response[symbolonv1.ExplainResponse], error) {
 	m := req.Msg
 	var records []*symbolonv1.FlowRecord
+	var recorded *flowQuestion
 	if m.GetFlow() != "" {
 		var err error
 		if records, err = s.flows.byID(m.GetFlow()); err != nil {
 			return nil, err
 		}
-		if m, err = questionOf(m, records); err != nil {
+		if recorded, err = questionOf(m, records); err != nil {
 			return nil, err
 		}
+		m = recorded.ExplainRequest
 	}
 	protocol := strings.ToLower(m.GetProtocol())
 	if protocol == "" {
@@ -56,9 +58,24 @@ func (s adminService) Explain(_ context.Context, req *connect.Request[symbolonv1
 		if end.in.GetAddress() != "" {
 			continue
 		}
-		if *end.out, err = s.explainWorkload(end.in); err != nil {
+		switch {
+		case recorded == nil:
+			*end.out, err = s.explainWorkload(end.in)
+		case end.out == &q.From:
+			*end.out, err = s.recordedWorkload(ctx, compiled, end.in, recorded.fromHost)
+		default:
+			*end.out, err = s.recordedWorkload(ctx, compiled, end.in, recorded.toHost)
+		}
+		if err != nil {
 			return nil, prefixed(end.what, err)
 		}
+	}
+	if q.From.Foreign && q.To.Foreign {
+		return nil, invalidf("both ends are of other trust domains: one of them must be a workload that is judged here")
+	}
+	if recorded == nil {
+		s.knownByID(compiled, &q.From, q.To.Namespace)
+		s.knownByID(compiled, &q.To, q.From.Namespace)
 	}
 	if text := m.GetFrom().GetAddress(); text != "" {
 		if q.From, err = explainSource(compiled, text, q.To.Namespace); err != nil {
@@ -75,10 +92,7 @@ func (s adminService) Explain(_ context.Context, req *connect.Request[symbolonv1
 	if records != nil {
 		res.From, res.To, res.Protocol, res.Port, res.Records = m.GetFrom(), m.GetTo(), m.GetProtocol(), m.GetPort(), records
 	}
-	for _, side := range []policydb.Side{policydb.Client, policydb.Server} {
-		if side == policydb.Client && q.From.External != "" || side == policydb.Server && q.To.External != "" {
-			continue // it has no proxy that would judge
-		}
+	for _, side := range q.Judges() {
 		e := compiled.Explain(side, q, s.opts.Now())
 		res.Sides = append(res.Sides, explainSide(e))
 		res.Allow = res.Allow && e.Decision.Allow
@@ -96,6 +110,14 @@ func (s *Server) explainWorkload(in *symbolonv1.ExplainEndpoint) (policydb.Endpo
 			return policydb.Endpoint{}, invalidf("%v", err)
 		}
 		known, ok := s.inventory.find(id.String())
+		if !ok && !id.MemberOf(s.cfg.trustDomain()) {
+			// Of a partner's workload nothing is known but the ID, before it shows a certificate.
+			p, err := identity.NewPrincipal(id, nil)
+			if err != nil {
+				return policydb.Endpoint{}, invalidf("%v", err)
+			}
+			return policydb.Endpoint{Foreign: true, Attributes: p.Attributes}, nil
+		}
 		if !ok {
 			return policydb.Endpoint{}, connect.NewError(connect.CodeNotFound,
 				fmt.Errorf("no workload has a valid SVID of %s; describe it by namespace and attributes", id))
@@ -113,6 +135,14 @@ func (s *Server) explainWorkload(in *symbolonv1.ExplainEndpoint) (policydb.Endpo
 		return policydb.Endpoint{}, err
 	}
 	return policydb.Endpoint{Namespace: in.GetNamespace(), Attributes: identity.AttributesFromProto(in.GetAttributes())}, nil
+}
+
+// knownByID adds to a foreign workload what Profiles say of its SPIFFE ID to who is judged
+// in a namespace.
+func (s *Server) knownByID(c *policydb.Compiled, e *policydb.Endpoint, namespace string) {
+	if id, err := spiffeid.FromString(e.Attributes.Get("spiffe.id")); err == nil && e.Foreign {
+		e.Attributes = c.About(&identity.Principal{ID: id, Attributes: e.Attributes}, namespace, s.cfg.trustDomain()).Attributes
+	}
 }
 
 // explainSource is the External that a client without a proxy belongs to, as seen

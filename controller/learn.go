@@ -90,6 +90,10 @@ func (s adminService) StartLearn(ctx context.Context, req *connect.Request[symbo
 // ListLearning counts by what is in force now, not by what was when an edge was seen.
 func (s adminService) ListLearning(ctx context.Context, _ *connect.Request[symbolonv1.ListLearningRequest]) (*connect.Response[symbolonv1.ListLearningResponse], error) {
 	snapshot := s.policies.snapshot()
+	compiled, err := s.policies.forExplain()
+	if err != nil {
+		return nil, s.internal("compile", err)
+	}
 	res := &symbolonv1.ListLearningResponse{}
 	for _, r := range snapshot.List(policydb.KindNamespace, "/") {
 		if r.GetNamespaceKind().GetMode() != symbolonv1.Mode_MODE_LEARN {
@@ -99,7 +103,7 @@ func (s adminService) ListLearning(ctx context.Context, _ *connect.Request[symbo
 		if err != nil {
 			return nil, s.internal("learn", err)
 		}
-		seen := s.edges.policyEdges(r.GetNamespace(), latest(started, s.opts.Now().Add(-s.cfg.Edges.Retention)))
+		seen := s.edges.policyEdges(r.GetNamespace(), latest(started, s.opts.Now().Add(-s.cfg.Edges.Retention)), compiled.LocalNamespace)
 		g, err := snapshot.Suggest(seen, policydb.SuggestOptions{Namespace: r.GetNamespace(), Now: s.opts.Now()})
 		if err != nil {
 			return nil, s.internal("learn", err)
@@ -148,7 +152,11 @@ func (s *Server) suggest(ctx context.Context, snapshot *policydb.Snapshot, names
 			return nil, s.internal("suggest", err)
 		}
 	}
-	g, err := snapshot.Suggest(s.edges.policyEdges(namespace, from), policydb.SuggestOptions{
+	compiled, err := s.policies.forExplain()
+	if err != nil {
+		return nil, s.internal("compile", err)
+	}
+	g, err := snapshot.Suggest(s.edges.policyEdges(namespace, from, compiled.LocalNamespace), policydb.SuggestOptions{
 		Namespace: namespace, Keys: keys, Known: s.known(snapshot), Now: now,
 	})
 	switch {

@@ -51,7 +51,7 @@ func (s adminService) Simulate(_ context.Context, req *connect.Request[symbolonv
 	if err != nil {
 		return nil, s.internal("compile", err)
 	}
-	seen := s.edges.seen(since, false, func(*edgeRecord) bool { return true })
+	seen := s.edges.seen(since, false, current.LocalNamespace, func(_, _ *policydb.Endpoint) bool { return true })
 	edges := make([]policydb.Edge, len(seen))
 	for i := range seen {
 		edges[i] = seen[i].Edge

@@ -1,11 +1,16 @@
 package integration
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/encoding/protojson"
+
+	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/internal/netlab"
 )
 
@@ -77,7 +82,48 @@ func TestLearnRealPrograms(t *testing.T) {
 			t.Errorf("curl reached port %s: %+v, %v", port, r, err)
 		}
 	}
-	if l := w.recorded(w.client, "denied", to(5432, "deny")); l.Source.Workload != "tools" || l.Destination.Workload != "postgres" || l.Reason != "default" {
+	l := w.recorded(w.client, "denied", to(5432, "deny"))
+	if l.Source.Workload != "tools" || l.Destination.Workload != "postgres" || l.Reason != "default" {
 		t.Errorf("record: %+v", l)
+	}
+	w.missingPolicy(l)
+}
+
+// missingPolicy makes of a denial, by nothing but what explain says of it, the policy that
+// is missing; with it the client gets through.
+func (w *world) missingPolicy(denied *flow.Line) {
+	t := w.t
+	t.Helper()
+	x := &symbolonv1.ExplainResponse{}
+	w.eventually("the controller knows the connection", func() bool {
+		r, err := w.fleet.CLI(w.ctx(), "explain", "--flow", denied.FlowID, "-o", "json")
+		return err == nil && r.ExitCode == 1 && protojson.Unmarshal([]byte(r.Stdout), x) == nil
+	})
+	if len(x.GetSides()) != 2 || x.GetAllow() {
+		t.Fatalf("explained: %v", x)
+	}
+	for _, side := range x.GetSides() {
+		if side.GetAllow() || side.GetReason() != symbolonv1.Reason_REASON_DEFAULT || len(side.GetCandidates()) == 0 {
+			t.Errorf("explained: %v", side)
+		}
+		for _, c := range side.GetCandidates() {
+			if c.GetMatches() || c.GetFailed() == "" {
+				t.Errorf("a policy that is there: %v", c)
+			}
+		}
+	}
+	app := func(e *symbolonv1.ExplainEndpoint) string { return e.GetAttributes()["app"].GetValues()[0] }
+	w.apply(fmt.Sprintf("---\nkind: Policy\nnamespace: %s\nname: missing\nsubject: {app: %s}\nverb: allow\nobject: {app: %s}\nports: [%s/%d]\n",
+		x.GetFrom().GetNamespace(), app(x.GetFrom()), app(x.GetTo()), x.GetProtocol(), x.GetPort()))
+	// PostgreSQL speaks no HTTP: that it is asked at all is the record's to say.
+	if _, err := w.Client.Run(w.ctx(), "curl", "-sS", "--max-time", "10", "http://10.2.0.2:5432/"); err != nil {
+		t.Fatal(err)
+	}
+	w.recorded(w.client, "what was missing", func(l *flow.Line) bool {
+		return to(5432, "allow")(l) && l.Source.Workload == denied.Source.Workload && l.ClientPolicy == "/acme/prod/missing" && l.ServerPolicy == l.ClientPolicy
+	})
+	r, err := w.fleet.CLI(w.ctx(), "explain", "--flow", denied.FlowID)
+	if err != nil || r.ExitCode != 0 || !strings.Contains(r.Stdout, "allowed, encrypted") {
+		t.Errorf("explained again: %+v, %v", r, err)
 	}
 }

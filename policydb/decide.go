@@ -31,6 +31,9 @@ type Endpoint struct {
 	Attributes identity.Attributes // an External's labels
 	// External is "namespace/name" if it is one; then it has no namespace of its own.
 	External string
+	// Foreign: a workload that others judge, by policies which are not known here: of
+	// another trust domain, say. Then it has no namespace either.
+	Foreign bool
 }
 
 // Query is one connection to judge. Protocol is "tcp" or "udp"; Port is the
@@ -63,6 +66,18 @@ type Decision struct {
 	// Until is the first moment at which the decision may change by itself, because
 	// a window opens or closes or a policy expires; zero: never.
 	Until time.Time
+}
+
+// Judges are the sides of q that have policies here: an External has none, and those of a
+// foreign workload are elsewhere.
+func (q *Query) Judges() []Side {
+	var out []Side
+	for _, side := range []Side{Client, Server} {
+		if own, _ := q.side(side); own.External == "" && !own.Foreign {
+			out = append(out, side)
+		}
+	}
+	return out
 }
 
 // side splits q into the endpoint whose chain judges and the other one.

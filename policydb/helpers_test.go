@@ -79,8 +79,12 @@ func attributes(s string) identity.Attributes {
 	return identity.NewAttributes(m)
 }
 
-// endpoint reads "app=web@/acme/prod"; "ext=x!/acme/y" is an External.
+// endpoint reads "app=web@/acme/prod"; "ext=x!/acme/y" is an External, "app=web~partner"
+// a workload of that trust domain.
 func endpoint(s string) Endpoint {
+	if a, td, ok := strings.Cut(s, "~"); ok {
+		return Endpoint{Foreign: true, Attributes: attributes(a + ",spiffe.id=spiffe://" + td + "/" + a + ",spiffe.trust_domain=" + td)}
+	}
 	if a, ref, ok := strings.Cut(s, "!"); ok {
 		return Endpoint{Attributes: attributes(a), External: ref}
 	}

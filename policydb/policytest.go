@@ -94,7 +94,7 @@ func (db *DB) Test(documents []Document, namespace string) ([]TestCase, error) {
 			if failure != "" {
 				x.Protocol, x.Port = q.Protocol, q.Port
 				if grounds--; grounds >= 0 {
-					for _, side := range q.judges() {
+					for _, side := range q.Judges() {
 						x.Sides = append(x.Sides, c.grounds(side, q, now))
 					}
 				}
@@ -214,21 +214,10 @@ func portsIn(ranges, ports []*symbolonv1.PortRange) []*symbolonv1.PortRange {
 	return out
 }
 
-// judges are the sides of q that have policies: an External has none.
-func (q *Query) judges() []Side {
-	switch {
-	case q.From.External != "":
-		return []Side{Server}
-	case q.To.External != "":
-		return []Side{Client}
-	}
-	return []Side{Client, Server}
-}
-
 func (c *Compiled) testPort(q *Query, t *symbolonv1.PolicyTest_Test, now time.Time) string {
 	var sides []Decision
 	allow, protection := true, symbolonv1.Protection_PROTECTION_UNSPECIFIED
-	for _, side := range q.judges() {
+	for _, side := range q.Judges() {
 		d := c.Decide(side, q, now)
 		sides, allow, protection = append(sides, d), allow && d.Allow, max(protection, d.Protection)
 	}

@@ -111,10 +111,7 @@ func (c *Compiled) judge(e *Edge, now time.Time, names []string) EdgeVerdict {
 		}
 	}
 	v := EdgeVerdict{Allow: true}
-	for _, side := range []Side{Client, Server} {
-		if own, _ := q.side(side); own.External != "" {
-			continue // it has no proxy that would judge
-		}
+	for _, side := range q.Judges() {
 		d := c.Decide(side, &q, now)
 		if side == Client {
 			v.ClientPolicy = d.Policy

@@ -238,9 +238,10 @@ func (c *Compiled) denies(e *Edge, namespace string, now time.Time) string {
 
 // unknown: one end is no more than an address.
 func (e *Edge) unknown() bool {
-	known := func(p *Endpoint) bool { return p.Namespace != "" || p.External != "" }
-	return !known(&e.From) || !known(&e.To)
+	return !e.From.known() || !e.To.known()
 }
+
+func (p *Endpoint) known() bool { return p.Namespace != "" || p.External != "" || p.Foreign }
 
 // nameless says what keeps an edge's ends from being selected.
 func (g *suggester) nameless(e *Edge) string {
@@ -249,7 +250,7 @@ func (g *suggester) nameless(e *Edge) string {
 		address string
 	}{{&e.From, e.FromAddress.String()}, {&e.To, e.ToAddress.String()}} {
 		switch {
-		case end.Namespace == "" && end.External == "":
+		case !end.known():
 			return "it rests on the address " + end.address + " alone: make an External for it"
 		case len(g.clauses(end.Endpoint)) > 0:
 		case end.External != "":
@@ -326,13 +327,17 @@ func (e *Edge) merge(more *Edge) {
 // compareEdges orders by what policy sees, then what was denied before what was
 // allowed, so that in a draw it stays denied.
 func compareEdges(a, b Edge) int {
-	word := func(allowed bool) int {
-		if allowed {
-			return 1
-		}
+	return cmp.Or(compareSeen(&a, &b), compareBools(a.Allowed, b.Allowed))
+}
+
+func compareBools(a, b bool) int {
+	switch {
+	case a == b:
 		return 0
+	case b:
+		return -1
 	}
-	return cmp.Or(compareSeen(&a, &b), cmp.Compare(word(a.Allowed), word(b.Allowed)))
+	return 1
 }
 
 func compareSeen(a, b *Edge) int {
@@ -347,7 +352,7 @@ func sameEdge(a, b *Edge) bool { return compareSeen(a, b) == 0 }
 
 func compareEndpoints(a, b *Endpoint) int {
 	return cmp.Or(
-		cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.External, b.External),
+		cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.External, b.External), compareBools(a.Foreign, b.Foreign),
 		slices.CompareFunc(a.Attributes, b.Attributes, func(x, y identity.Attribute) int {
 			return cmp.Or(cmp.Compare(x.Key, y.Key), cmp.Compare(x.Value, y.Value))
 		}),

@@ -83,7 +83,7 @@ func (g *suggester) bareAddresses() []*bareAddress {
 			end
 			bare, own *Endpoint
 		}{{end{e.ToAddress, false}, &e.To, &e.From}, {end{e.FromAddress, true}, &e.From, &e.To}} {
-			if x.bare.Namespace != "" || x.bare.External != "" || !x.address.IsValid() || x.own.Namespace != g.Namespace || len(g.clauses(x.own)) == 0 {
+			if x.bare.known() || !x.address.IsValid() || x.own.Namespace != g.Namespace || len(g.clauses(x.own)) == 0 {
 				continue
 			}
 			if found[x.end] == nil {

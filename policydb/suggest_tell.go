@@ -174,7 +174,7 @@ func counted[N int | uint64](n N, one, many string) string {
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04Z") }
 
 func describeEnd(e *Endpoint, address string) string {
-	if e.Namespace == "" && e.External == "" {
+	if !e.known() {
 		return address
 	}
 	return describeEndpoint(e)
@@ -195,5 +195,9 @@ func describeEndpoint(e *Endpoint) string {
 			parts = append(parts, quote(a.Key)+"="+quote(a.Value))
 		}
 	}
-	return "{" + strings.Join(parts, " ") + "}@" + quote(e.Namespace)
+	at := quote(e.Namespace)
+	if e.Foreign {
+		at = quote(e.Attributes.Get("spiffe.trust_domain"))
+	}
+	return "{" + strings.Join(parts, " ") + "}@" + at
 }

@@ -31,8 +31,13 @@ func (g *suggester) clauses(e *Endpoint) []*symbolonv1.Clause {
 	for _, key := range g.keysOf(e) {
 		add(key)
 	}
-	if len(out) == 0 && e.External == "" {
+	switch {
+	case e.External != "":
+	case len(out) == 0:
 		add("spiffe.id")
+	case e.Foreign && !slices.Contains(g.options.Keys, "spiffe.trust_domain"):
+		// What a label means to others is not what it means here.
+		add("spiffe.trust_domain")
 	}
 	return out
 }

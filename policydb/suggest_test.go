@@ -324,6 +324,7 @@ func fuzzEdges(data []byte) ([]Edge, []string) {
 		"app=a", "app=b", "app=c", "app=a,env=dev", "app=a,env=prod", "app=a,app=b", "env=qa", "app=a,tier=1", "app=b,tier=1",
 		"spiffe.id=spiffe://t/x", "spiffe.id=spiffe://t/y,app=a", "zone=z,app=c",
 		"app=a@/acme/dev", "app=b@/acme/dev", "ext=e!/acme/e", "ext=f,app=a!/acme/f", "x.y=1!/acme/g", "10.0.0.1", "10.0.0.2",
+		"app=a~partner", "app=c,env=prod~partner", "x.y=2~other",
 	}
 	keySets := [][]string{nil, {"app"}, {"app", "env"}, {"tier", "app"}, {"env"}, {"ext", "app", "spiffe.id"}}
 	var keys []string

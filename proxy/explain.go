@@ -110,10 +110,7 @@ func (p *Proxy) explain(from, to, port string) (*explanation, error) {
 		}
 	}
 	x.Allow = x.Note == ""
-	for _, side := range []policydb.Side{policydb.Client, policydb.Server} {
-		if side == policydb.Client && q.From.External != "" || side == policydb.Server && q.To.External != "" {
-			continue // it has no proxy that would judge
-		}
+	for _, side := range q.Judges() {
 		e := c.Explain(side, q, p.now())
 		x.Allow = x.Allow && e.Decision.Allow
 		x.Sides = append(x.Sides, explained(&e))

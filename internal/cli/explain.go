@@ -21,7 +21,8 @@ must allow: the client's by the policies on its namespace's chain, the server's 
 those on its own.
 
 Each end is one of
-  spiffe://acme.example/acme/prod/web   a workload that holds an SVID
+  spiffe://acme.example/acme/prod/web   a workload that holds an SVID; of another trust
+                                        domain: only the other side is judged
   app=web,env=prod@/acme/prod           attributes, in a namespace
   203.0.113.10                          an address outside, judged as External
   api.pay.example.com                   as destination: a name that an External has (fqdns)
