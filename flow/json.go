@@ -1,10 +1,11 @@
 package flow
 
 import (
-	"encoding/json"
+	"strconv"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -57,10 +58,10 @@ type Endpoint struct {
 // NewLine converts a record.
 func NewLine(r *symbolonv1.FlowRecord) *Line {
 	return &Line{
-		FlowID: r.GetFlowId(), Reporter: enumName(r.GetReporter().String(), "REPORTER_"), Host: r.GetHost(),
+		FlowID: r.GetFlowId(), Reporter: reporters.name(r.GetReporter()), Host: r.GetHost(),
 		Start: asTime(r.GetStart()), End: asTime(r.GetEnd()),
 		Source: endpoint(r.GetSource()), Destination: endpoint(r.GetDestination()),
-		Outcome: enumName(r.GetOutcome().String(), "OUTCOME_"),
+		Outcome: outcomes.name(r.GetOutcome()),
 		Reason:  ReasonName(r.GetReason()), PeerReason: ReasonName(r.GetPeerReason()),
 		ClientPolicy: r.GetClientPolicy(), ServerPolicy: r.GetServerPolicy(),
 		WouldVerdict: r.GetWouldVerdict(), WouldPolicy: r.GetWouldPolicy(),
@@ -72,22 +73,12 @@ func NewLine(r *symbolonv1.FlowRecord) *Line {
 	}
 }
 
-// MarshalLine is a record as one line of JSON, with its newline, whatever is in the
-// record: what is not UTF-8 becomes U+FFFD.
-func MarshalLine(r *symbolonv1.FlowRecord) ([]byte, error) {
-	b, err := json.Marshal(NewLine(r))
-	if err != nil {
-		return nil, err
-	}
-	return append(b, '\n'), nil
-}
-
 // ReasonName is the reason's public name, "peer-unprotected"; "" for UNSPECIFIED.
 func ReasonName(r symbolonv1.Reason) string {
 	if r == symbolonv1.Reason_REASON_UNSPECIFIED {
 		return ""
 	}
-	return enumName(r.String(), "REASON_")
+	return reasons.name(r)
 }
 
 // ProtectionName is "encrypted", "authenticated" or "none".
@@ -95,11 +86,43 @@ func ProtectionName(p symbolonv1.Protection) string {
 	if p == symbolonv1.Protection_PROTECTION_UNSPECIFIED {
 		return "none"
 	}
-	return enumName(p.String(), "PROTECTION_")
+	return protections.name(p)
 }
 
-func enumName(s, prefix string) string {
-	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(s, prefix)), "_", "-")
+// enum is an enum's values by number, with their public names.
+type enum[E number] struct {
+	prefix string
+	names  map[E]string
+}
+
+var (
+	reasons     = enumOf[symbolonv1.Reason]("REASON_")
+	protections = enumOf[symbolonv1.Protection]("PROTECTION_")
+	reporters   = enumOf[symbolonv1.Reporter]("REPORTER_")
+	outcomes    = enumOf[symbolonv1.Outcome]("OUTCOME_")
+)
+
+type number interface {
+	protoreflect.Enum
+	~int32
+}
+
+func enumOf[E number](prefix string) enum[E] {
+	e := enum[E]{prefix, make(map[E]string)}
+	values := E(0).Descriptor().Values()
+	for i := range values.Len() {
+		v := values.Get(i)
+		e.names[E(v.Number())] = strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(string(v.Name()), prefix)), "_", "-")
+	}
+	return e
+}
+
+// name is a value's in kebab case, or its number.
+func (e enum[E]) name(v E) string {
+	if s, ok := e.names[v]; ok {
+		return s
+	}
+	return strconv.Itoa(int(v))
 }
 
 func endpoint(e *symbolonv1.FlowEndpoint) Endpoint {

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -16,6 +17,10 @@ import (
 const (
 	// writerQueue is how many records wait for a slow writer before some are lost.
 	writerQueue = 4096
+	// writerBytes is how much is written at once, and writerRest how long more may
+	// gather before: to wake a writer for each record costs more than the record.
+	writerBytes = 64 << 10
+	writerRest  = 10 * time.Millisecond
 	// reporterQueue is how many records wait for the controller.
 	reporterQueue = 16384
 	// reporterBatch is the most that one report carries.
@@ -64,25 +69,48 @@ func NewWriter(w io.Writer, onError func(error)) *Writer {
 func (w *Writer) run(out io.Writer, onError func(error)) {
 	defer close(w.done)
 	failed, torn := false, false
+	var lines []byte
 	for r := range w.queue {
-		line, err := MarshalLine(r)
-		if err == nil {
-			if torn { // a full disk took half a line: the next one must not continue it
-				line = append([]byte{'\n'}, line...)
-			}
-			var n int
-			if n, err = out.Write(line); n > 0 {
-				torn = line[n-1] != '\n'
-			}
+		b := lines[:0]
+		if torn { // a full disk took half a line: the next one must not continue it
+			b = append(b, '\n')
+		}
+		first := len(b)
+		b = w.gather(appendLine(b, r))
+		n, err := out.Write(b)
+		if n > 0 {
+			torn = b[n-1] != '\n'
 		}
 		if err != nil {
-			w.lost.Add(1)
+			w.lost.Add(uint64(bytes.Count(b[max(n, first):], []byte{'\n'})))
 			if !failed {
 				onError(err)
 			}
 		}
 		failed = err != nil
+		if lines = b; cap(b) > 2*writerBytes {
+			lines = nil
+		}
+		if len(w.queue) == 0 {
+			time.Sleep(writerRest)
+		}
 	}
+}
+
+// gather appends to b the records that wait, as long as there is room.
+func (w *Writer) gather(b []byte) []byte {
+	for len(b) < writerBytes {
+		select {
+		case r, ok := <-w.queue:
+			if !ok {
+				return b
+			}
+			b = appendLine(b, r)
+		default:
+			return b
+		}
+	}
+	return b
 }
 
 // Record implements Sink.

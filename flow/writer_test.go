@@ -91,57 +91,90 @@ func TestWriterLosesRatherThanWaits(t *testing.T) {
 
 // TestWriterReportsFailures once for each streak of them, and counts every record.
 func TestWriterReportsFailures(t *testing.T) {
-	var out bytes.Buffer
-	full := errors.New("disk full")
-	fail := map[int]bool{1: true, 2: true, 3: true, 5: true}
-	n := -1
-	var heard []error
-	w := NewWriter(writerFunc(func(p []byte) (int, error) {
-		if n++; fail[n] {
-			return 0, full
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		full := errors.New("disk full")
+		fail := map[int]bool{1: true, 2: true, 3: true, 5: true}
+		n := -1
+		var heard []error
+		w := NewWriter(writerFunc(func(p []byte) (int, error) {
+			if n++; fail[n] {
+				return 0, full
+			}
+			return out.Write(p)
+		}), func(err error) { heard = append(heard, err) })
+		for i := range 7 {
+			w.Record(record(i))
+			time.Sleep(2 * writerRest) // each is written by itself
 		}
-		return out.Write(p)
-	}), func(err error) { heard = append(heard, err) })
-	for i := range 7 {
-		w.Record(record(i))
-	}
-	w.Close()
-	if len(heard) != 2 || !errors.Is(heard[0], full) || !errors.Is(heard[1], full) {
-		t.Errorf("heard %v, want two", heard)
-	}
-	if got := strings.Join(ids(t, out.Bytes()), " "); got != "0 4 6" || w.Lost() != 4 {
-		t.Errorf("wrote %s, lost %d", got, w.Lost())
-	}
+		w.Close()
+		if len(heard) != 2 || !errors.Is(heard[0], full) || !errors.Is(heard[1], full) {
+			t.Errorf("heard %v, want two", heard)
+		}
+		if got := strings.Join(ids(t, out.Bytes()), " "); got != "0 4 6" || w.Lost() != 4 {
+			t.Errorf("wrote %s, lost %d", got, w.Lost())
+		}
+	})
 }
 
-// TestWriterStartsANewLineAfterHalfAOne: a full disk may take the start of a line.
+// TestWriterStartsANewLineAfterHalfAOne: a full disk may take the start of a line, and of
+// several that are written at once.
 func TestWriterStartsANewLineAfterHalfAOne(t *testing.T) {
-	var out bytes.Buffer
-	n := 0
-	w := NewWriter(writerFunc(func(p []byte) (int, error) {
-		switch n++; n {
-		case 2:
-			k, _ := out.Write(p[:7])
-			return k, io.ErrShortWrite
-		case 3:
-			return 0, io.ErrShortWrite // still full
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		n := 0
+		w := NewWriter(writerFunc(func(p []byte) (int, error) {
+			switch n++; n {
+			case 2:
+				k, _ := out.Write(p[:bytes.IndexByte(p, '\n')+7])
+				return k, io.ErrShortWrite
+			case 3:
+				return 0, io.ErrShortWrite // still full
+			}
+			return out.Write(p)
+		}), func(error) {})
+		w.Record(record(0))
+		time.Sleep(writerRest / 2)
+		for i := 1; i < 4; i++ { // while it rests: one write, of which 2 and 3 are lost
+			w.Record(record(i))
 		}
-		return out.Write(p)
-	}), func(error) {})
-	for i := range 5 {
-		w.Record(record(i))
-	}
-	w.Close()
-	var valid []string
-	for line := range strings.Lines(out.String()) {
-		var l Line
-		if json.Unmarshal([]byte(line), &l) == nil {
-			valid = append(valid, l.FlowID)
+		for i := 4; i < 7; i++ { // 4 is lost
+			time.Sleep(2 * writerRest)
+			w.Record(record(i))
 		}
-	}
-	if got := strings.Join(valid, " "); got != "0 3 4" || w.Lost() != 2 {
-		t.Errorf("whole lines %s, lost %d\n%s", got, w.Lost(), &out)
-	}
+		w.Close()
+		var valid []string
+		for line := range strings.Lines(out.String()) {
+			var l Line
+			if json.Unmarshal([]byte(line), &l) == nil {
+				valid = append(valid, l.FlowID)
+			}
+		}
+		if got := strings.Join(valid, " "); got != "0 1 5 6" || w.Lost() != 3 {
+			t.Errorf("whole lines %s, lost %d\n%s", got, w.Lost(), &out)
+		}
+	})
+}
+
+// TestWriterWakesUpForMany: records that come while it rests are one write.
+func TestWriterWakesUpForMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		writes, lines := 0, 0
+		w := NewWriter(writerFunc(func(p []byte) (int, error) {
+			writes++
+			lines += bytes.Count(p, []byte{'\n'})
+			return len(p), nil
+		}), neverFails(t))
+		const n = 1000
+		for i := range n {
+			w.Record(record(i))
+			time.Sleep(writerRest / 10)
+		}
+		w.Close()
+		if lines != n || writes > n/10+2 {
+			t.Errorf("%d lines in %d writes", lines, writes)
+		}
+	})
 }
 
 // TestWriterCloseDoesNotWaitForEver for somebody who has stopped reading.
@@ -159,6 +192,7 @@ func TestWriterCloseDoesNotWaitForEver(t *testing.T) {
 			t.Errorf("Close took %v", d)
 		}
 		close(gate)
+		<-w.done
 	})
 }
 

@@ -131,7 +131,7 @@ func NewResolver(asks ...string) (*Resolver, error) {
 		cgroup: cgroup2Mount(string(mounts)),
 		host:   host,
 		asks:   asks,
-		users:  &userDB{passwd: "/etc/passwd", group: "/etc/group"},
+		users:  &userDB{passwd: "/etc/passwd", group: "/etc/group", fresh: usersFresh},
 		exes:   newExecutables(maxExecutables),
 		scans:  newShares(maxScans, maxScansPerUser),
 

@@ -18,12 +18,19 @@ import (
 // them again when they change. Safe for concurrent use.
 type userDB struct {
 	passwd, group string
+	// fresh is for how long the files are not looked at again: a busy host would do
+	// nothing else.
+	fresh time.Duration
 
 	mu     sync.Mutex
+	looked time.Time
 	stamp  [2]fileStamp
 	users  map[uint32]user
 	serial uint64 // counts the readings
 }
+
+// usersFresh is how late a change of users and groups may count.
+const usersFresh = 100 * time.Millisecond
 
 type user struct {
 	name   string
@@ -48,6 +55,10 @@ func (db *userDB) lookup(uid uint32) (u user, serial uint64, err error) {
 
 // refresh reads the files again if they have changed. The caller holds the mutex.
 func (db *userDB) refresh() error {
+	now := time.Now()
+	if db.users != nil && now.Sub(db.looked) < db.fresh {
+		return nil
+	}
 	var stamp [2]fileStamp
 	for i, name := range [...]string{db.passwd, db.group} {
 		st, err := os.Stat(name)
@@ -67,6 +78,7 @@ func (db *userDB) refresh() error {
 		db.users, db.stamp = users, stamp
 		db.serial++
 	}
+	db.looked = now
 	return nil
 }
 

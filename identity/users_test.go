@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -64,4 +65,36 @@ func TestUserDB(t *testing.T) {
 	if u, _, err := db.lookup(0); err == nil {
 		t.Errorf("an unreadable database answered %+v", u)
 	}
+}
+
+// Who asks often does not look at the files as often, but soon enough.
+func TestUserDBIsFresh(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		db := &userDB{passwd: filepath.Join(dir, "passwd"), group: filepath.Join(dir, "group"), fresh: usersFresh}
+		is := func(want string) {
+			t.Helper()
+			if got, _, err := db.lookup(7); err != nil || got.name != want {
+				t.Errorf("user 7 is %q, %v, want %q", got.name, err, want)
+			}
+		}
+		write := func(name string) {
+			t.Helper()
+			if err := os.WriteFile(db.passwd, []byte(name+":x:7:7::/:/bin/sh\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("one")
+		is("one")
+		write("eleven")
+		time.Sleep(usersFresh - time.Nanosecond)
+		is("one")
+		time.Sleep(time.Nanosecond)
+		is("eleven")
+		if err := os.Remove(db.passwd); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(usersFresh)
+		is("")
+	})
 }

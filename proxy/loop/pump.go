@@ -260,6 +260,9 @@ func (l *Loop) tell(r *Relay) {
 // end tells dst that d has ended.
 func (l *Loop) end(d *direction) {
 	d.ended = true
+	if other := d.dst.reads; d.dst.stream == nil && other.ended && other.flushed() {
+		return // closing says it, which comes now: nothing is left to be read either
+	}
 	if d.dst.stream == nil {
 		if err := unix.Shutdown(d.dst.fd, unix.SHUT_WR); err != nil {
 			l.finish(d.relay, gone(d.dst.fd, err))
