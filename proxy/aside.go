@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -107,6 +108,20 @@ func lastThird(notAfter, notBefore time.Time) time.Time {
 		at = at.Add(-rand.N(life / 12)) //nolint:gosec // it only spreads load
 	}
 	return at
+}
+
+// hurry renews aside soon where another CA has signed the workload's newer SVID: the one
+// before may be about to be retired, and what stands on it to be cut.
+func (n *renewal) hurry() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if (n.live == nil || n.claim == mtls.Claim{} || !n.to.IsValid()) {
+		return
+	}
+	was, is := n.stands.shown.Credential().SVID.Chain[0], n.me.current.Load().Credential().SVID.Chain[0]
+	if !bytes.Equal(was.AuthorityKeyId, is.AuthorityKeyId) {
+		n.p.table.askAt(n, n.p.now().Add(askAfter/2+rand.N(askAfter))) //nolint:gosec // it only spreads load
+	}
 }
 
 // goAside makes the tunnel that renews, apart from whoever asks.

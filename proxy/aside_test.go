@@ -149,6 +149,46 @@ func TestRenewedAsideByOthers(t *testing.T) {
 	}
 }
 
+// When another CA signs, the other tunnel is made soon: the former may be retired.
+func TestRenewsAsideWithTheCA(t *testing.T) {
+	w := newWorld(t)
+	w.policy(inTheClear)
+	w.creds.set("0", w.lasting("/prod/web", "web", 24*time.Hour))
+	opens := make(chan *symbolonv1.Open, 2)
+	to := w.serveOther(other4+":0", func(c *net.TCPConn) {
+		x, open, err := mtls.Accept(w.ctx(), c, mtls.NewEndpoint(w.lasting("/prod/db", "db", 24*time.Hour), mtls.Options{}))
+		if err == nil {
+			err = x.Grant(w.ctx(), &symbolonv1.Verdict{FlowId: open.GetFlowId()})
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		opens <- open
+		_, _ = io.Copy(x, x)
+	})
+	app := w.connect(to)
+	speaks(t, app)
+	within(t, opens, "the connection")
+	rotate := func() {
+		own := w.lasting("/prod/web", "web", 24*time.Hour)
+		w.p.CredentialChanged(w.creds.set("0", own), own)
+		w.clock.advance(2 * askAfter)
+		w.p.table.askAll(w.p.now())
+	}
+	rotate()
+	speaks(t, app)
+	if len(opens) > 0 {
+		t.Error("another tunnel, though the CA is the same")
+	}
+	w.ca.issues = newKey(t)
+	w.ca.issuer = sign(t, caTemplate(t, "next issuer"), w.ca.root, &w.ca.issues.PublicKey, w.ca.rootKey)
+	rotate()
+	if o := within(t, opens, "another tunnel"); len(o.GetRenews()) == 0 {
+		t.Errorf("the tunnel brings %v", o)
+	}
+	speaks(t, app)
+}
+
 // The client's side makes the other tunnel, and takes nobody else for its server.
 func TestRenewsAside(t *testing.T) {
 	w := newWorld(t)

@@ -340,6 +340,10 @@ func (t *table) renewed(w *party) {
 	}
 	t.mu.Unlock()
 	for _, n := range all {
-		n.answer()
+		if n.messages != nil {
+			n.answer()
+		} else {
+			n.hurry()
+		}
 	}
 }
