@@ -16,8 +16,9 @@ type NameSource interface {
 	Want(names []string)
 	// Of returns the wanted names that have an address.
 	Of(netip.Addr) []string
-	// Has tells whether any name has an address; it may have to ask.
-	Has(ctx context.Context, name string, a netip.Addr) bool
+	// Has tells whether any name has an address; it may have to ask. Workloads have a fair
+	// share of what can be asked at once.
+	Has(ctx context.Context, workload, name string, a netip.Addr) bool
 	// Settled waits, not for ever, until it is known of every wanted name.
 	Settled(ctx context.Context)
 	// Snapshot is all of that, for encoding/json.
@@ -57,7 +58,7 @@ func (x *conn) names(ctx context.Context, c *policydb.Compiled, me *party, dst n
 	if err != nil || asked == "" || slices.Contains(names, asked) || !c.HasName(ns, asked, dst.Addr(), tcp, dst.Port()) {
 		return names
 	}
-	if source.Has(ctx, asked, dst.Addr()) {
+	if source.Has(ctx, me.principal().ID.String(), asked, dst.Addr()) {
 		names = append(names, asked)
 		slices.Sort(names)
 	}

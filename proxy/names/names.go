@@ -29,14 +29,8 @@ const (
 
 	// maxWanted bounds the names that are kept fresh; policydb refuses more.
 	maxWanted = 4096
-	// maxAsked bounds those that clients asked for.
-	maxAsked = 1024
-	// atOnce bounds the lookups under way, of either sort.
+	// atOnce bounds the lookups under way of names that are kept fresh.
 	atOnce = 16
-	// askWait is how long a client waits for its name, askEvery how often one is looked up
-	// for clients: they may ask as often as they like.
-	askWait  = 5 * time.Second
-	askEvery = time.Second
 	// settleWait is how long the first answers are waited for.
 	settleWait = 3 * time.Second
 )
@@ -59,11 +53,12 @@ type Names struct {
 	now    func() time.Time
 	wake   chan struct{}
 	slots  chan struct{} // of those kept fresh
-	asks   chan struct{} // of those asked for
+	asks   chan struct{} // of those asked for, see asked.go
 
-	mu    sync.RWMutex
-	known map[string]*entry
-	asked int
+	mu     sync.RWMutex
+	known  map[string]*entry
+	asked  int
+	askers map[string]*asker
 	// unsettled counts the wanted names of which no lookup has ended.
 	unsettled int
 	// byAddr are the wanted names that have had an address.
@@ -75,6 +70,7 @@ type entry struct {
 	name   string
 	wanted bool // kept fresh
 	used   time.Time
+	by     string // who asked for it first, if it is not wanted
 
 	families [2]family
 	until    map[netip.Addr]time.Time
@@ -110,8 +106,8 @@ func New(o Options) *Names {
 func newNames(lookup func(context.Context, string) [2]answer, o Options) *Names {
 	return &Names{
 		lookup: lookup, log: o.Log, now: o.Now,
-		wake: make(chan struct{}, 1), slots: make(chan struct{}, atOnce), asks: make(chan struct{}, atOnce),
-		known: make(map[string]*entry), byAddr: make(map[netip.Addr]map[*entry]struct{}),
+		wake: make(chan struct{}, 1), slots: make(chan struct{}, atOnce), asks: make(chan struct{}, asksAtOnce),
+		known: make(map[string]*entry), byAddr: make(map[netip.Addr]map[*entry]struct{}), askers: make(map[string]*asker),
 	}
 }
 
@@ -201,72 +197,6 @@ func (n *Names) Of(a netip.Addr) []string {
 	}
 	slices.Sort(out)
 	return out
-}
-
-// Has tells whether a name, one that a client asks for, has an address. It is looked up
-// if that is not known, which may take a while.
-func (n *Names) Has(ctx context.Context, name string, a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
-	ctx, cancel := context.WithTimeout(ctx, askWait)
-	defer cancel()
-	for {
-		now := n.now()
-		n.mu.Lock()
-		e := n.known[name]
-		if e == nil {
-			if e = n.roomLocked(name); e == nil {
-				n.mu.Unlock()
-				return false
-			}
-		}
-		e.used = now
-		wait := e.done
-		switch {
-		case now.Before(e.until[a]):
-			n.mu.Unlock()
-			return true
-		case wait == nil && e.settled && now.Sub(e.began) < askEvery:
-			n.mu.Unlock()
-			return false
-		case wait == nil:
-			n.beginLocked(e, now)
-		}
-		n.mu.Unlock()
-		if wait == nil {
-			select {
-			case n.asks <- struct{}{}:
-				n.finish(e, n.lookup(ctx, name))
-				<-n.asks
-			case <-ctx.Done():
-				n.finish(e, failed(ctx.Err()))
-			}
-			continue
-		}
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// roomLocked makes an entry for a name that a client asks for, in the place of the one
-// that nobody has asked for the longest; nil: all are being looked up.
-func (n *Names) roomLocked(name string) *entry {
-	if n.asked >= maxAsked {
-		var oldest *entry
-		for _, e := range n.known {
-			if !e.wanted && e.done == nil && (oldest == nil || e.used.Before(oldest.used)) {
-				oldest = e
-			}
-		}
-		if oldest == nil {
-			return nil
-		}
-		n.forgetLocked(oldest)
-	}
-	n.asked++
-	return n.newEntryLocked(name)
 }
 
 // Settled waits until every wanted name has been looked up once, for a while.

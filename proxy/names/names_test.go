@@ -17,6 +17,7 @@ type zone struct {
 	mu    sync.Mutex
 	four  map[string]answer
 	took  time.Duration
+	slow  string // names with this prefix are never answered
 	count map[string]int
 }
 
@@ -37,10 +38,14 @@ func (z *zone) fail(name string, err error) {
 }
 
 func (z *zone) lookup(ctx context.Context, name string) [2]answer {
+	took := z.took
+	if z.slow != "" && strings.HasPrefix(name, z.slow) {
+		took = time.Hour
+	}
 	select {
 	case <-ctx.Done():
 		return failed(ctx.Err())
-	case <-time.After(z.took):
+	case <-time.After(took):
 	}
 	z.mu.Lock()
 	defer z.mu.Unlock()
@@ -177,7 +182,7 @@ func TestAFailureDoesNotProlongWhatIsGone(t *testing.T) {
 func TestANameThatAClientAsksFor(t *testing.T) {
 	inTime(t, func(t *testing.T, n *Names, z *zone) {
 		z.set("x.example.com", 100*time.Second, "192.0.2.1")
-		has := func(name, addr string) bool { return n.Has(t.Context(), name, netip.MustParseAddr(addr)) }
+		has := func(name, addr string) bool { return n.Has(t.Context(), "w", name, netip.MustParseAddr(addr)) }
 		if has("x.example.com", "192.0.2.66") {
 			t.Error("an address that the name does not have")
 		}
@@ -217,7 +222,7 @@ func TestNamesThatClientsMakeUpAreBounded(t *testing.T) {
 		var clients sync.WaitGroup
 		began := time.Now()
 		for i := range 3 * maxAsked {
-			clients.Go(func() { n.Has(t.Context(), fmt.Sprintf("n%d.example.com", i), netip.MustParseAddr("192.0.2.9")) })
+			clients.Go(func() { n.Has(t.Context(), "w", fmt.Sprintf("n%d.example.com", i), netip.MustParseAddr("192.0.2.9")) })
 		}
 		n.Settled(t.Context())
 		wantNames(t, n, "192.0.2.1", "kept") // those who ask do not keep others from being looked up
@@ -235,6 +240,48 @@ func TestNamesThatClientsMakeUpAreBounded(t *testing.T) {
 		defer n.mu.RUnlock()
 		if n.asked > maxAsked || n.asked != len(n.known)-1 {
 			t.Errorf("%d names counted, %d known", n.asked, len(n.known))
+		}
+	})
+}
+
+// The attack: a workload asks for more names that are never answered than can be looked up
+// at once, and for those that another one needs. That one does not wait for it, nor lose
+// what is known of its own.
+func TestOneWorkloadDoesNotKeepAnothersNamesFromBeingLookedUp(t *testing.T) {
+	inTime(t, func(t *testing.T, n *Names, z *zone) {
+		z.slow = "slow"
+		addr := netip.MustParseAddr("192.0.2.1")
+		for i := range 20 {
+			z.set(fmt.Sprintf("good%d.example.com", i), time.Hour, addr.String())
+		}
+		good := func(name string) {
+			t.Helper()
+			began := time.Now()
+			if !n.Has(t.Context(), "good", name, addr) || time.Since(began) > 2*z.took {
+				t.Errorf("%s was found after %v, or not", name, time.Since(began))
+			}
+		}
+		good("good0.example.com")
+		var clients sync.WaitGroup
+		for i := range 3 * maxAsked {
+			clients.Go(func() { n.Has(t.Context(), "bad", fmt.Sprintf("slow%d.example.com", i), addr) })
+		}
+		time.Sleep(time.Millisecond)
+		for i := range 20 {
+			clients.Go(func() { n.Has(t.Context(), "bad", fmt.Sprintf("good%d.example.com", i), addr) })
+		}
+		time.Sleep(time.Millisecond)
+		for i := range 20 {
+			good(fmt.Sprintf("good%d.example.com", i))
+		}
+		if got := z.asked("good0.example.com"); got != 1 {
+			t.Errorf("what was known had to be looked up %d times", got)
+		}
+		clients.Wait()
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		if len(n.askers) != 0 || len(n.asks) != 0 {
+			t.Errorf("left behind: %d who ask, %d turns", len(n.askers), len(n.asks))
 		}
 	})
 }
