@@ -100,12 +100,12 @@ func (s adminService) RemoveHost(ctx context.Context, req *connect.Request[symbo
 			return nil, err
 		}
 	}
-	if err := s.hosts.remove(ctx, id); errors.Is(err, store.ErrNotFound) {
+	if err := s.hosts.remove(ctx, id, req.Msg.GetReadmit()); errors.Is(err, store.ErrNotFound) {
 		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("there is no host %q", id))
 	} else if err != nil {
 		return nil, s.internal("remove host", err)
 	}
-	s.log.Info("host removed", zap.String("host", id))
+	s.log.Info("host removed", zap.String("host", id), zap.Bool("readmit", req.Msg.GetReadmit()))
 	return connect.NewResponse(&symbolonv1.RemoveHostResponse{}), nil
 }
 

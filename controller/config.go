@@ -143,6 +143,7 @@ func (c Config) Validate() error {
 			bad(fmt.Sprintf("enrolment.x509pop[%d].%s", i, key), format, args...)
 		})
 	}
+	c.Enrolment.Cloud.validate(bad)
 	for key, path := range map[string]string{
 		"ca.upstream_cert_file": c.CA.UpstreamCertFile, "ca.upstream_key_file": c.CA.UpstreamKeyFile,
 		"ca.next_cert_file": c.CA.NextCertFile, "ca.next_key_file": c.CA.NextKeyFile,

@@ -16,6 +16,8 @@ import (
 type EnrolmentConfig struct {
 	// X509PoP lists the CAs whose certificates are let in, the first that fits.
 	X509PoP []X509PoPConfig `yaml:"x509pop"`
+	// Cloud is in config_cloud.go.
+	Cloud CloudConfig `yaml:"cloud"`
 }
 
 // X509PoPConfig is one CA, and what hosts become by its certificates.

@@ -24,6 +24,12 @@ func Settings() []settings.Setting[Config] {
 		{Key: "ca.next_cert_file", Usage: "the operator's CA that is to be the next one, PEM, as ca.upstream_cert_file (read by 'symbolon ca rotate --root' only)", Set: settings.Text(func(x *c) *string { return &x.CA.NextCertFile })},
 		{Key: "ca.next_key_file", Usage: "its private key, PEM, mode 0600: sealed into the store then", Set: settings.Text(func(x *c) *string { return &x.CA.NextKeyFile })},
 		{Key: "enrolment.x509pop", Usage: "CAs whose certificates enrol hosts, as YAML: [{ca_file: FILE, namespace: PATH, labels: {}, spiffe_ids: []}]", Set: x509popText},
+		{Key: "enrolment.cloud.aws", Usage: "AWS accounts whose instance documents are believed, as YAML: [{certificates_file: FILE, accounts: [], regions: [], started_within: 0s, namespace: PATH, labels: {}, reenrol: false}]",
+			Set: cloudText(func(x *c) *[]AWSConfig { return &x.Enrolment.Cloud.AWS }, `[{certificates_file: /etc/symbolon/aws.pem, accounts: ["123456789012"]}]`)},
+		{Key: "enrolment.cloud.gcp", Usage: "GCP projects whose instance tokens are believed, as YAML: [{jwks_file: FILE, projects: [], regions: [], namespace: PATH, labels: {}, reenrol: false}]",
+			Set: cloudText(func(x *c) *[]GCPConfig { return &x.Enrolment.Cloud.GCP }, "[{jwks_file: /etc/symbolon/google.json, projects: [acme-prod]}]")},
+		{Key: "enrolment.cloud.azure", Usage: "Azure subscriptions whose attested documents are believed, as YAML: [{certificates_file: FILE, subscriptions: [], names: [], namespace: PATH, labels: {}, reenrol: false}]",
+			Set: cloudText(func(x *c) *[]AzureConfig { return &x.Enrolment.Cloud.Azure }, "[{certificates_file: /etc/symbolon/azure.pem, subscriptions: [8d10da13-8125-4ba9-a717-bf7490507b3d]}]")},
 		{Key: "edges.retention", Usage: "how long it is kept who reached whom (default 720h)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Edges.Retention })},
 		{Key: "edges.per_namespace", Usage: "how many edges are kept for each namespace (default 10000)", Set: func(x *c, v string) (err error) {
 			x.Edges.PerNamespace, err = strconv.Atoi(v)

@@ -136,7 +136,8 @@ func TestSettingsCoverTheFile(t *testing.T) {
 		}
 	}
 	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file",
-		"ca-upstream-cert-file", "ca-upstream-key-file", "ca-next-cert-file", "ca-next-key-file", "enrolment-x509pop", "edges-retention", "edges-per-namespace",
+		"ca-upstream-cert-file", "ca-upstream-key-file", "ca-next-cert-file", "ca-next-key-file", "enrolment-x509pop",
+		"enrolment-cloud-aws", "enrolment-cloud-gcp", "enrolment-cloud-azure", "edges-retention", "edges-per-namespace",
 		"federation-listen", "federation-profile", "federation-cert-file", "federation-key-file", "federation-refresh-hint", "federation-web-ca-file"}
 	if diff := cmp.Diff(want, flags); diff != "" {
 		t.Error(diff)

@@ -35,7 +35,8 @@ const (
 // enrolmentService implements symbolonv1connect.EnrolmentServiceHandler.
 type enrolmentService struct{ *Server }
 
-// Enrol trades a join token, or the proof of an existing certificate, for a host SVID.
+// Enrol trades a join token, the proof of an existing certificate, or a cloud's instance
+// document for a host SVID. A document may also come beside one of the others.
 func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbolonv1.EnrolRequest]) (*connect.Response[symbolonv1.EnrolResponse], error) {
 	m := req.Msg
 	pub, err := ca.PublicKey(m.GetCsr())
@@ -49,11 +50,18 @@ func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbol
 	if len(m.GetHostname()) > maxHostname || !printable(m.GetHostname()) {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the host name is empty, malformed or too long"))
 	}
-	if m.GetX509Pop() != nil {
-		if m.GetTokenId() != "" || len(m.GetTokenSecret()) > 0 {
-			return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("a token and a certificate: want one of them"))
-		}
-		return s.enrolByCertificate(ctx, req, pub, reported)
+	token := m.GetTokenId() != "" || len(m.GetTokenSecret()) > 0
+	if m.GetX509Pop() != nil && token {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("a token and a certificate: want one of them"))
+	}
+	proof, err := s.proveInstance(ctx, req)
+	switch {
+	case err != nil:
+		return nil, err
+	case m.GetX509Pop() != nil:
+		return s.enrolByCertificate(ctx, req, pub, reported, proof)
+	case proof != nil && !token:
+		return s.enrolByDocument(ctx, req, pub, reported, proof)
 	}
 	var issued *ca.Issued
 	host, err := s.hosts.spend(ctx, m.GetTokenId(), func(t *tokenRecord) (*hostRecord, error) {
@@ -73,16 +81,18 @@ func (s enrolmentService) Enrol(ctx context.Context, req *connect.Request[symbol
 		if issued, err = s.ca.IssueHost(pub, id); err != nil {
 			return nil, err
 		}
-		return &hostRecord{
+		h := &hostRecord{
 			ID: id, Hostname: m.GetHostname(), Namespace: t.Namespace, Labels: t.Labels, Reported: reported,
 			Enrolled: now, LastSeen: now, SVIDNotAfter: issued.Leaf.NotAfter, Issuer: issued.Issuer(),
-		}, nil
+		}
+		h.setInstance(proof.instance())
+		return h, nil
 	})
 	if err != nil {
 		return nil, s.refuseToken(m.GetTokenId(), req.Peer().Addr, err)
 	}
 	s.log.Info("host enrolled", zap.String("host", host.ID), zap.String("hostname", host.Hostname),
-		zap.String("namespace", host.Namespace), zap.String("address", req.Peer().Addr), zap.String("token", m.GetTokenId()))
+		zap.String("namespace", host.Namespace), zap.String("address", req.Peer().Addr), zap.String("token", m.GetTokenId()), zap.String("instance", host.Instance))
 	return s.enrolled(host, issued), nil
 }
 
@@ -107,6 +117,9 @@ func (s enrolmentService) refuseToken(id, address string, err error) error {
 		reason = enrol.ReasonUsed
 	case errors.Is(err, errTokenExpired):
 		reason = enrol.ReasonExpired
+	case errors.Is(err, errInstanceTaken):
+		s.log.Warn("enrolment refused", zap.Error(err), zap.String("address", address))
+		return connect.NewError(connect.CodePermissionDenied, err)
 	default:
 		return s.internal("enrol", err)
 	}

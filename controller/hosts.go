@@ -54,22 +54,22 @@ func (h *hosts) update(ctx context.Context, id string, change func(*hostRecord))
 	}
 }
 
-// remove deletes a host, and bars the identity that it enrolled as: what it came in by,
-// it has still. Errors: store.ErrNotFound.
-func (h *hosts) remove(ctx context.Context, id string) error {
+// remove deletes a host, and bars what it enrolled as: its certificate or its instance it
+// has still. With readmit that may come in again, as a new host.
+// Errors: store.ErrNotFound.
+func (h *hosts) remove(ctx context.Context, id string, readmit bool) error {
 	for {
 		r, rev, err := h.get(ctx, id)
 		if err != nil {
 			return err
 		}
 		ops := []store.Op{store.Delete(hostPrefix + id)}
-		for _, identity := range []string{r.Identity, r.Names} {
-			if identity == "" {
-				continue
-			}
-			op, err := putJSON(identityKey(identity), identityRecord{Identity: identity, HostID: id, Removed: true})
-			if err != nil {
-				return err
+		for _, name := range r.identities() {
+			op := store.Delete(identityKey(name))
+			if !readmit {
+				if op, err = putJSON(identityKey(name), identityRecord{Identity: name, HostID: id, Removed: true}); err != nil {
+					return err
+				}
 			}
 			ops = append(ops, op)
 		}
@@ -78,6 +78,20 @@ func (h *hosts) remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
+}
+
+// identities are the names of what is this host and no other.
+func (r *hostRecord) identities() (names []string) {
+	if r.Identity != "" {
+		names = append(names, r.Identity)
+	}
+	if r.Names != "" {
+		names = append(names, r.Names)
+	}
+	if name := instancePrefix + r.Instance; r.Instance != "" && name != r.Identity {
+		names = append(names, name)
+	}
+	return names
 }
 
 var (
@@ -151,15 +165,57 @@ func (h *hosts) admit(ctx context.Context, identity string, fresh func(*hostReco
 		if err != nil {
 			return nil, err
 		}
-		_, ok, err := h.store.Txn(ctx, append(conds,
+		unbound, ops, err := h.bind(ctx, host, identity, false)
+		if err != nil {
+			return nil, err
+		}
+		_, ok, err := h.store.Txn(ctx, append(append(conds, unbound...),
 			store.Cond{Key: key, ModRevision: revision},
 			store.Cond{Key: hostPrefix + host.ID, ModRevision: wasRevision},
 			store.Cond{Key: ns, ModRevision: namespace.ModRevision},
-		), []store.Op{identified, made})
+		), append(ops, identified, made))
 		if err != nil || ok {
 			return host, err
 		}
 	}
+}
+
+// bind is the part of an enrolment that makes an instance this host and no other; none, if
+// there is no instance, or it is what the host enrols as. A new join token brings back an
+// instance whose host was removed, as it does any machine.
+// Errors: errInstanceTaken, errBarred.
+func (h *hosts) bind(ctx context.Context, host *hostRecord, identity string, byToken bool) ([]store.Cond, []store.Op, error) {
+	name := instancePrefix + host.Instance
+	if host.Instance == "" || name == identity {
+		return nil, nil, nil
+	}
+	cond, known := store.Cond{Key: identityKey(name)}, identityRecord{}
+	kv, err := h.store.Get(ctx, cond.Key)
+	switch {
+	case err == nil:
+		cond.ModRevision = kv.ModRevision
+		if err := getJSON(kv, &known); err != nil {
+			return nil, nil, err
+		}
+	case !errors.Is(err, store.ErrNotFound):
+		return nil, nil, err
+	}
+	if known.HostID != "" && known.HostID != host.ID {
+		_, _, err := h.get(ctx, known.HostID)
+		switch {
+		case err == nil && !known.Removed:
+			return nil, nil, fmt.Errorf("%w, %s: remove that one first ('symbolon host remove'), if it is no more", errInstanceTaken, known.HostID)
+		case err != nil && !errors.Is(err, store.ErrNotFound):
+			return nil, nil, err
+		case !byToken:
+			return nil, nil, errBarred
+		}
+	}
+	bound, err := putJSON(cond.Key, identityRecord{Identity: name, HostID: host.ID})
+	if err != nil {
+		return nil, nil, err
+	}
+	return []store.Cond{cond}, []store.Op{bound}, nil
 }
 
 // spend makes the host that a token stands for, and marks the token used, in one
@@ -201,17 +257,21 @@ func (h *hosts) spend(ctx context.Context, tokenID string, fresh func(*tokenReco
 		if err != nil {
 			return nil, err
 		}
-		_, ok, err := h.store.Txn(ctx, []store.Cond{
-			{Key: kv.Key, ModRevision: kv.ModRevision},
-			{Key: hostPrefix + host.ID},
-			{Key: ns, ModRevision: namespace.ModRevision},
-		}, []store.Op{spent, made})
+		conds, ops, err := h.bind(ctx, host, "", true)
+		if err != nil {
+			return nil, err
+		}
+		_, ok, err := h.store.Txn(ctx, append(conds,
+			store.Cond{Key: kv.Key, ModRevision: kv.ModRevision},
+			store.Cond{Key: hostPrefix + host.ID},
+			store.Cond{Key: ns, ModRevision: namespace.ModRevision},
+		), append(ops, spent, made))
 		if err != nil {
 			return nil, err
 		}
 		if ok {
 			return host, nil
 		}
-		// Somebody changed one of the three: look again.
+		// Somebody changed one of these: look again.
 	}
 }

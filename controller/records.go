@@ -105,9 +105,16 @@ type hostRecord struct {
 	SPIFFEID string `json:"spiffe_id,omitempty"`
 	// Names is hostIdentity's.
 	Names string `json:"names,omitempty"`
+	// Instance is the cloud's instance that it is, by a verified document; Cloud are the
+	// document's cloud.* attributes, and Started is when the instance was, where the
+	// document says that in the place of answering a challenge.
+	Instance string              `json:"instance,omitempty"`
+	Cloud    identity.Attributes `json:"cloud,omitempty"`
+	Started  time.Time           `json:"started,omitzero"`
 }
 
-// identityRecord is the host that an identity has enrolled as.
+// identityRecord is the host that an identity has enrolled as; an instance's, the host
+// that it is.
 type identityRecord struct {
 	Identity string `json:"identity"`
 	HostID   string `json:"host_id"`
@@ -120,7 +127,8 @@ func identityKey(name string) string {
 	return identityPrefix + hex.EncodeToString(sum[:])
 }
 
-// attributes are the host.* ones: the enrolment's labels, and the ID.
+// attributes are what the controller itself vouches for: host.*, which are the
+// enrolment's labels and the ID, and cloud.*.
 func (h *hostRecord) attributes() identity.Attributes {
 	m := map[string][]string{"host." + hostIDLabel: {h.ID}}
 	for k, v := range h.Labels {
@@ -129,7 +137,7 @@ func (h *hostRecord) attributes() identity.Attributes {
 	if h.SPIFFEID != "" {
 		m["host."+spiffeIDLabel] = []string{h.SPIFFEID}
 	}
-	return identity.NewAttributes(m)
+	return identity.NewAttributes(m).Union(h.Cloud)
 }
 
 // workloadRecord is the last SVID issued to one workload on one host.

@@ -20,6 +20,7 @@ import (
 
 	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
 	"github.com/symbolon/symbolon/controller/ca"
+	"github.com/symbolon/symbolon/controller/instance"
 	"github.com/symbolon/symbolon/controller/store"
 )
 
@@ -75,10 +76,13 @@ type Server struct {
 	flows       *flowRing
 	scans       *scanBook
 	pop         []popAuthority
-	enrolLimit  *limiter
-	issueLimit  *hostLimits
-	renewLimit  *hostLimits
-	adminToken  [sha256.Size]byte
+	// clouds believe instance documents, and cloudAdmissions say what hosts become by each.
+	clouds          []instance.Authority
+	cloudAdmissions []AdmissionConfig
+	enrolLimit      *limiter
+	issueLimit      *hostLimits
+	renewLimit      *hostLimits
+	adminToken      [sha256.Size]byte
 	// claimsToken is for composers.
 	claimsToken [sha256.Size]byte
 	ownBundle   *ownBundle
@@ -135,6 +139,9 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.pop, err = openPoP(cfg.Enrolment.X509PoP); err != nil {
+		return nil, err
+	}
+	if s.clouds, s.cloudAdmissions, err = openClouds(&s.cfg.Enrolment.Cloud); err != nil {
 		return nil, err
 	}
 	if s.tokenKeys, err = s.ca.OpenTokenKeys(ctx); err != nil {

@@ -21,7 +21,6 @@ import (
 	"go.uber.org/zap"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
-	"github.com/symbolon/symbolon/controller/ca"
 	"github.com/symbolon/symbolon/controller/enrol"
 	"github.com/symbolon/symbolon/identity"
 )
@@ -217,7 +216,7 @@ func popReason(err error) error {
 
 // enrolByCertificate makes or renews the host that a certificate stands for, once its key
 // has signed for this very connection and CSR.
-func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.Request[symbolonv1.EnrolRequest], pub crypto.PublicKey, reported identity.Attributes) (*connect.Response[symbolonv1.EnrolResponse], error) {
+func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.Request[symbolonv1.EnrolRequest], pub crypto.PublicKey, reported identity.Attributes, proof *cloudProof) (*connect.Response[symbolonv1.EnrolResponse], error) {
 	m := req.Msg
 	refuse := func(code connect.Code, err error) error {
 		s.log.Warn("enrolment refused", zap.Error(err), zap.String("address", req.Peer().Addr))
@@ -234,40 +233,9 @@ func (s enrolmentService) enrolByCertificate(ctx context.Context, req *connect.R
 	if err := enrol.CheckProof(callOf(ctx).tls, m.GetCsr(), chain[0], m.GetX509Pop().GetSignature()); err != nil {
 		return nil, refuse(connect.CodeUnauthenticated, err)
 	}
-	var issued *ca.Issued
-	again := false
-	host, err := s.hosts.admit(ctx, who.name, func(was *hostRecord) (*hostRecord, error) {
-		now := s.opts.Now()
-		h := &hostRecord{
-			ID: newHostID(), Hostname: m.GetHostname(), Namespace: authority.Namespace, Labels: authority.Labels, Reported: reported,
-			Identity: who.name, Names: who.names, SPIFFEID: who.spiffeID, Enrolled: now, LastSeen: now,
-		}
-		if again = was != nil; again {
-			// RenewHost would refuse it, too.
-			if err := s.refuseRevoked(was.ID, "", nil); err != nil {
-				return nil, err
-			}
-			h.ID, h.Addresses = was.ID, was.Addresses
-		}
-		if issued, err = s.ca.IssueHost(pub, h.ID); err != nil {
-			return nil, err
-		}
-		h.SVIDNotAfter, h.Issuer = issued.Leaf.NotAfter, issued.Issuer()
-		return h, nil
-	}, who.barring()...)
-	switch {
-	case connect.CodeOf(err) == connect.CodePermissionDenied: // refuseRevoked's
-		return nil, refuse(connect.CodePermissionDenied, errors.Unwrap(err))
-	case errors.Is(err, errBarred):
-		return nil, refuse(connect.CodePermissionDenied, err)
-	case errors.Is(err, errNoNamespace):
-		return nil, refuse(connect.CodeFailedPrecondition, err)
-	case err != nil:
-		return nil, s.internal("enrol", err)
-	}
-	s.log.Info("host enrolled", zap.String("host", host.ID), zap.String("hostname", host.Hostname), zap.String("namespace", host.Namespace),
-		zap.String("address", req.Peer().Addr), zap.String("identity", who.name), zap.Bool("again", again))
-	return s.enrolled(host, issued), nil
+	return s.admit(ctx, req, pub, reported, admission{
+		who: who, namespace: authority.Namespace, labels: authority.Labels, instance: proof.instance(),
+	})
 }
 
 func parseHostChain(ders [][]byte) ([]*x509.Certificate, error) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/cloud"
 	"github.com/symbolon/symbolon/internal/settings"
 	"github.com/symbolon/symbolon/redirect"
 )
@@ -48,8 +49,9 @@ type ControllerConfig struct {
 	Address string `yaml:"address"`
 	// JoinTokenFile holds a join token; needed for the first start only.
 	JoinTokenFile string `yaml:"join_token_file"`
-	// Join is how this host enrols: JoinToken or JoinX509PoP. CertFile and KeyFile are the
-	// certificate of the latter, CAFile the controller's root then.
+	// Join is how this host enrols: JoinToken, JoinX509PoP, or a cloud by whose instance
+	// document. CertFile and KeyFile are the certificate of the second, CAFile the
+	// controller's root for all but a token.
 	Join     string `yaml:"join"`
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
@@ -129,7 +131,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Controller: ControllerConfig{Join: JoinToken},
-		Identity:   IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{AdminSocket: defaultAdminSocket}},
+		Identity:   IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{AdminSocket: defaultAdminSocket}, Cloud: CloudNone, CloudMetadata: cloud.DefaultAddress},
 		Redirect: RedirectConfig{
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
@@ -161,16 +163,18 @@ func Settings() []settings.Setting[Config] {
 	return []settings.Setting[c]{
 		{Key: "controller.address", Usage: "address:port of the controller", Set: text(func(x *c) *string { return &x.Controller.Address })},
 		{Key: "controller.join_token_file", Usage: "file with the join token, for the first start", Set: text(func(x *c) *string { return &x.Controller.JoinTokenFile })},
-		{Key: "controller.join", Usage: "how this host enrols: token, or x509pop by a certificate that it has (default token)", Set: text(func(x *c) *string { return &x.Controller.Join })},
+		{Key: "controller.join", Usage: "how this host enrols: token, x509pop by a certificate that it has, or aws, gcp, azure by the cloud's instance document (default token)", Set: text(func(x *c) *string { return &x.Controller.Join })},
 		{Key: "controller.cert_file", Usage: "that certificate and what is between it and its CA, PEM (x509pop)", Set: text(func(x *c) *string { return &x.Controller.CertFile })},
 		{Key: "controller.key_file", Usage: "its key, PEM; it is not sent (x509pop)", Set: text(func(x *c) *string { return &x.Controller.KeyFile })},
-		{Key: "controller.ca_file", Usage: "the controller's root, its ca.pem (x509pop; a token carries it)", Set: text(func(x *c) *string { return &x.Controller.CAFile })},
+		{Key: "controller.ca_file", Usage: "the controller's root, its ca.pem (all but token, which carries it)", Set: text(func(x *c) *string { return &x.Controller.CAFile })},
 		{Key: "identity.source", Usage: "where SVIDs come from: controller, spire (each process attested by the SPIRE agent) or workload-api (one for all of the host) (default controller)", Set: text(func(x *c) *string { return &x.Identity.Source })},
 		{Key: "identity.spire.admin_socket", Usage: "the SPIRE agent's admin_socket_path (default " + defaultAdminSocket + ")", Set: text(func(x *c) *string { return &x.Identity.SPIRE.AdminSocket })},
 		{Key: "identity.spire.hint", Usage: "of several SVIDs of a workload, the one whose entry has this hint", Set: text(func(x *c) *string { return &x.Identity.SPIRE.Hint })},
 		{Key: "identity.spire.path_prefix", Usage: "of several SVIDs of a workload, the one whose path begins so, such as /prod", Set: text(func(x *c) *string { return &x.Identity.SPIRE.PathPrefix })},
 		{Key: "identity.workload_api", Usage: "socket of the SPIFFE Workload API, such as unix:///run/spire/agent.sock (default $SPIFFE_ENDPOINT_SOCKET)", Set: text(func(x *c) *string { return &x.Identity.WorkloadAPI })},
 		{Key: "identity.attributes", Usage: "attributes on request, which make workloads of processes: " + strings.Join(identity.OnRequest(), ", "), Set: settings.List(func(x *c) *[]string { return &x.Identity.Attributes })},
+		{Key: "identity.cloud", Usage: "whose instance document is shown at enrolment, for the attributes cloud.*: aws, gcp, azure or none (default none)", Set: text(func(x *c) *string { return &x.Identity.Cloud })},
+		{Key: "identity.cloud_metadata", Usage: "address:port of the cloud's metadata service (default " + cloud.DefaultAddress + ")", Set: text(func(x *c) *string { return &x.Identity.CloudMetadata })},
 		{Key: "identity.serve_workload_api", Usage: "Unix socket where local programs get their SVIDs, with private keys, by the SPIFFE Workload API (default none)", Set: text(func(x *c) *string { return &x.Identity.ServeWorkloadAPI })},
 		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect, or tproxy to leave ports as they are (default redirect)", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
 		{Key: "redirect.preserve_source", Usage: "let applications see a remote client's address: true or false (default false)", Set: func(x *c, v string) (err error) {
@@ -228,6 +232,7 @@ func (c Config) Validate() error {
 	}
 	c.Controller.validate(bad)
 	c.Identity.validate(bad)
+	c.validateCloud(bad)
 	if c.Redirect.Inbound != "redirect" && c.Redirect.Inbound != "tproxy" {
 		bad("redirect.inbound", "%q is unknown; use redirect or tproxy", c.Redirect.Inbound)
 	}

@@ -24,6 +24,11 @@ type IdentityConfig struct {
 	// Attributes are those that are found on request only: identity.OnRequest. Each of
 	// their values makes a workload of its own.
 	Attributes []string `yaml:"attributes"`
+	// Cloud is the provider whose instance document this host shows when it enrols, for its
+	// cloud.* attributes; CloudNone: it shows none.
+	Cloud string `yaml:"cloud"`
+	// CloudMetadata is address:port of the metadata service.
+	CloudMetadata string `yaml:"cloud_metadata"`
 }
 
 // The values of IdentityConfig.Source.

@@ -79,6 +79,8 @@ var values = map[string][2]string{ // yaml, text
 	"identity.spire.path_prefix":     {"/prod", "/prod"},
 	"identity.workload_api":          {`"unix:///tmp/w.sock"`, "unix:///tmp/w.sock"},
 	"identity.serve_workload_api":    {"/tmp/serve.sock", "/tmp/serve.sock"},
+	"identity.cloud":                 {"gcp", "gcp"},
+	"identity.cloud_metadata":        {"127.0.0.1:8080", "127.0.0.1:8080"},
 	"identity.attributes":            {"[proc.args, proc.start]", "proc.args,proc.start"},
 	"redirect.inbound":               {"tproxy", "tproxy"},
 	"redirect.preserve_source":       {"true", "true"},
@@ -193,6 +195,11 @@ func TestMistakes(t *testing.T) {
 		{"a Workload API without a scheme", minimal + "identity: {source: workload-api, workload_api: /run/a.sock}\n", []string{"identity.workload_api", "unix:///"}},
 		{"another way to join", "controller: {address: 198.51.100.5:7443, join: tpm}\n", []string{"controller.join", "tpm", "x509pop"}},
 		{"a certificate without its files", "controller: {address: 198.51.100.5:7443, join: x509pop, cert_file: c.pem}\n", []string{"controller.cert_file", "c.pem", "controller.key_file", "controller.ca_file"}},
+		{"a cloud without the controller's root", "controller: {address: 198.51.100.5:7443, join: aws}\n", []string{"controller.ca_file", "aws", "ca.pem"}},
+		{"another cloud", minimal + "identity: {cloud: oracle}\n", []string{"identity.cloud", "oracle", "aws, gcp, azure or none"}},
+		{"two clouds", "controller: {address: 198.51.100.5:7443, join: aws, ca_file: /etc/ca.pem}\nidentity: {cloud: gcp}\n", []string{"identity.cloud", "gcp", "controller.join, aws"}},
+		{"a metadata service far away", minimal + "identity: {cloud_metadata: 198.51.100.9:80}\n", []string{"identity.cloud_metadata", "198.51.100.9", "169.254.169.254:80"}},
+		{"a metadata service by name", minimal + "identity: {cloud_metadata: metadata.google.internal:80}\n", []string{"identity.cloud_metadata", "metadata.google.internal"}},
 		{"an attribute that is always there", minimal + "identity: {attributes: [proc.exe]}\n", []string{"identity.attributes", "proc.exe", "proc.args"}},
 		{"an unknown source", minimal + "identity: {source: vault}\n", []string{"identity.source", "vault", "use controller"}},
 		{"an unknown way", minimal + "redirect: {inbound: magic}\n", []string{"redirect.inbound", "magic", "use redirect or tproxy"}},
@@ -278,5 +285,22 @@ func TestNoFile(t *testing.T) {
 	}
 	if !rules.FailClosed || rules.InboundPorts.Contains(0) || !rules.ExcludeInbound.Contains(22) || len(rules.Outbound) == 0 {
 		t.Errorf("the defaults are %+v", rules)
+	}
+}
+
+// Which cloud's document is shown follows from how the host enrols, or from what is asked
+// beside.
+func TestDocument(t *testing.T) {
+	const address = "controller: {address: 198.51.100.5:7443, "
+	for text, want := range map[string]string{
+		minimal:                                "",
+		minimal + "identity: {cloud: azure}\n": "azure",
+		address + "join: gcp, ca_file: /ca}\n": "gcp",
+		address + "join: gcp, ca_file: /ca}\nidentity: {cloud: gcp}\n": "gcp",
+	} {
+		c, err := LoadConfig(file(t, text), env(nil), nil)
+		if err != nil || c.Document() != want {
+			t.Errorf("%s: %q, %v; want %q", text, c.Document(), err, want)
+		}
 	}
 }

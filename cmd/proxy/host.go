@@ -19,6 +19,7 @@ import (
 	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
 	"github.com/symbolon/symbolon/controller/enrol"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/cloud"
 	"github.com/symbolon/symbolon/internal/keyring"
 	"github.com/symbolon/symbolon/proxy"
 	"github.com/symbolon/symbolon/redirect"
@@ -107,6 +108,9 @@ func (h *host) join(ctx context.Context, left *estate) error {
 
 // transient: it may help to try again, with the same token.
 func transient(err error) bool {
+	if errors.Is(err, cloud.ErrUnavailable) {
+		return true
+	}
 	var c *connect.Error
 	return errors.As(err, &c) && (c.Code() == connect.CodeUnavailable || c.Code() == connect.CodeDeadlineExceeded || c.Code() == connect.CodeResourceExhausted)
 }

@@ -67,8 +67,8 @@ type Dialer interface {
 // is the plain one.
 // Errors: ErrPin, ErrController (the token is still good), ErrTokenUnknown,
 // ErrTokenUsed, ErrTokenExpired, ErrResponse, *connect.Error.
-func Enrol(ctx context.Context, address string, token Token, attrs identity.Attributes, dialer Dialer) (*HostCredential, error) {
-	e := enrolment{address: address, tls: pinnedTLS(token.Pin), dialer: dialer}
+func Enrol(ctx context.Context, address string, token Token, attrs identity.Attributes, dialer Dialer, opts ...Option) (*HostCredential, error) {
+	e := newEnrolment(address, pinnedTLS(token.Pin), dialer, opts)
 	c, err := e.run(ctx, attrs, func(_ tls.ConnectionState, req *symbolonv1.EnrolRequest) error {
 		req.TokenId, req.TokenSecret = token.ID, token.Secret[:]
 		return nil
@@ -88,26 +88,39 @@ func Enrol(ctx context.Context, address string, token Token, attrs identity.Attr
 // controller's. The certificate's key signs for the connection, and is not sent.
 // Errors: ErrController, ErrKey, ErrResponse, *connect.Error (unauthenticated: the
 // controller does not believe the certificate; permission_denied: the host was removed).
-func ByCertificate(ctx context.Context, address string, roots []*x509.Certificate, cert tls.Certificate, attrs identity.Attributes, dialer Dialer) (*HostCredential, error) {
-	e := enrolment{address: address, tls: rootedTLS(roots), dialer: dialer}
-	c, err := e.run(ctx, attrs, func(state tls.ConnectionState, req *symbolonv1.EnrolRequest) (err error) {
+func ByCertificate(ctx context.Context, address string, roots []*x509.Certificate, cert tls.Certificate, attrs identity.Attributes, dialer Dialer, opts ...Option) (*HostCredential, error) {
+	return newEnrolment(address, rootedTLS(roots), dialer, opts).rooted(ctx, roots, attrs, func(state tls.ConnectionState, req *symbolonv1.EnrolRequest) (err error) {
 		req.X509Pop, err = prove(state, req.GetCsr(), cert)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	if !slices.ContainsFunc(c.Roots, func(r *x509.Certificate) bool { return slices.ContainsFunc(roots, r.Equal) }) {
-		return nil, fmt.Errorf("enrol at %s: %w: the bundle lacks the controller's root", address, ErrResponse)
-	}
-	return c, nil
 }
 
 // enrolment is one try, on one connection of its own.
 type enrolment struct {
-	address string
-	tls     *tls.Config
-	dialer  Dialer
+	address  string
+	tls      *tls.Config
+	dialer   Dialer
+	document DocumentSource // nil: none
+}
+
+func newEnrolment(address string, config *tls.Config, dialer Dialer, opts []Option) enrolment {
+	e := enrolment{address: address, tls: config, dialer: dialer}
+	for _, o := range opts {
+		o(&e)
+	}
+	return e
+}
+
+// rooted is run, at a controller that is known by its roots.
+func (e enrolment) rooted(ctx context.Context, roots []*x509.Certificate, attrs identity.Attributes, prove func(tls.ConnectionState, *symbolonv1.EnrolRequest) error) (*HostCredential, error) {
+	c, err := e.run(ctx, attrs, prove)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(c.Roots, func(r *x509.Certificate) bool { return slices.ContainsFunc(roots, r.Equal) }) {
+		return nil, fmt.Errorf("enrol at %s: %w: the bundle lacks the controller's root", e.address, ErrResponse)
+	}
+	return c, nil
 }
 
 // run enrols with the proof that prove adds to the request, which may depend on the
@@ -135,6 +148,9 @@ func (e enrolment) run(ctx context.Context, attrs identity.Attributes, prove fun
 	}
 	defer conn.Close()
 	req := &symbolonv1.EnrolRequest{Csr: csr, Hostname: hostname, Attributes: attrs.Proto()}
+	if err := e.addDocument(ctx, conn.ConnectionState(), req); err != nil {
+		return nil, fmt.Errorf("enrol at %s: %w", e.address, err)
+	}
 	if err := prove(conn.ConnectionState(), req); err != nil {
 		return nil, fmt.Errorf("enrol at %s: %w", e.address, err)
 	}

@@ -37,10 +37,11 @@ var (
 )
 
 // binding is a value that nobody but the two ends of one TLS connection knows, and that
-// neither can choose: nonce and channel in one. It is another for each request.
-func binding(state tls.ConnectionState, csr []byte) ([]byte, error) {
+// neither can choose: nonce and channel in one. It is another for each request, and each
+// label.
+func binding(state tls.ConnectionState, label string, csr []byte) ([]byte, error) {
 	context := sha256.Sum256(csr)
-	b, err := state.ExportKeyingMaterial(exporterLabel, context[:], bindingSize)
+	b, err := state.ExportKeyingMaterial(label, context[:], bindingSize)
 	if err != nil {
 		return nil, fmt.Errorf("exported keying material: %w", err)
 	}
@@ -53,7 +54,7 @@ func proofText(binding []byte) []byte {
 
 // prove signs for a connection. The certificate's key stays where it is.
 func prove(state tls.ConnectionState, csr []byte, cert tls.Certificate) (*symbolonv1.X509Proof, error) {
-	b, err := binding(state, csr)
+	b, err := binding(state, exporterLabel, csr)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func CheckProof(state *tls.ConnectionState, csr []byte, leaf *x509.Certificate, 
 	if err != nil {
 		return err
 	}
-	b, err := binding(*state, csr)
+	b, err := binding(*state, exporterLabel, csr)
 	if err != nil {
 		return err
 	}

@@ -329,6 +329,23 @@ func TestExitConflictForAnAmbiguousHostname(t *testing.T) {
 	}
 }
 
+func TestHostRemove(t *testing.T) {
+	for _, readmit := range []bool{false, true} {
+		w := newWorld(t)
+		w.admin.hosts = &symbolonv1.ListHostsResponse{Hosts: []*symbolonv1.Host{{Id: "1", Hostname: "x"}}}
+		args := []string{"host", "remove", "x", "--yes"}
+		if readmit {
+			args = append(args, "--readmit")
+		}
+		if r := w.run(args...); r.code != ExitOK {
+			t.Errorf("exit code %d: %s", r.code, r.stderr)
+		}
+		if m, ok := w.admin.asked().(*symbolonv1.RemoveHostRequest); !ok || m.GetId() != "1" || m.GetReadmit() != readmit {
+			t.Errorf("asked for %v", w.admin.asked())
+		}
+	}
+}
+
 // A promise of the manual: help that explains, and an example, everywhere.
 func TestEveryCommandHasLongHelpAndExample(t *testing.T) {
 	var walk func(*cobra.Command)

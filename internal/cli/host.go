@@ -249,23 +249,27 @@ func (a *app) hostToken(ctx context.Context, namespace string, labelArgs []strin
 }
 
 func (a *app) hostRemoveCommand() *cobra.Command {
+	var readmit bool
 	cmd := &cobra.Command{
 		Use:   "remove ID|HOSTNAME",
 		Short: "Remove a host",
 		Long: `Remove a host: its session is cut, its own certificate and those of its workloads are
 revoked and not renewed, and their connections are cut. To come back it needs a new join
-token.`,
+token: the certificate or the cloud instance that it enrolled by does not let it in again,
+unless --readmit says so.`,
 		Example: `  symbolon host remove web-1
-  symbolon host remove 7f3c9a10 --yes`,
+  symbolon host remove 7f3c9a10 --yes
+  symbolon host remove 7f3c9a10 --readmit     # its instance lost its key, and enrols anew`,
 		Args:              cobra.ExactArgs(1),
-		RunE:              a.run(a.hostRemove),
+		RunE:              a.run(func(ctx context.Context, args []string) error { return a.hostRemove(ctx, args, readmit) }),
 		ValidArgsFunction: a.completeHosts(),
 	}
+	cmd.Flags().BoolVar(&readmit, "readmit", false, "let its certificate or cloud instance enrol again, as a new host")
 	a.yesFlag(cmd)
 	return cmd
 }
 
-func (a *app) hostRemove(ctx context.Context, args []string) error {
+func (a *app) hostRemove(ctx context.Context, args []string, readmit bool) error {
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -281,7 +285,7 @@ func (a *app) hostRemove(ctx context.Context, args []string) error {
 	if err := a.confirm("remove host %s (%s, %s)", h.GetId(), h.GetHostname(), h.GetNamespace()); err != nil {
 		return err
 	}
-	if _, err := call(ctx, a, c.RemoveHost, &symbolonv1.RemoveHostRequest{Id: h.GetId()}); err != nil {
+	if _, err := call(ctx, a, c.RemoveHost, &symbolonv1.RemoveHostRequest{Id: h.GetId(), Readmit: readmit}); err != nil {
 		return err
 	}
 	a.say("removed host %s (%s)", h.GetId(), h.GetHostname())

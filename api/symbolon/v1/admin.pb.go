@@ -1512,8 +1512,10 @@ func (x *ListHostsResponse) GetGeneration() uint64 {
 }
 
 type RemoveHostRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The certificate or cloud instance that it enrolled by may do so again, as a new host.
+	Readmit       bool `protobuf:"varint,2,opt,name=readmit,proto3" json:"readmit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1553,6 +1555,13 @@ func (x *RemoveHostRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *RemoveHostRequest) GetReadmit() bool {
+	if x != nil {
+		return x.Readmit
+	}
+	return false
 }
 
 type RemoveHostResponse struct {
@@ -6912,9 +6921,10 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x05hosts\x18\x01 \x03(\v2\x11.symbolon.v1.HostR\x05hosts\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"#\n" +
+	"generation\"=\n" +
 	"\x11RemoveHostRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x14\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\areadmit\x18\x02 \x01(\bR\areadmit\"\x14\n" +
 	"\x12RemoveHostResponse\"4\n" +
 	"\x14ListWorkloadsRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"\x97\x03\n" +

@@ -35,7 +35,10 @@ type EnrolRequest struct {
 	// What the host says of itself: os.* only.
 	Attributes map[string]*LabelValues `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// In the place of a token.
-	X509Pop       *X509Proof `protobuf:"bytes,6,opt,name=x509pop,proto3" json:"x509pop,omitempty"`
+	X509Pop *X509Proof `protobuf:"bytes,6,opt,name=x509pop,proto3" json:"x509pop,omitempty"`
+	// What the cloud says of the machine: beside a token or a certificate, or in their
+	// place.
+	Cloud         *CloudDocument `protobuf:"bytes,8,opt,name=cloud,proto3" json:"cloud,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -112,6 +115,76 @@ func (x *EnrolRequest) GetX509Pop() *X509Proof {
 	return nil
 }
 
+func (x *EnrolRequest) GetCloud() *CloudDocument {
+	if x != nil {
+		return x.Cloud
+	}
+	return nil
+}
+
+// CloudDocument is an instance identity document, as the cloud has signed it. What asks
+// for it derives 32 bytes that this TLS connection exports (RFC 8446, section 7.5) under
+// the label "EXPORTER-symbolon-cloud-document" and the SHA-256 of csr as context; HEX is
+// their lower-case hexadecimal form.
+type CloudDocument struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// aws, gcp or azure.
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	// aws: the PKCS#7 message of instance-identity/rsa2048, decoded from base64; it cannot
+	// be bound to anything.
+	// gcp: the instance identity token (JWT), of format=full, for the audience
+	// "symbolon-enrolment:HEX".
+	// azure: the PKCS#7 message of attested/document, decoded from base64, for the nonce of
+	// the first 32 digits of HEX.
+	Document      []byte `protobuf:"bytes,2,opt,name=document,proto3" json:"document,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloudDocument) Reset() {
+	*x = CloudDocument{}
+	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloudDocument) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloudDocument) ProtoMessage() {}
+
+func (x *CloudDocument) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloudDocument.ProtoReflect.Descriptor instead.
+func (*CloudDocument) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CloudDocument) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *CloudDocument) GetDocument() []byte {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
 // X509Proof proves the possession of a certificate's key.
 type X509Proof struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -128,7 +201,7 @@ type X509Proof struct {
 
 func (x *X509Proof) Reset() {
 	*x = X509Proof{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	mi := &file_symbolon_v1_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -140,7 +213,7 @@ func (x *X509Proof) String() string {
 func (*X509Proof) ProtoMessage() {}
 
 func (x *X509Proof) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[1]
+	mi := &file_symbolon_v1_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -153,7 +226,7 @@ func (x *X509Proof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Proof.ProtoReflect.Descriptor instead.
 func (*X509Proof) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{1}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *X509Proof) GetChain() [][]byte {
@@ -186,7 +259,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[2]
+	mi := &file_symbolon_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -198,7 +271,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[2]
+	mi := &file_symbolon_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,7 +284,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EnrolResponse) GetHostId() string {
@@ -270,7 +343,7 @@ type IssuedSVID struct {
 
 func (x *IssuedSVID) Reset() {
 	*x = IssuedSVID{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[3]
+	mi := &file_symbolon_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -282,7 +355,7 @@ func (x *IssuedSVID) String() string {
 func (*IssuedSVID) ProtoMessage() {}
 
 func (x *IssuedSVID) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[3]
+	mi := &file_symbolon_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -295,7 +368,7 @@ func (x *IssuedSVID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuedSVID.ProtoReflect.Descriptor instead.
 func (*IssuedSVID) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *IssuedSVID) GetSpiffeId() string {
@@ -337,7 +410,7 @@ type IssueSVIDRequest struct {
 
 func (x *IssueSVIDRequest) Reset() {
 	*x = IssueSVIDRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[4]
+	mi := &file_symbolon_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +422,7 @@ func (x *IssueSVIDRequest) String() string {
 func (*IssueSVIDRequest) ProtoMessage() {}
 
 func (x *IssueSVIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[4]
+	mi := &file_symbolon_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +435,7 @@ func (x *IssueSVIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueSVIDRequest.ProtoReflect.Descriptor instead.
 func (*IssueSVIDRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *IssueSVIDRequest) GetCsr() []byte {
@@ -392,7 +465,7 @@ type IssueSVIDResponse struct {
 
 func (x *IssueSVIDResponse) Reset() {
 	*x = IssueSVIDResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	mi := &file_symbolon_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +477,7 @@ func (x *IssueSVIDResponse) String() string {
 func (*IssueSVIDResponse) ProtoMessage() {}
 
 func (x *IssueSVIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[5]
+	mi := &file_symbolon_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +490,7 @@ func (x *IssueSVIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueSVIDResponse.ProtoReflect.Descriptor instead.
 func (*IssueSVIDResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *IssueSVIDResponse) GetSvid() *IssuedSVID {
@@ -464,7 +537,7 @@ type IssueTokenRequest struct {
 
 func (x *IssueTokenRequest) Reset() {
 	*x = IssueTokenRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	mi := &file_symbolon_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +549,7 @@ func (x *IssueTokenRequest) String() string {
 func (*IssueTokenRequest) ProtoMessage() {}
 
 func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[6]
+	mi := &file_symbolon_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +562,7 @@ func (x *IssueTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenRequest.ProtoReflect.Descriptor instead.
 func (*IssueTokenRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *IssueTokenRequest) GetChain() [][]byte {
@@ -537,7 +610,7 @@ type IssueTokenResponse struct {
 
 func (x *IssueTokenResponse) Reset() {
 	*x = IssueTokenResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[7]
+	mi := &file_symbolon_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +622,7 @@ func (x *IssueTokenResponse) String() string {
 func (*IssueTokenResponse) ProtoMessage() {}
 
 func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[7]
+	mi := &file_symbolon_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +635,7 @@ func (x *IssueTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueTokenResponse.ProtoReflect.Descriptor instead.
 func (*IssueTokenResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IssueTokenResponse) GetToken() string {
@@ -609,7 +682,7 @@ type RenewHostRequest struct {
 
 func (x *RenewHostRequest) Reset() {
 	*x = RenewHostRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[8]
+	mi := &file_symbolon_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +694,7 @@ func (x *RenewHostRequest) String() string {
 func (*RenewHostRequest) ProtoMessage() {}
 
 func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[8]
+	mi := &file_symbolon_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +707,7 @@ func (x *RenewHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewHostRequest.ProtoReflect.Descriptor instead.
 func (*RenewHostRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RenewHostRequest) GetCsr() []byte {
@@ -656,7 +729,7 @@ type RenewHostResponse struct {
 
 func (x *RenewHostResponse) Reset() {
 	*x = RenewHostResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[9]
+	mi := &file_symbolon_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +741,7 @@ func (x *RenewHostResponse) String() string {
 func (*RenewHostResponse) ProtoMessage() {}
 
 func (x *RenewHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[9]
+	mi := &file_symbolon_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +754,7 @@ func (x *RenewHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewHostResponse.ProtoReflect.Descriptor instead.
 func (*RenewHostResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RenewHostResponse) GetSvid() *IssuedSVID {
@@ -719,7 +792,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[10]
+	mi := &file_symbolon_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +804,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[10]
+	mi := &file_symbolon_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +817,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SessionRequest) GetMessage() isSessionRequest_Message {
@@ -818,7 +891,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[11]
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +903,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[11]
+	mi := &file_symbolon_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +916,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Hello) GetVersion() string {
@@ -887,7 +960,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +972,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[12]
+	mi := &file_symbolon_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +985,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Ack) GetGeneration() uint64 {
@@ -951,7 +1024,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1036,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[13]
+	mi := &file_symbolon_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1049,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -1086,7 +1159,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1171,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[14]
+	mi := &file_symbolon_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1184,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Generation) GetNumber() uint64 {
@@ -1204,7 +1277,7 @@ type Received struct {
 
 func (x *Received) Reset() {
 	*x = Received{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1289,7 @@ func (x *Received) String() string {
 func (*Received) ProtoMessage() {}
 
 func (x *Received) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[15]
+	mi := &file_symbolon_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1302,7 @@ func (x *Received) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Received.ProtoReflect.Descriptor instead.
 func (*Received) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Received) GetPolicy() *timestamppb.Timestamp {
@@ -1265,7 +1338,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1350,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[16]
+	mi := &file_symbolon_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1363,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -1320,7 +1393,7 @@ type TokenKey struct {
 
 func (x *TokenKey) Reset() {
 	*x = TokenKey{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1405,7 @@ func (x *TokenKey) String() string {
 func (*TokenKey) ProtoMessage() {}
 
 func (x *TokenKey) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[17]
+	mi := &file_symbolon_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1418,7 @@ func (x *TokenKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenKey.ProtoReflect.Descriptor instead.
 func (*TokenKey) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TokenKey) GetId() string {
@@ -1378,7 +1451,7 @@ type Revocations struct {
 
 func (x *Revocations) Reset() {
 	*x = Revocations{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1463,7 @@ func (x *Revocations) String() string {
 func (*Revocations) ProtoMessage() {}
 
 func (x *Revocations) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[18]
+	mi := &file_symbolon_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1476,7 @@ func (x *Revocations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocations.ProtoReflect.Descriptor instead.
 func (*Revocations) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Revocations) GetNumber() uint64 {
@@ -1452,7 +1525,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1537,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[19]
+	mi := &file_symbolon_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1550,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Revocation) GetId() string {
@@ -1570,7 +1643,7 @@ type RevokedSerial struct {
 
 func (x *RevokedSerial) Reset() {
 	*x = RevokedSerial{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1655,7 @@ func (x *RevokedSerial) String() string {
 func (*RevokedSerial) ProtoMessage() {}
 
 func (x *RevokedSerial) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[20]
+	mi := &file_symbolon_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1668,7 @@ func (x *RevokedSerial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedSerial.ProtoReflect.Descriptor instead.
 func (*RevokedSerial) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokedSerial) GetTrustDomain() string {
@@ -1624,7 +1697,7 @@ type RevokedHost struct {
 
 func (x *RevokedHost) Reset() {
 	*x = RevokedHost{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1709,7 @@ func (x *RevokedHost) String() string {
 func (*RevokedHost) ProtoMessage() {}
 
 func (x *RevokedHost) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[21]
+	mi := &file_symbolon_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1722,7 @@ func (x *RevokedHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedHost.ProtoReflect.Descriptor instead.
 func (*RevokedHost) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokedHost) GetTrustDomain() string {
@@ -1676,7 +1749,7 @@ type RevokedLabels struct {
 
 func (x *RevokedLabels) Reset() {
 	*x = RevokedLabels{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[22]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1761,7 @@ func (x *RevokedLabels) String() string {
 func (*RevokedLabels) ProtoMessage() {}
 
 func (x *RevokedLabels) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[22]
+	mi := &file_symbolon_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1774,7 @@ func (x *RevokedLabels) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedLabels.ProtoReflect.Descriptor instead.
 func (*RevokedLabels) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevokedLabels) GetLabels() map[string]string {
@@ -1722,7 +1795,7 @@ type RevocationsAck struct {
 
 func (x *RevocationsAck) Reset() {
 	*x = RevocationsAck{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[23]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1807,7 @@ func (x *RevocationsAck) String() string {
 func (*RevocationsAck) ProtoMessage() {}
 
 func (x *RevocationsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[23]
+	mi := &file_symbolon_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1820,7 @@ func (x *RevocationsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationsAck.ProtoReflect.Descriptor instead.
 func (*RevocationsAck) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RevocationsAck) GetNumber() uint64 {
@@ -1773,7 +1846,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[24]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1858,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[24]
+	mi := &file_symbolon_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1871,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Peers) GetAddresses() [][]byte {
@@ -1817,7 +1890,7 @@ type Reissue struct {
 
 func (x *Reissue) Reset() {
 	*x = Reissue{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[25]
+	mi := &file_symbolon_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1902,7 @@ func (x *Reissue) String() string {
 func (*Reissue) ProtoMessage() {}
 
 func (x *Reissue) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[25]
+	mi := &file_symbolon_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1915,7 @@ func (x *Reissue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reissue.ProtoReflect.Descriptor instead.
 func (*Reissue) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Reissue) GetGeneration() uint64 {
@@ -1867,7 +1940,7 @@ type ReportFlowsRequest struct {
 
 func (x *ReportFlowsRequest) Reset() {
 	*x = ReportFlowsRequest{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[26]
+	mi := &file_symbolon_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1952,7 @@ func (x *ReportFlowsRequest) String() string {
 func (*ReportFlowsRequest) ProtoMessage() {}
 
 func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[26]
+	mi := &file_symbolon_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1965,7 @@ func (x *ReportFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsRequest.ProtoReflect.Descriptor instead.
 func (*ReportFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReportFlowsRequest) GetRecords() []*FlowRecord {
@@ -1931,7 +2004,7 @@ type ReportFlowsResponse struct {
 
 func (x *ReportFlowsResponse) Reset() {
 	*x = ReportFlowsResponse{}
-	mi := &file_symbolon_v1_control_proto_msgTypes[27]
+	mi := &file_symbolon_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2016,7 @@ func (x *ReportFlowsResponse) String() string {
 func (*ReportFlowsResponse) ProtoMessage() {}
 
 func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_symbolon_v1_control_proto_msgTypes[27]
+	mi := &file_symbolon_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,14 +2029,14 @@ func (x *ReportFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportFlowsResponse.ProtoReflect.Descriptor instead.
 func (*ReportFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_symbolon_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 var File_symbolon_v1_control_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x19symbolon/v1/control.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\xd0\x02\n" +
+	"\x19symbolon/v1/control.proto\x12\vsymbolon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16symbolon/v1/edge.proto\x1a\x16symbolon/v1/flow.proto\x1a\x18symbolon/v1/policy.proto\x1a\x18symbolon/v1/tunnel.proto\"\x82\x03\n" +
 	"\fEnrolRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12!\n" +
 	"\ftoken_secret\x18\x02 \x01(\fR\vtokenSecret\x12\x10\n" +
@@ -1972,10 +2045,14 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\x05 \x03(\v2).symbolon.v1.EnrolRequest.AttributesEntryR\n" +
 	"attributes\x120\n" +
-	"\ax509pop\x18\x06 \x01(\v2\x16.symbolon.v1.X509ProofR\ax509pop\x1aW\n" +
+	"\ax509pop\x18\x06 \x01(\v2\x16.symbolon.v1.X509ProofR\ax509pop\x120\n" +
+	"\x05cloud\x18\b \x01(\v2\x1a.symbolon.v1.CloudDocumentR\x05cloud\x1aW\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
-	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"?\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.symbolon.v1.LabelValuesR\x05value:\x028\x01\"G\n" +
+	"\rCloudDocument\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x1a\n" +
+	"\bdocument\x18\x02 \x01(\fR\bdocument\"?\n" +
 	"\tX509Proof\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xd5\x01\n" +
@@ -2147,105 +2224,107 @@ func file_symbolon_v1_control_proto_rawDescGZIP() []byte {
 	return file_symbolon_v1_control_proto_rawDescData
 }
 
-var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_symbolon_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_symbolon_v1_control_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: symbolon.v1.EnrolRequest
-	(*X509Proof)(nil),             // 1: symbolon.v1.X509Proof
-	(*EnrolResponse)(nil),         // 2: symbolon.v1.EnrolResponse
-	(*IssuedSVID)(nil),            // 3: symbolon.v1.IssuedSVID
-	(*IssueSVIDRequest)(nil),      // 4: symbolon.v1.IssueSVIDRequest
-	(*IssueSVIDResponse)(nil),     // 5: symbolon.v1.IssueSVIDResponse
-	(*IssueTokenRequest)(nil),     // 6: symbolon.v1.IssueTokenRequest
-	(*IssueTokenResponse)(nil),    // 7: symbolon.v1.IssueTokenResponse
-	(*RenewHostRequest)(nil),      // 8: symbolon.v1.RenewHostRequest
-	(*RenewHostResponse)(nil),     // 9: symbolon.v1.RenewHostResponse
-	(*SessionRequest)(nil),        // 10: symbolon.v1.SessionRequest
-	(*Hello)(nil),                 // 11: symbolon.v1.Hello
-	(*Ack)(nil),                   // 12: symbolon.v1.Ack
-	(*SessionResponse)(nil),       // 13: symbolon.v1.SessionResponse
-	(*Generation)(nil),            // 14: symbolon.v1.Generation
-	(*Received)(nil),              // 15: symbolon.v1.Received
-	(*TrustBundle)(nil),           // 16: symbolon.v1.TrustBundle
-	(*TokenKey)(nil),              // 17: symbolon.v1.TokenKey
-	(*Revocations)(nil),           // 18: symbolon.v1.Revocations
-	(*Revocation)(nil),            // 19: symbolon.v1.Revocation
-	(*RevokedSerial)(nil),         // 20: symbolon.v1.RevokedSerial
-	(*RevokedHost)(nil),           // 21: symbolon.v1.RevokedHost
-	(*RevokedLabels)(nil),         // 22: symbolon.v1.RevokedLabels
-	(*RevocationsAck)(nil),        // 23: symbolon.v1.RevocationsAck
-	(*Peers)(nil),                 // 24: symbolon.v1.Peers
-	(*Reissue)(nil),               // 25: symbolon.v1.Reissue
-	(*ReportFlowsRequest)(nil),    // 26: symbolon.v1.ReportFlowsRequest
-	(*ReportFlowsResponse)(nil),   // 27: symbolon.v1.ReportFlowsResponse
-	nil,                           // 28: symbolon.v1.EnrolRequest.AttributesEntry
-	nil,                           // 29: symbolon.v1.IssueSVIDRequest.AttributesEntry
-	nil,                           // 30: symbolon.v1.IssueTokenRequest.AttributesEntry
-	nil,                           // 31: symbolon.v1.Generation.HostAttributesEntry
-	nil,                           // 32: symbolon.v1.Received.BundlesEntry
-	nil,                           // 33: symbolon.v1.RevokedLabels.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*Resource)(nil),              // 35: symbolon.v1.Resource
-	(*FlowRecord)(nil),            // 36: symbolon.v1.FlowRecord
-	(*EdgeSet)(nil),               // 37: symbolon.v1.EdgeSet
-	(*LabelValues)(nil),           // 38: symbolon.v1.LabelValues
+	(*CloudDocument)(nil),         // 1: symbolon.v1.CloudDocument
+	(*X509Proof)(nil),             // 2: symbolon.v1.X509Proof
+	(*EnrolResponse)(nil),         // 3: symbolon.v1.EnrolResponse
+	(*IssuedSVID)(nil),            // 4: symbolon.v1.IssuedSVID
+	(*IssueSVIDRequest)(nil),      // 5: symbolon.v1.IssueSVIDRequest
+	(*IssueSVIDResponse)(nil),     // 6: symbolon.v1.IssueSVIDResponse
+	(*IssueTokenRequest)(nil),     // 7: symbolon.v1.IssueTokenRequest
+	(*IssueTokenResponse)(nil),    // 8: symbolon.v1.IssueTokenResponse
+	(*RenewHostRequest)(nil),      // 9: symbolon.v1.RenewHostRequest
+	(*RenewHostResponse)(nil),     // 10: symbolon.v1.RenewHostResponse
+	(*SessionRequest)(nil),        // 11: symbolon.v1.SessionRequest
+	(*Hello)(nil),                 // 12: symbolon.v1.Hello
+	(*Ack)(nil),                   // 13: symbolon.v1.Ack
+	(*SessionResponse)(nil),       // 14: symbolon.v1.SessionResponse
+	(*Generation)(nil),            // 15: symbolon.v1.Generation
+	(*Received)(nil),              // 16: symbolon.v1.Received
+	(*TrustBundle)(nil),           // 17: symbolon.v1.TrustBundle
+	(*TokenKey)(nil),              // 18: symbolon.v1.TokenKey
+	(*Revocations)(nil),           // 19: symbolon.v1.Revocations
+	(*Revocation)(nil),            // 20: symbolon.v1.Revocation
+	(*RevokedSerial)(nil),         // 21: symbolon.v1.RevokedSerial
+	(*RevokedHost)(nil),           // 22: symbolon.v1.RevokedHost
+	(*RevokedLabels)(nil),         // 23: symbolon.v1.RevokedLabels
+	(*RevocationsAck)(nil),        // 24: symbolon.v1.RevocationsAck
+	(*Peers)(nil),                 // 25: symbolon.v1.Peers
+	(*Reissue)(nil),               // 26: symbolon.v1.Reissue
+	(*ReportFlowsRequest)(nil),    // 27: symbolon.v1.ReportFlowsRequest
+	(*ReportFlowsResponse)(nil),   // 28: symbolon.v1.ReportFlowsResponse
+	nil,                           // 29: symbolon.v1.EnrolRequest.AttributesEntry
+	nil,                           // 30: symbolon.v1.IssueSVIDRequest.AttributesEntry
+	nil,                           // 31: symbolon.v1.IssueTokenRequest.AttributesEntry
+	nil,                           // 32: symbolon.v1.Generation.HostAttributesEntry
+	nil,                           // 33: symbolon.v1.Received.BundlesEntry
+	nil,                           // 34: symbolon.v1.RevokedLabels.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*Resource)(nil),              // 36: symbolon.v1.Resource
+	(*FlowRecord)(nil),            // 37: symbolon.v1.FlowRecord
+	(*EdgeSet)(nil),               // 38: symbolon.v1.EdgeSet
+	(*LabelValues)(nil),           // 39: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_control_proto_depIdxs = []int32{
-	28, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
-	1,  // 1: symbolon.v1.EnrolRequest.x509pop:type_name -> symbolon.v1.X509Proof
-	3,  // 2: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	34, // 3: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
-	34, // 4: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
-	29, // 5: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
-	3,  // 6: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	30, // 7: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
-	34, // 8: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
-	34, // 9: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
-	3,  // 10: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
-	11, // 11: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
-	12, // 12: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
-	23, // 13: symbolon.v1.SessionRequest.revoked:type_name -> symbolon.v1.RevocationsAck
-	14, // 14: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
-	25, // 15: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
-	24, // 16: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
-	18, // 17: symbolon.v1.SessionResponse.revocations:type_name -> symbolon.v1.Revocations
-	35, // 18: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
-	31, // 19: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
-	16, // 20: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
-	17, // 21: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
-	18, // 22: symbolon.v1.Generation.revocations:type_name -> symbolon.v1.Revocations
-	15, // 23: symbolon.v1.Generation.received:type_name -> symbolon.v1.Received
-	34, // 24: symbolon.v1.Received.policy:type_name -> google.protobuf.Timestamp
-	34, // 25: symbolon.v1.Received.revocations:type_name -> google.protobuf.Timestamp
-	32, // 26: symbolon.v1.Received.bundles:type_name -> symbolon.v1.Received.BundlesEntry
-	19, // 27: symbolon.v1.Revocations.added:type_name -> symbolon.v1.Revocation
-	20, // 28: symbolon.v1.Revocation.serial:type_name -> symbolon.v1.RevokedSerial
-	21, // 29: symbolon.v1.Revocation.host:type_name -> symbolon.v1.RevokedHost
-	22, // 30: symbolon.v1.Revocation.labels:type_name -> symbolon.v1.RevokedLabels
-	33, // 31: symbolon.v1.RevokedLabels.labels:type_name -> symbolon.v1.RevokedLabels.LabelsEntry
-	36, // 32: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
-	37, // 33: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
-	38, // 34: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	38, // 35: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	38, // 36: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	38, // 37: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	34, // 38: symbolon.v1.Received.BundlesEntry.value:type_name -> google.protobuf.Timestamp
-	0,  // 39: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
-	4,  // 40: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
-	6,  // 41: symbolon.v1.ProxyService.IssueToken:input_type -> symbolon.v1.IssueTokenRequest
-	8,  // 42: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
-	10, // 43: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
-	26, // 44: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
-	2,  // 45: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
-	5,  // 46: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
-	7,  // 47: symbolon.v1.ProxyService.IssueToken:output_type -> symbolon.v1.IssueTokenResponse
-	9,  // 48: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
-	13, // 49: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
-	27, // 50: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
-	45, // [45:51] is the sub-list for method output_type
-	39, // [39:45] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	29, // 0: symbolon.v1.EnrolRequest.attributes:type_name -> symbolon.v1.EnrolRequest.AttributesEntry
+	2,  // 1: symbolon.v1.EnrolRequest.x509pop:type_name -> symbolon.v1.X509Proof
+	1,  // 2: symbolon.v1.EnrolRequest.cloud:type_name -> symbolon.v1.CloudDocument
+	4,  // 3: symbolon.v1.EnrolResponse.svid:type_name -> symbolon.v1.IssuedSVID
+	35, // 4: symbolon.v1.IssuedSVID.not_after:type_name -> google.protobuf.Timestamp
+	35, // 5: symbolon.v1.IssuedSVID.rotate_at:type_name -> google.protobuf.Timestamp
+	30, // 6: symbolon.v1.IssueSVIDRequest.attributes:type_name -> symbolon.v1.IssueSVIDRequest.AttributesEntry
+	4,  // 7: symbolon.v1.IssueSVIDResponse.svid:type_name -> symbolon.v1.IssuedSVID
+	31, // 8: symbolon.v1.IssueTokenRequest.attributes:type_name -> symbolon.v1.IssueTokenRequest.AttributesEntry
+	35, // 9: symbolon.v1.IssueTokenResponse.not_after:type_name -> google.protobuf.Timestamp
+	35, // 10: symbolon.v1.IssueTokenResponse.rotate_at:type_name -> google.protobuf.Timestamp
+	4,  // 11: symbolon.v1.RenewHostResponse.svid:type_name -> symbolon.v1.IssuedSVID
+	12, // 12: symbolon.v1.SessionRequest.hello:type_name -> symbolon.v1.Hello
+	13, // 13: symbolon.v1.SessionRequest.ack:type_name -> symbolon.v1.Ack
+	24, // 14: symbolon.v1.SessionRequest.revoked:type_name -> symbolon.v1.RevocationsAck
+	15, // 15: symbolon.v1.SessionResponse.generation:type_name -> symbolon.v1.Generation
+	26, // 16: symbolon.v1.SessionResponse.reissue:type_name -> symbolon.v1.Reissue
+	25, // 17: symbolon.v1.SessionResponse.peers:type_name -> symbolon.v1.Peers
+	19, // 18: symbolon.v1.SessionResponse.revocations:type_name -> symbolon.v1.Revocations
+	36, // 19: symbolon.v1.Generation.resources:type_name -> symbolon.v1.Resource
+	32, // 20: symbolon.v1.Generation.host_attributes:type_name -> symbolon.v1.Generation.HostAttributesEntry
+	17, // 21: symbolon.v1.Generation.bundles:type_name -> symbolon.v1.TrustBundle
+	18, // 22: symbolon.v1.Generation.token_keys:type_name -> symbolon.v1.TokenKey
+	19, // 23: symbolon.v1.Generation.revocations:type_name -> symbolon.v1.Revocations
+	16, // 24: symbolon.v1.Generation.received:type_name -> symbolon.v1.Received
+	35, // 25: symbolon.v1.Received.policy:type_name -> google.protobuf.Timestamp
+	35, // 26: symbolon.v1.Received.revocations:type_name -> google.protobuf.Timestamp
+	33, // 27: symbolon.v1.Received.bundles:type_name -> symbolon.v1.Received.BundlesEntry
+	20, // 28: symbolon.v1.Revocations.added:type_name -> symbolon.v1.Revocation
+	21, // 29: symbolon.v1.Revocation.serial:type_name -> symbolon.v1.RevokedSerial
+	22, // 30: symbolon.v1.Revocation.host:type_name -> symbolon.v1.RevokedHost
+	23, // 31: symbolon.v1.Revocation.labels:type_name -> symbolon.v1.RevokedLabels
+	34, // 32: symbolon.v1.RevokedLabels.labels:type_name -> symbolon.v1.RevokedLabels.LabelsEntry
+	37, // 33: symbolon.v1.ReportFlowsRequest.records:type_name -> symbolon.v1.FlowRecord
+	38, // 34: symbolon.v1.ReportFlowsRequest.edges:type_name -> symbolon.v1.EdgeSet
+	39, // 35: symbolon.v1.EnrolRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	39, // 36: symbolon.v1.IssueSVIDRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	39, // 37: symbolon.v1.IssueTokenRequest.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	39, // 38: symbolon.v1.Generation.HostAttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	35, // 39: symbolon.v1.Received.BundlesEntry.value:type_name -> google.protobuf.Timestamp
+	0,  // 40: symbolon.v1.EnrolmentService.Enrol:input_type -> symbolon.v1.EnrolRequest
+	5,  // 41: symbolon.v1.ProxyService.IssueSVID:input_type -> symbolon.v1.IssueSVIDRequest
+	7,  // 42: symbolon.v1.ProxyService.IssueToken:input_type -> symbolon.v1.IssueTokenRequest
+	9,  // 43: symbolon.v1.ProxyService.RenewHost:input_type -> symbolon.v1.RenewHostRequest
+	11, // 44: symbolon.v1.ProxyService.Session:input_type -> symbolon.v1.SessionRequest
+	27, // 45: symbolon.v1.ProxyService.ReportFlows:input_type -> symbolon.v1.ReportFlowsRequest
+	3,  // 46: symbolon.v1.EnrolmentService.Enrol:output_type -> symbolon.v1.EnrolResponse
+	6,  // 47: symbolon.v1.ProxyService.IssueSVID:output_type -> symbolon.v1.IssueSVIDResponse
+	8,  // 48: symbolon.v1.ProxyService.IssueToken:output_type -> symbolon.v1.IssueTokenResponse
+	10, // 49: symbolon.v1.ProxyService.RenewHost:output_type -> symbolon.v1.RenewHostResponse
+	14, // 50: symbolon.v1.ProxyService.Session:output_type -> symbolon.v1.SessionResponse
+	28, // 51: symbolon.v1.ProxyService.ReportFlows:output_type -> symbolon.v1.ReportFlowsResponse
+	46, // [46:52] is the sub-list for method output_type
+	40, // [40:46] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_control_proto_init() }
@@ -2257,18 +2336,18 @@ func file_symbolon_v1_control_proto_init() {
 	file_symbolon_v1_flow_proto_init()
 	file_symbolon_v1_policy_proto_init()
 	file_symbolon_v1_tunnel_proto_init()
-	file_symbolon_v1_control_proto_msgTypes[10].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[11].OneofWrappers = []any{
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Ack)(nil),
 		(*SessionRequest_Revoked)(nil),
 	}
-	file_symbolon_v1_control_proto_msgTypes[13].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[14].OneofWrappers = []any{
 		(*SessionResponse_Generation)(nil),
 		(*SessionResponse_Reissue)(nil),
 		(*SessionResponse_Peers)(nil),
 		(*SessionResponse_Revocations)(nil),
 	}
-	file_symbolon_v1_control_proto_msgTypes[19].OneofWrappers = []any{
+	file_symbolon_v1_control_proto_msgTypes[20].OneofWrappers = []any{
 		(*Revocation_SpiffeId)(nil),
 		(*Revocation_Serial)(nil),
 		(*Revocation_Host)(nil),
@@ -2280,7 +2359,7 @@ func file_symbolon_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_control_proto_rawDesc), len(file_symbolon_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
