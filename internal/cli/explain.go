@@ -82,14 +82,7 @@ func (a *app) explain(ctx context.Context, from, to, port, flow string) error {
 	if flow != "" {
 		req = &symbolonv1.ExplainRequest{From: resp.GetFrom(), To: resp.GetTo(), Protocol: resp.GetProtocol(), Port: resp.GetPort()}
 	}
-	switch a.output {
-	case "json":
-		err = a.json(resp)
-	case "yaml":
-		err = a.yaml(resp)
-	default:
-		err = a.printExplanation(req, resp)
-	}
+	err = a.show(resp, func() error { return a.printExplanation(req, resp) })
 	if err == nil && !resp.GetAllow() {
 		err = errNegative
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
+	"github.com/symbolon/symbolon/api/symbolon/v1/symbolonv1connect"
 )
 
 // maxApply bounds one apply, bytes: what the controller takes in one message,
@@ -103,4 +104,14 @@ func (c *collector) read(name string, r io.Reader) error {
 	}
 	c.files = append(c.files, &symbolonv1.SourceFile{Name: name, Content: data})
 	return nil
+}
+
+// filesAndClient is what commands begin with that have the controller look at files.
+func (a *app) filesAndClient(paths []string) ([]*symbolonv1.SourceFile, symbolonv1connect.AdminServiceClient, error) {
+	files, err := a.collect(paths)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := a.client()
+	return files, c, err
 }

@@ -67,6 +67,17 @@ func (a *app) write(data []byte) error {
 	return err
 }
 
+// show writes an answer as JSON or YAML, if that is asked for; else otherwise does.
+func (a *app) show(m proto.Message, otherwise func() error) error {
+	switch a.output {
+	case "json":
+		return a.json(m)
+	case "yaml":
+		return a.yaml(m)
+	}
+	return otherwise()
+}
+
 // jsonDocument indents again, since protojson varies its white space on purpose.
 func jsonDocument(m proto.Message) ([]byte, error) {
 	doc, err := protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(m)

@@ -32,11 +32,7 @@ would have decided otherwise did not. Exit code 0: all passed; 1: some did not.`
 }
 
 func (a *app) policyTest(ctx context.Context, paths []string, namespace string) error {
-	files, err := a.collect(paths)
-	if err != nil {
-		return err
-	}
-	c, err := a.client()
+	files, c, err := a.filesAndClient(paths)
 	if err != nil {
 		return err
 	}
@@ -125,13 +121,19 @@ func (a *app) policyLintCommand() *cobra.Command {
 would be after an apply of the files; then only what the files touch is told of.
 
   narrows-parent     a deny below an allow that decides before it
-  never-matches      conditions that exclude each other
-  shadowed           another policy always decides first, or says the same already
+  never-matches      conditions that exclude each other; a wildcard without TCP ports
+  shadowed           another policy always decides first, or says the same already; another
+                     External or a Service always has the address
   duplicate          two policies say the same
   too-broad          an allow to or from anybody, on any port
   no-known-workload  a label that no Profile and no External gives
   expired            a policy whose time is over
   weak-profile       a Profile by a program that any user may run
+  foreign-label      an allow that another trust domain's workloads can meet
+  private-name       a name that leads into private networks, or should and does not
+  bare-name          a name without a dot, for which search domains do not count
+  overlapping-names  a name that is taken out of another External's wildcard
+  not-compared       there are too many policies to compare each with each
 
 Exit code 0: nothing, or warnings only; 1: errors; with --strict, 1 for warnings too.`,
 		Example: `  symbolon policy lint
@@ -147,11 +149,7 @@ Exit code 0: nothing, or warnings only; 1: errors; with --strict, 1 for warnings
 }
 
 func (a *app) policyLint(ctx context.Context, paths []string, namespace string, strict bool) error {
-	files, err := a.collect(paths)
-	if err != nil {
-		return err
-	}
-	c, err := a.client()
+	files, c, err := a.filesAndClient(paths)
 	if err != nil {
 		return err
 	}

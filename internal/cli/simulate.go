@@ -48,11 +48,7 @@ func (a *app) simulate(ctx context.Context, f applyFlags, since time.Duration) e
 	if since < 0 {
 		return usagef("--since %v: want 0 or more", since)
 	}
-	files, err := a.collect(f.files)
-	if err != nil {
-		return err
-	}
-	c, err := a.client()
+	files, c, err := a.filesAndClient(f.files)
 	if err != nil {
 		return err
 	}
@@ -64,15 +60,7 @@ func (a *app) simulate(ctx context.Context, f applyFlags, since time.Duration) e
 	if err != nil {
 		return err
 	}
-	switch a.output {
-	case "json":
-		err = a.json(resp)
-	case "yaml":
-		err = a.yaml(resp)
-	default:
-		err = a.printSimulation(resp)
-	}
-	if err != nil {
+	if err := a.show(resp, func() error { return a.printSimulation(resp) }); err != nil {
 		return err
 	}
 	for _, n := range resp.GetCounts() {
