@@ -157,6 +157,16 @@ func (w *world) goroutines(p *fleet.Proxy) int { return int(w.metric(p, "go_goro
 // metric is one of the proxy's series, by its name and labels, over its socket.
 func (w *world) metric(p *fleet.Proxy, series string) float64 {
 	w.t.Helper()
+	n, there := w.counted(p, series)
+	if !there {
+		w.t.Fatalf("no %s among the metrics", series)
+	}
+	return n
+}
+
+// counted is metric for a series that may not be there yet.
+func (w *world) counted(p *fleet.Proxy, series string) (n float64, there bool) {
+	w.t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", p.Socket())
 	}}
@@ -176,11 +186,10 @@ func (w *world) metric(p *fleet.Proxy, series string) float64 {
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			return n
+			return n, true
 		}
 	}
-	w.t.Fatalf("no %s among the metrics:\n%s", series, body)
-	return 0
+	return 0, false
 }
 
 // quiet waits until nothing is left of the connections.

@@ -79,7 +79,7 @@ func (a *app) sayRootStep(step symbolonv1.RootStep, resp *symbolonv1.RotateRootR
 		if !resp.GetRotation().GetCrossed() {
 			a.warning("the old root may not vouch for the new one: join tokens of before, and hosts that have not heard of it, are of no use")
 		}
-		a.say("next: when \"symbolon ca status\" names no host, \"symbolon ca rotate --root --finish\"")
+		a.say("next: give open connections two minutes to be renewed; when \"symbolon ca status\" names no host, \"symbolon ca rotate --root --finish\"")
 	case symbolonv1.RootStep_ROOT_STEP_FINISH:
 		a.say("the old root is believed no more: %s", told)
 		if n := resp.GetTokens(); n > 0 {
