@@ -54,7 +54,7 @@ var redirecting = []string{"iptables", "ip6tables", "ipset"}
 
 // tools are the programs of the world and of all systems.
 var tools = map[string][]string{
-	"":        {"ip", "tcpdump"},
+	"":        {"ip", "tcpdump", "iptables"},
 	"haproxy": {"haproxy"}, "nginx": {"nginx"}, "nginx-64k": {"nginx"}, "stunnel": {"stunnel"},
 	nameSymbolon: redirecting, nameAuthenticated: redirecting, nameSingle: redirecting, nameStock: redirecting,
 }

@@ -98,6 +98,13 @@ func (l *lab) sample(ctx context.Context, o *options, p *pair, w workload, s *sa
 	if w.fresh {
 		return l.weigh(ctx, o, p, w, s)
 	}
+	if w.delay > 0 {
+		short, err := p.lengthen(w.delay)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, short()) }()
+	}
 	var before snapshot
 	var stolen float64
 	var began time.Time
@@ -122,6 +129,19 @@ func (l *lab) sample(ctx context.Context, o *options, p *pair, w workload, s *sa
 		return t.stop(r, l.progress)
 	})
 	return err
+}
+
+// lengthen makes the link between the hosts a long one, until short is called.
+func (p *pair) lengthen(by time.Duration) (short func() error, err error) {
+	there, err := p.client.Delay("eth0", by)
+	if err != nil {
+		return nil, err
+	}
+	back, err := p.server.Delay("eth0", by)
+	if err != nil {
+		return nil, errors.Join(err, there())
+	}
+	return func() error { return errors.Join(there(), back()) }, nil
 }
 
 // warmConns is how many connections a fresh pair of proxies serves before its memory

@@ -37,7 +37,7 @@ func allSystems() []system {
 		{name: "stunnel", about: "stunnel pair, sessions resumed", target: near, encrypted: true, peer: true, start: startStunnel},
 		{name: "go", about: "io.Copy over crypto/tls (ghostunnel's technique; in this program), X25519, sessions resumed", target: near, encrypted: true, start: startGo},
 		{name: nameSymbolon, about: "transparent by iptables; identity, policy, records; encrypted; tunnels reused, sessions resumed", target: remote, encrypted: true, start: startSymbolon("encrypted", "")},
-		{name: nameSingle, about: "the same without reuse, as behind a balancer: a tunnel for each connection", target: remote, encrypted: true, only: []string{"connect"}, start: startSymbolon("encrypted", "tunnel: {reuse: false}")},
+		{name: nameSingle, about: "the same without reuse, as behind a balancer: a tunnel for each connection", target: remote, encrypted: true, only: []string{"connect", "far"}, start: startSymbolon("encrypted", "tunnel: {reuse: false}")},
 		{name: nameStock, about: "symbolon with crypto/tls in the data phase, too (tunnel.record_layer: stock)", target: remote, encrypted: true, start: startSymbolon("encrypted", "tunnel: {record_layer: stock}")},
 		{name: nameAuthenticated, about: "transparent, with identity, policy and records, too; authenticated: TLS proves both ends of each connection, then its bytes pass in the clear", target: remote, start: startSymbolon("authenticated", "")},
 	}

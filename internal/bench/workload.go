@@ -18,6 +18,8 @@ type workload struct {
 	conns       int
 	fresh       bool // proxies are started anew: memory is read
 	metrics     []metric
+	// delay is how much longer each packet takes each way.
+	delay time.Duration
 }
 
 // metric is a figure that is computed from one measurement.
@@ -76,6 +78,7 @@ var (
 	bulkMetrics    = []metric{gbits, perGB}
 	echoMetrics    = []metric{rate, p50, p99, per100k}
 	connectMetrics = []metric{conns, first50, first99, perConn}
+	farMetrics     = []metric{first50, first99}
 	idleMetrics    = []metric{kbC, kbS, fdsC, fdsS, opened}
 	mixedMetrics   = []metric{p50, p99, gbits}
 )
@@ -89,6 +92,8 @@ func allWorkloads(idle []int) []workload {
 		{name: "echo-1", title: "1 KB request and answer, 1 open connection", kind: "echo", conns: 1, metrics: echoMetrics},
 		{name: "echo-64", title: "1 KB request and answer, 64 open connections", kind: "echo", conns: 64, metrics: echoMetrics},
 		{name: "connect", title: "A new connection for each request, 16 workers", kind: "connect", conns: 16, metrics: connectMetrics},
+		{name: "far", title: "A new connection for each request, one after the other, over a link of 20 ms there and back",
+			kind: "connect", conns: 1, metrics: farMetrics, delay: 10 * time.Millisecond},
 		{name: "mixed", title: "1 KB request and answer beside one bulk stream to the client", kind: "mixed", conns: 1, metrics: mixedMetrics},
 	}
 	for _, n := range idle {
