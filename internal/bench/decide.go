@@ -117,6 +117,8 @@ func (d *decided) measure(c *policydb.Compiled, rounds int) error {
 
 // cost is this thread's CPU time, in ns, and the allocations for each of n calls.
 func cost(n int, f func(int)) (ns, allocs float64) {
+	runtime.LockOSThread() // or it is two threads' time
+	defer runtime.UnlockOSThread()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	began := threadTime()
@@ -140,6 +142,8 @@ func threadTime() time.Duration {
 // compileMany compiles n policies: the time it takes, and the bytes that stay.
 func compileMany(n int) (*policydb.Compiled, time.Duration, float64, error) {
 	rs := decidePolicies(n)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
