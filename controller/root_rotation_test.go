@@ -2,9 +2,14 @@ package controller_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -260,8 +265,10 @@ func TestRootRotation(t *testing.T) {
 	if _, err := enrol.Enrol(t.Context(), w.address(), newToken, nil, nil); err != nil {
 		t.Errorf("a join token of the new root: %v", err)
 	}
-	w.again()
-	for _, h := range []*host{here, late} {
+	for i, h := range []*host{here, late, here, late} {
+		if i == 2 {
+			w.again()
+		}
 		s := h.open(t, &symbolonv1.Hello{BundleVersion: h.BundleVersion})
 		if g := s.heard(1); !bytes.Equal(g.GetBundle()[0], next) {
 			t.Error("another root")
@@ -355,6 +362,71 @@ func TestRootRotationAborted(t *testing.T) {
 	if g := h.open(t, &symbolonv1.Hello{}).generation(); len(g.GetBundle()) != 1 {
 		t.Errorf("%d roots", len(g.GetBundle()))
 	}
+}
+
+// operatorsRoot makes a CA and its key, as files.
+func operatorsRoot(t *testing.T, name string) (cert, key string, der []byte) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	if der, err = x509.CreateCertificate(rand.Reader, c, c, k.Public(), k); err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "next.pem"), filepath.Join(dir, "next.key")
+	for file, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key, der
+}
+
+// A controller with a root of its own goes over to the operator's, whose files can be taken
+// away after the first step; from there only to another of his.
+func TestRootRotationToTheOperators(t *testing.T) {
+	cert, key, der := operatorsRoot(t, "Operator's")
+	w := newWorld(t, func(w *world) { w.cfg.CA.NextCertFile, w.cfg.CA.NextKeyFile = cert, key })
+	w.apply(tree)
+	h := w.enrol("/acme/prod", nil)
+	s := h.open(t, &symbolonv1.Hello{})
+	s.heard(1)
+	if r := w.root(start).GetRotation(); !bytes.Equal(r.GetOther().GetCertificate(), der) {
+		t.Errorf("the next root is %v", r.GetOther())
+	}
+	for _, file := range []string{cert, key} {
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h = w.with(h, s.heard(2))
+	eventually(t, "acknowledged", func() bool { return len(w.rootBehind()) == 0 })
+	if r := w.root(sign).GetRotation(); !r.GetCrossed() {
+		t.Errorf("not cross-signed: %v", r)
+	}
+	s.reissue()
+	h = w.reissued(h)
+	w.root(finish)
+	if c := w.ca(); !c.GetUpstream() || !bytes.Equal(c.GetRoot().GetCertificate(), der) {
+		t.Errorf("%v", c)
+	}
+	if _, err := h.issue(t.Context(), t, postgres...); err != nil {
+		t.Errorf("by an SVID under the operator's root: %v", err)
+	}
+	w.refusesRoot(start, "ca.next_cert_file", "no such file")
+	w.cfg.CA.NextCertFile, w.cfg.CA.NextKeyFile = "", ""
+	w.again()
+	w.refusesRoot(start, "ca.next_cert_file", "restart")
 }
 
 // Neither a stranger, nor a host, nor who may ask for claims, rotates.
