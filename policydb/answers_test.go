@@ -80,3 +80,42 @@ func TestRememberedDecisionsDoNotMixUnderPressure(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// What was decided by the clock does not stand when windows count as open: learn asks both
+// of one set.
+func TestRememberedDecisionsGoWhenWindowsOpen(t *testing.T) {
+	w := compile(t, answersYAML)
+	night := noon.Add(12 * time.Hour)
+	q := &Query{From: endpoint("app=web"), To: endpoint("app=api"), Protocol: "tcp", Port: 443}
+	if d := w.compiled.Decide(Client, q, night); d.Allow {
+		t.Fatalf("by night: %s", say(d))
+	}
+	w.compiled.openWindows()
+	if d := w.compiled.Decide(Client, q, night); !d.Allow {
+		t.Errorf("with open windows: %s", say(d))
+	}
+	learns := compile(t, answersYAML[:len(tree)-len("mode: enforce\n---\n")]+"mode: learn\n---\n"+answersYAML[len(tree):]).compiled
+	q.From = endpoint("app=nobody")
+	if d := learns.Decide(Client, q, noon); !d.Allow {
+		t.Fatalf("in learn: %s", say(d))
+	}
+	learns.enforceAll()
+	if d := learns.Decide(Client, q, noon); d.Allow {
+		t.Errorf("as if enforced: %s", say(d))
+	}
+}
+
+// A test that learn suggests holds at any hour, whatever the hour it is made at: here a deny
+// is closed for now.
+func TestSuggestedTestsDoNotDependOnTheHour(t *testing.T) {
+	db := newDB(t, learning+policyYAML("/acme", "not-by-night", "subject: {app: web}\nverb: deny\nobject: {app: db}\nwhen: {hours: \"22:00-06:00\", timezone: UTC}\npropagate: true"))
+	es := []Edge{edgeLine(true, "app=web app=db 5432")}
+	g, err := db.Snapshot().Suggest(es, SuggestOptions{Namespace: "/acme/prod", Now: noon})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkSuggestion(t, db, es, g)
+	if g.Covered != 1 || len(g.Policies) != 1 {
+		t.Errorf("%s", g.YAML())
+	}
+}

@@ -70,4 +70,5 @@ func (c *Compiled) enforceAll() {
 	for _, ch := range c.chains {
 		ch.learn = false
 	}
+	c.forgetAnswers()
 }

@@ -141,7 +141,7 @@ func (s *Snapshot) compileFor(tests []*symbolonv1.Resource) (*Compiled, error) {
 	}
 	c, err := Compile(resources, s.generation)
 	if err == nil {
-		c.timeless = true
+		c.openWindows()
 		c.enforceAll()
 	}
 	return c, err

@@ -60,7 +60,7 @@ func (g *suggester) beyond() {
 // ends in its own namespace, with no more than the labels named, so one that does not
 // hold there is left out.
 func (g *suggester) test(c *Compiled) *symbolonv1.Resource {
-	c.timeless = true
+	c.openWindows()
 	t := &symbolonv1.PolicyTest{}
 	add := func(from, to *Endpoint, protocol string, port uint16, allow bool, by, name string) {
 		x := &symbolonv1.PolicyTest_Test{
