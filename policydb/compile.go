@@ -18,7 +18,8 @@ import (
 // precedence is order. For an identity two sets of bits are found once: policies
 // whose subject it matches, and policies whose object it matches. A decision is the
 // AND of the client's first set and the server's second, over the ranges of one
-// namespace chain; ports, windows and comparisons are looked at on what survives.
+// namespace chain; ports, windows and comparisons are looked at on what survives. What came out is
+// kept for the next connection that asks the same (answers.go).
 type Compiled struct {
 	generation uint64
 	chains     map[string]*chain
