@@ -64,7 +64,9 @@ func (in *incoming) arrived(m []byte, err error) {
 		if errors.Is(err, errLater) {
 			ctx, cancel := next.setup()
 			defer cancel()
-			err = next.rest(ctx)
+			rest := next.rest
+			next.rest = nil
+			err = rest(ctx)
 		}
 		next.ended(err)
 	})

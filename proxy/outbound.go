@@ -313,6 +313,7 @@ func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {
 	o.rec.ServerPolicy = v.GetPolicy()
 	o.tunnel = t
+	o.policy = nil // decided; what is open must not keep a policy that another has replaced
 	l := o.standing(o.me, standing{o.endpoint, t.Peer(), o.peer}, o.standsOn)
 	l.renewal.token, l.renewal.from, l.renewal.to = o.token, o.tuple.Src.Addr(), o.tuple.Dst
 	return o.conn.open(r, l, o.me)

@@ -11,8 +11,9 @@ const (
 	memoryEvery = time.Second
 	// quietAllocs is how much may be allocated between two looks at a quiet time, bytes.
 	quietAllocs = 1 << 20
-	// garbageMin is how much garbage is worth a collection, bytes, if it is also more
-	// than a quarter of what is in use.
+	// garbageMin is how much garbage, and memory that the runtime keeps for the next
+	// burst, is worth a collection, bytes, if it is also more than a quarter of what is in
+	// use.
 	garbageMin = 2 << 20
 )
 
@@ -22,6 +23,7 @@ const (
 func tidyMemory(ctx context.Context) {
 	samples := []metrics.Sample{
 		{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
 	}
 	tick := time.NewTicker(memoryEvery)
 	defer tick.Stop()
@@ -34,7 +36,8 @@ func tidyMemory(ctx context.Context) {
 		}
 		metrics.Read(samples)
 		allocs, objects, live := samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64()
-		if allocs-before < quietAllocs && objects > live+max(live/4, garbageMin) {
+		kept := objects + samples[3].Value.Uint64()
+		if allocs-before < quietAllocs && kept > live+max(live/4, garbageMin) {
 			debug.FreeOSMemory()
 		}
 		before = allocs
