@@ -36,6 +36,10 @@ func (s adminService) GetCA(ctx context.Context, _ *connect.Request[symbolonv1.G
 	if res.RootRotation, err = s.rootRotation(ctx); err != nil {
 		return nil, err
 	}
+	if s.upstream != nil {
+		res.UpstreamSpire = s.upstream.proto(s.cfg.CA.UpstreamSPIREServer, s.cfg.CA.UpstreamSPIREWorkloadAPI)
+		res.Roots = uint32(len(s.ca.Roots()))
+	}
 	if !status.EarlierUntil.IsZero() {
 		if res.Behind, err = s.behind(ctx, issuerName(status.Intermediate)); err != nil {
 			return nil, s.internal("list hosts", err)
@@ -52,8 +56,16 @@ func (s adminService) RotateIntermediate(ctx context.Context, req *connect.Reque
 	if errors.Is(err, ca.ErrUpstream) {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
 	}
+	if err != nil && s.upstream != nil {
+		s.upstream.note(err, s.opts.Now())
+		return nil, connect.NewError(connect.CodeFailedPrecondition, err)
+	}
 	if err != nil {
 		return nil, s.internal("rotate the intermediate", err)
+	}
+	if s.upstream != nil {
+		s.upstream.note(nil, s.opts.Now())
+		s.upstreamRootsChanged() // they may have come with it
 	}
 	s.log.Info("intermediate rotated", zap.Stringer("previous", identity.SerialOf(previous)),
 		zap.Stringer("intermediate", identity.SerialOf(next)), zap.String("actor", actor))

@@ -175,7 +175,7 @@ func (s *Server) voidTokens(ctx context.Context, before time.Time) (n int, err e
 // rootRotation is its state for people; nil: there was none.
 func (s *Server) rootRotation(ctx context.Context) (*symbolonv1.RootRotation, error) {
 	r := s.ca.Status().RootRotation
-	if r.Version == 0 {
+	if r.Version == 0 || s.upstream != nil { // SPIRE's are rotated there
 		return nil, nil
 	}
 	out := &symbolonv1.RootRotation{

@@ -57,6 +57,11 @@ type CAConfig struct {
 	// PEM: taken over at the first start, and not read afterwards.
 	UpstreamCertFile string `yaml:"upstream_cert_file"`
 	UpstreamKeyFile  string `yaml:"upstream_key_file"`
+	// UpstreamSPIREWorkloadAPI and UpstreamSPIREServer are a SPIRE agent's Workload API
+	// ("unix:///run/spire/agent/api.sock"), which gives this process the SVID of a downstream
+	// entry, and the server that signs our intermediates by it ("address:port").
+	UpstreamSPIREWorkloadAPI string `yaml:"upstream_spire_workload_api"`
+	UpstreamSPIREServer      string `yaml:"upstream_spire_server"`
 	// NextCertFile and NextKeyFile are the operator's CA that is to be the next one, PEM:
 	// taken over when a rotation of the root is started, and not read otherwise.
 	NextCertFile string `yaml:"next_cert_file"`
@@ -158,6 +163,7 @@ func (c Config) Validate() error {
 	if (c.CA.NextCertFile == "") != (c.CA.NextKeyFile == "") {
 		bad("ca.next_cert_file", "it goes with ca.next_key_file; give both, or neither to have the next root made")
 	}
+	c.CA.validateUpstreamSPIRE(c.TrustDomain, bad)
 	if c.Edges.Retention < minEdgeRetention {
 		bad("edges.retention", "%v is too short; use %v or more, such as 720h", c.Edges.Retention, minEdgeRetention)
 	}

@@ -21,6 +21,8 @@ func Settings() []settings.Setting[Config] {
 		{Key: "ca.key_file", Usage: "file that seals the CA's keys (default DATA_DIR/seal.key)", Set: settings.Text(func(x *c) *string { return &x.CA.KeyFile })},
 		{Key: "ca.upstream_cert_file", Usage: "the operator's own CA, PEM: its certificate, then its issuers up to the root (first start only)", Set: settings.Text(func(x *c) *string { return &x.CA.UpstreamCertFile })},
 		{Key: "ca.upstream_key_file", Usage: "its private key, PEM, mode 0600: sealed into the store at the first start, not read afterwards", Set: settings.Text(func(x *c) *string { return &x.CA.UpstreamKeyFile })},
+		{Key: "ca.upstream_spire_workload_api", Usage: "have a SPIRE server sign: the Workload API of the agent here, such as unix:///run/spire/agent/api.sock (docs/spire.md)", Set: settings.Text(func(x *c) *string { return &x.CA.UpstreamSPIREWorkloadAPI })},
+		{Key: "ca.upstream_spire_server", Usage: "that SPIRE server's address:port; the controller's entry is made with -downstream", Set: settings.Text(func(x *c) *string { return &x.CA.UpstreamSPIREServer })},
 		{Key: "ca.next_cert_file", Usage: "the operator's CA that is to be the next one, PEM, as ca.upstream_cert_file (read by 'symbolon ca rotate --root' only)", Set: settings.Text(func(x *c) *string { return &x.CA.NextCertFile })},
 		{Key: "ca.next_key_file", Usage: "its private key, PEM, mode 0600: sealed into the store then", Set: settings.Text(func(x *c) *string { return &x.CA.NextKeyFile })},
 		{Key: "enrolment.x509pop", Usage: "CAs whose certificates enrol hosts, as YAML: [{ca_file: FILE, namespace: PATH, labels: {}, spiffe_ids: []}]", Set: x509popText},

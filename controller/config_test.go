@@ -98,6 +98,10 @@ func TestConfigRefuses(t *testing.T) {
 		"relative upstream":   {file: ok + "ca: {upstream_cert_file: c, upstream_key_file: /k}\n", words: []string{"ca.upstream_cert_file", "absolute"}},
 		"next cert alone":     {file: ok + "ca: {next_cert_file: /c}\n", words: []string{"ca.next_cert_file", "next_key_file"}},
 		"relative next key":   {file: ok + "ca: {next_cert_file: /c, next_key_file: k}\n", words: []string{"ca.next_key_file", "absolute"}},
+		"SPIRE's API alone":   {file: ok + "ca: {upstream_spire_workload_api: \"unix:///a\"}\n", words: []string{"ca.upstream_spire_server", "goes with"}},
+		"SPIRE's API by TCP":  {file: ok + "ca: {upstream_spire_workload_api: \"/a\", upstream_spire_server: \"h:1\"}\n", words: []string{"ca.upstream_spire_workload_api", "unix:///run"}},
+		"SPIRE without port":  {file: ok + "ca: {upstream_spire_workload_api: \"unix:///a\", upstream_spire_server: h}\n", words: []string{"ca.upstream_spire_server", "address:port"}},
+		"SPIRE and a CA":      {file: ok + "ca: {upstream_spire_workload_api: \"unix:///a\", upstream_spire_server: \"h:1\", upstream_cert_file: /c, upstream_key_file: /k}\n", words: []string{"ca.upstream_spire_server", "not both"}},
 		"rotate too often":    {file: ok + "ca: {rotate_every: 1s}\n", words: []string{"ca.rotate_every", "1m"}},
 		"ttl below rotation":  {file: ok + "ca: {svid_ttl: 30m, rotate_every: 30m}\n", words: []string{"ca.svid_ttl", "twice"}},
 		"ttl too long":        {file: ok + "ca: {svid_ttl: 8760h}\n", words: []string{"ca.svid_ttl", "or less"}},
@@ -136,7 +140,8 @@ func TestSettingsCoverTheFile(t *testing.T) {
 		}
 	}
 	want := []string{"trust-domain", "listen", "advertise", "data-dir", "store-kind", "ca-svid-ttl", "ca-rotate-every", "ca-key-file",
-		"ca-upstream-cert-file", "ca-upstream-key-file", "ca-next-cert-file", "ca-next-key-file", "enrolment-x509pop",
+		"ca-upstream-cert-file", "ca-upstream-key-file", "ca-upstream-spire-workload-api", "ca-upstream-spire-server",
+		"ca-next-cert-file", "ca-next-key-file", "enrolment-x509pop",
 		"enrolment-cloud-aws", "enrolment-cloud-gcp", "enrolment-cloud-azure", "edges-retention", "edges-per-namespace",
 		"federation-listen", "federation-profile", "federation-cert-file", "federation-key-file", "federation-refresh-hint", "federation-web-ca-file"}
 	if diff := cmp.Diff(want, flags); diff != "" {

@@ -144,6 +144,9 @@ func (s *Server) createToken(ctx context.Context, namespace string, labels map[s
 	token := enrol.NewToken(sha256.Sum256(s.ca.Roots()[0].RawSubjectPublicKeyInfo))
 	secret := sha256.Sum256(token.Secret[:])
 	now := s.opts.Now()
+	if s.upstream != nil { // it pins a root, and SPIRE's come and go
+		ttl = min(ttl, s.ca.NotAfter().Sub(now))
+	}
 	record := tokenRecord{SecretSHA256: secret[:], Namespace: namespace, Labels: labels, Created: now, Expires: now.Add(ttl)}
 	op, err := putJSON(tokenPrefix+token.ID, record)
 	if err != nil {

@@ -99,6 +99,9 @@ func (s *Server) hostGate(ctx context.Context, _ connect.Spec, _ connect.Peer, _
 	if !ok || strings.Contains(id, "/") {
 		return nil, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("%s is not a host", cert.URIs[0]))
 	}
+	if err := s.refuseForged(identity.SerialOf(cert), id); err != nil {
+		return nil, err
+	}
 	if err := s.refuseRevokedPeer(ctx); err != nil {
 		return nil, err
 	}

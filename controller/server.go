@@ -62,6 +62,7 @@ type Server struct {
 
 	store       store.Store
 	ca          *ca.CA
+	upstream    *upstreamSPIRE // nil: the root is ours, or the operator's
 	tokenKeys   *ca.TokenKeys
 	nonces      nonces
 	believed    *believed
@@ -129,7 +130,20 @@ func New(ctx context.Context, cfg Config, opts Options) (_ *Server, err error) {
 			_ = s.store.Close()
 		}
 	}()
+	if s.upstream, err = s.openUpstream(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.upstream.close()
+		}
+	}()
+	var external ca.External
+	if s.upstream != nil {
+		external = s.upstream
+	}
 	s.ca, err = ca.Open(ctx, s.store, ca.Config{
+		External:    external,
 		TrustDomain: cfg.trustDomain(), KeyFile: cfg.keyFile(),
 		TTL: cfg.CA.SVIDTTL, RotateEvery: cfg.CA.RotateEvery, Now: opts.Now,
 		UpstreamCert: cfg.CA.UpstreamCertFile, UpstreamKey: cfg.CA.UpstreamKeyFile,
@@ -259,6 +273,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.workers.Go(func() { s.followHosts(s.work) })
 	s.workers.Go(func() { s.followScans(s.work) })
 	s.workers.Go(func() { s.followers.run(s.work) })
+	if s.upstream != nil {
+		s.workers.Go(func() { s.followUpstream(s.work) })
+	}
 
 	served := make(chan error, 2)
 	go func() { served <- s.http.ServeTLS(s.listener, "", "") }()
@@ -299,6 +316,7 @@ func (s *Server) Close() (err error) {
 		}
 		s.endWork()
 		s.workers.Wait()
+		s.upstream.close()
 		err = errors.Join(err, s.store.Close())
 	})
 	return err
@@ -324,7 +342,7 @@ func (s *Server) janitor(ctx context.Context) {
 		s.inventory.prune(nil)
 		s.edges.prune(s.policies.hasPolicy)
 		_, pruned := s.revocations.prune(ctx)
-		if err := errors.Join(s.sweepTokens(ctx), s.scans.sweep(ctx), s.ca.Renew(ctx), s.renewTokenKeys(ctx), pruned); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.sweepTokens(ctx), s.scans.sweep(ctx), s.renewIntermediate(ctx), s.renewTokenKeys(ctx), pruned); err != nil && ctx.Err() == nil {
 			s.log.Error("housekeeping", zap.Error(err))
 		}
 		select {
@@ -333,6 +351,14 @@ func (s *Server) janitor(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// renewIntermediate does so in time; below SPIRE that is followUpstream's.
+func (s *Server) renewIntermediate(ctx context.Context) error {
+	if s.upstream != nil {
+		return nil
+	}
+	return s.ca.Renew(ctx)
 }
 
 // followHosts cuts the sessions of hosts that are removed, whoever removed them, and

@@ -125,10 +125,14 @@ func (s *Server) provenWorkload(m *symbolonv1.IssueTokenRequest, now time.Time) 
 }
 
 // foreignBundles are those of the trust domains that the operator has let in by a
-// TrustDomain. Our own is not among them: its SVIDs carry claims.
+// TrustDomain. Our own is not among them, whose SVIDs carry claims; but below SPIRE, which
+// signs in the same trust domain without.
 type foreignBundles struct{ *Server }
 
 func (f foreignBundles) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if f.upstream != nil && td == f.cfg.trustDomain() {
+		return f.ca.Bundle(), nil
+	}
 	b := f.policies.trustBundle(td.Name())
 	if b == nil {
 		return nil, fmt.Errorf("no TrustDomain %s, or no bundle of it yet: apply one with its bundle or endpoint", td)

@@ -60,6 +60,13 @@ func (s Serial) tag() (hostTag, bool) {
 	return hostTag([]byte(s[1 : 1+tagSize])), true
 }
 
+// IssuedTo tells whether our CA has given it to a certificate of a host's: its own, or one of
+// its workloads'.
+func (s Serial) IssuedTo(hostID string) bool {
+	tag, ok := s.tag()
+	return ok && tag == tagOf(hostID)
+}
+
 // String is hexadecimal.
 func (s Serial) String() string { return hex.EncodeToString([]byte(s)) }
 

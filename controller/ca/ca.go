@@ -59,6 +59,8 @@ type Config struct {
 	// NextCert and NextKey, if not empty, name the operator's CA that is to be the next
 	// one; read by StartRoot.
 	NextCert, NextKey string
+	// External, if not nil, signs our intermediates: there is no root of ours.
+	External External
 	// TTL is how long an SVID is valid, RotateEvery how soon its holder should ask
 	// for the next one.
 	TTL, RotateEvery time.Duration
@@ -76,6 +78,10 @@ type CA struct {
 	footing      *footing
 	intermediate *signer
 	replaced     replacement
+	external     externalRecord // zero without an External
+
+	// renewing orders the requests to External; it is taken before mu.
+	renewing sync.Mutex
 
 	validity validity
 }
@@ -105,6 +111,15 @@ func Open(ctx context.Context, st store.Store, cfg Config) (*CA, error) {
 		cfg.Now = time.Now
 	}
 	c := &CA{cfg: cfg, store: st}
+	if cfg.External != nil {
+		if err := c.openValidity(ctx); err != nil {
+			return nil, err
+		}
+		return c, c.openExternal(ctx)
+	}
+	if err := notExternal(ctx, st); err != nil {
+		return nil, err
+	}
 	_, err := st.Get(ctx, keyRoot)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
@@ -196,8 +211,18 @@ func (c *CA) create(ctx context.Context) error {
 	return nil
 }
 
-// Renew replaces the intermediate if it is near its end. Call it now and then.
+// Renew replaces the intermediate if it is near its end. Call it now and then; with an
+// External it may wait for that.
 func (c *CA) Renew(ctx context.Context) error {
+	if c.cfg.External != nil {
+		c.mu.Lock()
+		at := c.externalRenewal()
+		c.mu.Unlock()
+		if c.cfg.Now().Before(at) {
+			return nil
+		}
+		return c.renewExternal(ctx, "")
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if at := c.renewal(); at.IsZero() || c.cfg.Now().Before(at) {

@@ -91,6 +91,10 @@ type footing struct {
 	// other is the root that is believed besides; nil: none.
 	other  *x509.Certificate
 	record rootRecord
+	// others are believed besides where an External signs. stranded: what it has signed
+	// leads to none of its roots.
+	others   []*x509.Certificate
+	stranded bool
 }
 
 func newFooting(root *signer, record rootRecord) (*footing, error) {
@@ -128,6 +132,7 @@ func (c *CA) Trust() (roots []*x509.Certificate, version uint64) {
 	if f.other != nil {
 		roots = append(roots, f.other)
 	}
+	roots = append(roots, f.others...)
 	return roots, f.record.Version
 }
 

@@ -40,6 +40,8 @@ type Status struct {
 	By       string
 	// EarlierUntil is when the last SVID of an earlier intermediate ends; zero if all have.
 	EarlierUntil time.Time
+	// Stranded: below an External, the intermediate leads to no root that is believed.
+	Stranded bool
 	// RootRotation is that of the root.
 	RootRotation RootRotation
 }
@@ -61,7 +63,7 @@ func (c *CA) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := Status{
-		Root: c.footing.root, Upstream: c.footing.upstream, RootRotation: c.footing.status(), Intermediate: c.intermediate.cert, Renewal: c.renewal(),
+		Root: c.footing.root, Upstream: c.footing.upstream, RootRotation: c.footing.status(), Stranded: c.footing.stranded, Intermediate: c.intermediate.cert, Renewal: c.renewal(),
 		Replaced: c.replaced.Time, By: c.replaced.By,
 	}
 	if c.cfg.Now().Before(c.replaced.Until) {
@@ -73,6 +75,9 @@ func (c *CA) Status() Status {
 // renewal is when the intermediate is to be replaced; zero: there is no more to be had.
 // The lock is held.
 func (c *CA) renewal() time.Time {
+	if c.cfg.External != nil {
+		return c.externalRenewal()
+	}
 	end := c.intermediate.cert.NotAfter
 	if last := c.footing.signerEnd; !last.After(end) || !c.cfg.Now().Before(last) {
 		return time.Time{}
@@ -84,6 +89,13 @@ func (c *CA) renewal() time.Time {
 // wants that. What the old one has signed stays valid, and its key is gone.
 // Errors: ErrUpstream: what the new one signs would not verify; the old one stays.
 func (c *CA) RotateIntermediate(ctx context.Context, by string) (previous, next *x509.Certificate, err error) {
+	if c.cfg.External != nil {
+		previous = c.Status().Intermediate
+		if err := c.renewExternal(ctx, by); err != nil {
+			return nil, nil, err
+		}
+		return previous, c.Status().Intermediate, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	previous = c.intermediate.cert

@@ -29,6 +29,9 @@ var ErrPhase = errors.New("ca: not now")
 // configuration: it is believed from then on, and signs nothing.
 // Errors: ErrPhase (the new root signs already), ErrUpstream.
 func (c *CA) StartRoot(ctx context.Context, by string) (changed bool, err error) {
+	if c.cfg.External != nil {
+		return false, fmt.Errorf("%w: the roots are those of %s, and are rotated there; this controller follows", ErrUpstream, c.cfg.External)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch c.footing.record.Phase {

@@ -377,6 +377,17 @@ func TestOneTrustDomainOfTwo(t *testing.T) {
 	if b, ok := u.Credential.Bundles.Get(td); !ok || len(b.X509Authorities()) != 1 {
 		t.Error("more than the agent's root")
 	}
+	// While SPIRE's roots are rotated, the controller below it may hear of the next one first:
+	// nobody is cut for that, and it is not believed.
+	s.SetBundle(td, []*x509.Certificate{site.cert, ours.cert})
+	late := sleeper(t)
+	a.change(func() { a.sends[late.pid()] = one(site.svid("/late", "")) })
+	u = until(t, watched(t, s, late.w), "the next root is known to one of them", is("spiffe://controller.example/late"))
+	if b, ok := u.Credential.Bundles.Get(td); !ok || b.HasX509Authority(ours.cert) {
+		t.Error("it believes a root that the agent does not know")
+	}
+	s.SetBundle(td, []*x509.Certificate{ours.cert})
+	until(t, updates, "two authorities again", fails(identity.ErrWithdrawn, "another trust_domain"))
 }
 
 // Of its own trust domain, if another one tells us of it, the agent knows best: what the

@@ -46,6 +46,9 @@ func (a *app) caStatus(ctx context.Context, _ []string) error {
 	if s.GetUpstream() {
 		made = "the operator's"
 	}
+	if s.GetUpstreamSpire() != nil {
+		made = fmt.Sprintf("SPIRE's, one of %d", s.GetRoots())
+	}
 	renewal := "ends with what has signed it"
 	if at := s.GetIntermediateRenewal(); at != nil {
 		renewal = "replaced by itself " + ago(a.Now(), at)
@@ -70,6 +73,9 @@ func (a *app) caStatus(ctx context.Context, _ []string) error {
 		{"  renewal", text(renewal)},
 		{"  rotated", text(rotated)},
 		{"SVIDs", text("valid for " + span(s.GetSvidTtl().AsDuration()))},
+	}
+	if u := s.GetUpstreamSpire(); u != nil {
+		lines = append(lines, pair{"SPIRE agent", a.upstreamAgent(u)}, pair{"SPIRE server", a.upstreamServer(u, s.GetIntermediate())})
 	}
 	if until := s.GetEarlierUntil(); until != nil {
 		earlier := yes("known of no host; the last one that there could be ends " + ago(a.Now(), until))
@@ -174,4 +180,21 @@ func (a *app) caRotateIntermediate(ctx context.Context) error {
 		a.warning("%d hosts are away, and get theirs when they come back", n)
 	}
 	return nil
+}
+
+func (a *app) upstreamAgent(u *symbolonv1.UpstreamSPIRE) cell {
+	if why := u.GetAgentError(); why != "" {
+		return no(fmt.Sprintf("%s: %s (since %s)", u.GetWorkloadApi(), why, ago(a.Now(), u.GetAgentSince())))
+	}
+	return yes(fmt.Sprintf("%s, since %s", u.GetWorkloadApi(), ago(a.Now(), u.GetAgentSince())))
+}
+
+// upstreamServer counts from the intermediate: a controller that was restarted has one, and
+// has not asked yet.
+func (a *app) upstreamServer(u *symbolonv1.UpstreamSPIRE, intermediate *symbolonv1.CACertificate) cell {
+	signed := "signed " + ago(a.Now(), intermediate.GetNotBefore())
+	if why := u.GetError(); why != "" {
+		return no(fmt.Sprintf("%s, %s; failing since %s: %s", u.GetServer(), signed, ago(a.Now(), u.GetFailingSince()), why))
+	}
+	return yes(u.GetServer() + ", " + signed)
 }

@@ -203,6 +203,8 @@ type Entry struct {
 	FederatesWith []string
 	Hint          string
 	DNSNames      []string
+	// Downstream: its SVID gets CA certificates of the server.
+	Downstream bool
 	// SVIDTTL is how long its X.509-SVIDs are valid, seconds; 0: as the server has it.
 	SVIDTTL int
 }
@@ -221,6 +223,9 @@ func (s *Server) create(ctx context.Context, parent string, e Entry) (string, er
 	}
 	if e.SVIDTTL > 0 {
 		args = append(args, "-x509SVIDTTL", strconv.Itoa(e.SVIDTTL))
+	}
+	if e.Downstream {
+		args = append(args, "-downstream")
 	}
 	if e.Hint != "" {
 		args = append(args, "-hint", e.Hint)

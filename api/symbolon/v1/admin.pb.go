@@ -5968,7 +5968,11 @@ type GetCAResponse struct {
 	// Hosts that have such SVIDs, as far as it is known.
 	Behind []*CABehind `protobuf:"bytes,11,rep,name=behind,proto3" json:"behind,omitempty"`
 	// The root's rotation, or the last one; not there: there was none.
-	RootRotation  *RootRotation `protobuf:"bytes,12,opt,name=root_rotation,json=rootRotation,proto3" json:"root_rotation,omitempty"`
+	RootRotation *RootRotation `protobuf:"bytes,12,opt,name=root_rotation,json=rootRotation,proto3" json:"root_rotation,omitempty"`
+	// Where a SPIRE server signs the intermediates; root is then the one of its roots that
+	// the intermediate leads to.
+	UpstreamSpire *UpstreamSPIRE `protobuf:"bytes,40,opt,name=upstream_spire,json=upstreamSpire,proto3" json:"upstream_spire,omitempty"`
+	Roots         uint32         `protobuf:"varint,41,opt,name=roots,proto3" json:"roots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6085,6 +6089,20 @@ func (x *GetCAResponse) GetRootRotation() *RootRotation {
 		return x.RootRotation
 	}
 	return nil
+}
+
+func (x *GetCAResponse) GetUpstreamSpire() *UpstreamSPIRE {
+	if x != nil {
+		return x.UpstreamSpire
+	}
+	return nil
+}
+
+func (x *GetCAResponse) GetRoots() uint32 {
+	if x != nil {
+		return x.Roots
+	}
+	return 0
 }
 
 type CABehind struct {
@@ -6803,6 +6821,102 @@ func (x *RotateRootResponse) GetTokens() uint32 {
 	return 0
 }
 
+// UpstreamSPIRE is how it is with the SPIRE that signs for the controller.
+type UpstreamSPIRE struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Server      string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	WorkloadApi string                 `protobuf:"bytes,2,opt,name=workload_api,json=workloadApi,proto3" json:"workload_api,omitempty"`
+	// Since when the agent gives what is wanted, or for agent_error does not.
+	AgentSince *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=agent_since,json=agentSince,proto3" json:"agent_since,omitempty"`
+	AgentError string                 `protobuf:"bytes,4,opt,name=agent_error,json=agentError,proto3" json:"agent_error,omitempty"`
+	// When the server has signed last, in this process; not there: it has not.
+	Answered *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=answered,proto3" json:"answered,omitempty"`
+	// Why the last request to it has failed; empty: it has not, or there was none.
+	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	FailingSince  *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpstreamSPIRE) Reset() {
+	*x = UpstreamSPIRE{}
+	mi := &file_symbolon_v1_admin_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpstreamSPIRE) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpstreamSPIRE) ProtoMessage() {}
+
+func (x *UpstreamSPIRE) ProtoReflect() protoreflect.Message {
+	mi := &file_symbolon_v1_admin_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpstreamSPIRE.ProtoReflect.Descriptor instead.
+func (*UpstreamSPIRE) Descriptor() ([]byte, []int) {
+	return file_symbolon_v1_admin_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *UpstreamSPIRE) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *UpstreamSPIRE) GetWorkloadApi() string {
+	if x != nil {
+		return x.WorkloadApi
+	}
+	return ""
+}
+
+func (x *UpstreamSPIRE) GetAgentSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AgentSince
+	}
+	return nil
+}
+
+func (x *UpstreamSPIRE) GetAgentError() string {
+	if x != nil {
+		return x.AgentError
+	}
+	return ""
+}
+
+func (x *UpstreamSPIRE) GetAnswered() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Answered
+	}
+	return nil
+}
+
+func (x *UpstreamSPIRE) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *UpstreamSPIRE) GetFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FailingSince
+	}
+	return nil
+}
+
 var File_symbolon_v1_admin_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_admin_proto_rawDesc = "" +
@@ -7299,7 +7413,7 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"not_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12 \n" +
 	"\vcertificate\x18\a \x01(\fR\vcertificate\"\x0e\n" +
-	"\fGetCARequest\"\xda\x04\n" +
+	"\fGetCARequest\"\xb3\x05\n" +
 	"\rGetCAResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12.\n" +
 	"\x04root\x18\x02 \x01(\v2\x1a.symbolon.v1.CACertificateR\x04root\x12\x10\n" +
@@ -7314,7 +7428,9 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\rearlier_until\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\fearlierUntil\x12-\n" +
 	"\x06behind\x18\v \x03(\v2\x15.symbolon.v1.CABehindR\x06behind\x12>\n" +
-	"\rroot_rotation\x18\f \x01(\v2\x19.symbolon.v1.RootRotationR\frootRotation\"\xca\x01\n" +
+	"\rroot_rotation\x18\f \x01(\v2\x19.symbolon.v1.RootRotationR\frootRotation\x12A\n" +
+	"\x0eupstream_spire\x18( \x01(\v2\x1a.symbolon.v1.UpstreamSPIRER\rupstreamSpire\x12\x14\n" +
+	"\x05roots\x18) \x01(\rR\x05roots\"\xca\x01\n" +
 	"\bCABehind\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1c\n" +
@@ -7383,7 +7499,17 @@ const file_symbolon_v1_admin_proto_rawDesc = "" +
 	"\x0fhosts_connected\x18\x04 \x01(\rR\x0ehostsConnected\x12\x1d\n" +
 	"\n" +
 	"hosts_away\x18\x05 \x01(\rR\thostsAway\x12\x16\n" +
-	"\x06tokens\x18\x06 \x01(\rR\x06tokens*\x8f\x01\n" +
+	"\x06tokens\x18\x06 \x01(\rR\x06tokens\"\xb7\x02\n" +
+	"\rUpstreamSPIRE\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12!\n" +
+	"\fworkload_api\x18\x02 \x01(\tR\vworkloadApi\x12;\n" +
+	"\vagent_since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"agentSince\x12\x1f\n" +
+	"\vagent_error\x18\x04 \x01(\tR\n" +
+	"agentError\x126\n" +
+	"\banswered\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\banswered\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12?\n" +
+	"\rfailing_since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\ffailingSince*\x8f\x01\n" +
 	"\n" +
 	"ChangeType\x12\x1b\n" +
 	"\x17CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -7465,7 +7591,7 @@ func file_symbolon_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_symbolon_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
+var file_symbolon_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_symbolon_v1_admin_proto_goTypes = []any{
 	(ChangeType)(0),                    // 0: symbolon.v1.ChangeType
 	(SimulatedType)(0),                 // 1: symbolon.v1.SimulatedType
@@ -7565,30 +7691,31 @@ var file_symbolon_v1_admin_proto_goTypes = []any{
 	(*RootBehind)(nil),                 // 95: symbolon.v1.RootBehind
 	(*RotateRootRequest)(nil),          // 96: symbolon.v1.RotateRootRequest
 	(*RotateRootResponse)(nil),         // 97: symbolon.v1.RotateRootResponse
-	nil,                                // 98: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                                // 99: symbolon.v1.Host.AttributesEntry
-	nil,                                // 100: symbolon.v1.Workload.AttributesEntry
-	nil,                                // 101: symbolon.v1.ExplainEndpoint.AttributesEntry
-	nil,                                // 102: symbolon.v1.ScanFinding.AttributesEntry
-	nil,                                // 103: symbolon.v1.RevokeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 104: google.protobuf.Timestamp
-	(*Resource)(nil),                   // 105: symbolon.v1.Resource
-	(*durationpb.Duration)(nil),        // 106: google.protobuf.Duration
-	(Reason)(0),                        // 107: symbolon.v1.Reason
-	(Protection)(0),                    // 108: symbolon.v1.Protection
-	(Verb)(0),                          // 109: symbolon.v1.Verb
-	(Mode)(0),                          // 110: symbolon.v1.Mode
-	(*FlowRecord)(nil),                 // 111: symbolon.v1.FlowRecord
-	(Outcome)(0),                       // 112: symbolon.v1.Outcome
-	(*EdgeSet)(nil),                    // 113: symbolon.v1.EdgeSet
-	(*EdgeEnd)(nil),                    // 114: symbolon.v1.EdgeEnd
-	(BundleEndpointProfile)(0),         // 115: symbolon.v1.BundleEndpointProfile
-	(*Revocation)(nil),                 // 116: symbolon.v1.Revocation
-	(*LabelValues)(nil),                // 117: symbolon.v1.LabelValues
+	(*UpstreamSPIRE)(nil),              // 98: symbolon.v1.UpstreamSPIRE
+	nil,                                // 99: symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                                // 100: symbolon.v1.Host.AttributesEntry
+	nil,                                // 101: symbolon.v1.Workload.AttributesEntry
+	nil,                                // 102: symbolon.v1.ExplainEndpoint.AttributesEntry
+	nil,                                // 103: symbolon.v1.ScanFinding.AttributesEntry
+	nil,                                // 104: symbolon.v1.RevokeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),      // 105: google.protobuf.Timestamp
+	(*Resource)(nil),                   // 106: symbolon.v1.Resource
+	(*durationpb.Duration)(nil),        // 107: google.protobuf.Duration
+	(Reason)(0),                        // 108: symbolon.v1.Reason
+	(Protection)(0),                    // 109: symbolon.v1.Protection
+	(Verb)(0),                          // 110: symbolon.v1.Verb
+	(Mode)(0),                          // 111: symbolon.v1.Mode
+	(*FlowRecord)(nil),                 // 112: symbolon.v1.FlowRecord
+	(Outcome)(0),                       // 113: symbolon.v1.Outcome
+	(*EdgeSet)(nil),                    // 114: symbolon.v1.EdgeSet
+	(*EdgeEnd)(nil),                    // 115: symbolon.v1.EdgeEnd
+	(BundleEndpointProfile)(0),         // 116: symbolon.v1.BundleEndpointProfile
+	(*Revocation)(nil),                 // 117: symbolon.v1.Revocation
+	(*LabelValues)(nil),                // 118: symbolon.v1.LabelValues
 }
 var file_symbolon_v1_admin_proto_depIdxs = []int32{
-	104, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	104, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
+	105, // 0: symbolon.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	105, // 1: symbolon.v1.GetStatusResponse.ca_not_after:type_name -> google.protobuf.Timestamp
 	77,  // 2: symbolon.v1.GetStatusResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
 	93,  // 3: symbolon.v1.GetStatusResponse.ages:type_name -> symbolon.v1.Ages
 	7,   // 4: symbolon.v1.ApplyRequest.files:type_name -> symbolon.v1.SourceFile
@@ -7597,60 +7724,60 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	9,   // 7: symbolon.v1.ApplyResponse.changes:type_name -> symbolon.v1.Change
 	12,  // 8: symbolon.v1.ApplyResponse.tests:type_name -> symbolon.v1.TestResult
 	13,  // 9: symbolon.v1.DeleteRequest.keys:type_name -> symbolon.v1.ResourceKey
-	105, // 10: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
-	98,  // 11: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
-	106, // 12: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	104, // 13: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	99,  // 14: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
-	104, // 15: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
-	104, // 16: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
-	104, // 17: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
+	106, // 10: symbolon.v1.ListResourcesResponse.resources:type_name -> symbolon.v1.Resource
+	99,  // 11: symbolon.v1.CreateJoinTokenRequest.labels:type_name -> symbolon.v1.CreateJoinTokenRequest.LabelsEntry
+	107, // 12: symbolon.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	105, // 13: symbolon.v1.CreateJoinTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	100, // 14: symbolon.v1.Host.attributes:type_name -> symbolon.v1.Host.AttributesEntry
+	105, // 15: symbolon.v1.Host.enrolled:type_name -> google.protobuf.Timestamp
+	105, // 16: symbolon.v1.Host.last_seen:type_name -> google.protobuf.Timestamp
+	105, // 17: symbolon.v1.Host.svid_not_after:type_name -> google.protobuf.Timestamp
 	21,  // 18: symbolon.v1.ListHostsResponse.hosts:type_name -> symbolon.v1.Host
-	100, // 19: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
-	104, // 20: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
-	104, // 21: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
+	101, // 19: symbolon.v1.Workload.attributes:type_name -> symbolon.v1.Workload.AttributesEntry
+	105, // 20: symbolon.v1.Workload.issued:type_name -> google.protobuf.Timestamp
+	105, // 21: symbolon.v1.Workload.not_after:type_name -> google.protobuf.Timestamp
 	26,  // 22: symbolon.v1.ListWorkloadsResponse.workloads:type_name -> symbolon.v1.Workload
 	29,  // 23: symbolon.v1.ExplainRequest.from:type_name -> symbolon.v1.ExplainEndpoint
 	29,  // 24: symbolon.v1.ExplainRequest.to:type_name -> symbolon.v1.ExplainEndpoint
-	101, // 25: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
-	107, // 26: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
-	108, // 27: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
+	102, // 25: symbolon.v1.ExplainEndpoint.attributes:type_name -> symbolon.v1.ExplainEndpoint.AttributesEntry
+	108, // 26: symbolon.v1.ExplainSide.reason:type_name -> symbolon.v1.Reason
+	109, // 27: symbolon.v1.ExplainSide.protection:type_name -> symbolon.v1.Protection
 	31,  // 28: symbolon.v1.ExplainSide.candidates:type_name -> symbolon.v1.Candidate
-	109, // 29: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
-	110, // 30: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
-	108, // 31: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
+	110, // 29: symbolon.v1.Candidate.verb:type_name -> symbolon.v1.Verb
+	111, // 30: symbolon.v1.Candidate.mode:type_name -> symbolon.v1.Mode
+	109, // 31: symbolon.v1.ExplainResponse.protection:type_name -> symbolon.v1.Protection
 	30,  // 32: symbolon.v1.ExplainResponse.sides:type_name -> symbolon.v1.ExplainSide
 	29,  // 33: symbolon.v1.ExplainResponse.from:type_name -> symbolon.v1.ExplainEndpoint
 	29,  // 34: symbolon.v1.ExplainResponse.to:type_name -> symbolon.v1.ExplainEndpoint
-	111, // 35: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
-	112, // 36: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
-	111, // 37: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
-	112, // 38: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
-	106, // 39: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
-	113, // 40: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
+	112, // 35: symbolon.v1.ExplainResponse.records:type_name -> symbolon.v1.FlowRecord
+	113, // 36: symbolon.v1.WatchFlowsRequest.outcome:type_name -> symbolon.v1.Outcome
+	112, // 37: symbolon.v1.WatchFlowsResponse.record:type_name -> symbolon.v1.FlowRecord
+	113, // 38: symbolon.v1.ListEdgesRequest.outcome:type_name -> symbolon.v1.Outcome
+	107, // 39: symbolon.v1.ListEdgesRequest.since:type_name -> google.protobuf.Duration
+	114, // 40: symbolon.v1.ListEdgesResponse.edges:type_name -> symbolon.v1.EdgeSet
 	39,  // 41: symbolon.v1.ListPolicyHitsResponse.hits:type_name -> symbolon.v1.PolicyHits
-	104, // 42: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
+	105, // 42: symbolon.v1.PolicyHits.last:type_name -> google.protobuf.Timestamp
 	7,   // 43: symbolon.v1.SimulateRequest.files:type_name -> symbolon.v1.SourceFile
-	106, // 44: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
-	108, // 45: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
-	107, // 46: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
+	107, // 44: symbolon.v1.SimulateRequest.since:type_name -> google.protobuf.Duration
+	109, // 45: symbolon.v1.SimulatedVerdict.protection:type_name -> symbolon.v1.Protection
+	108, // 46: symbolon.v1.SimulatedVerdict.reason:type_name -> symbolon.v1.Reason
 	1,   // 47: symbolon.v1.SimulatedEdge.type:type_name -> symbolon.v1.SimulatedType
-	114, // 48: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
-	114, // 49: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
+	115, // 48: symbolon.v1.SimulatedEdge.from:type_name -> symbolon.v1.EdgeEnd
+	115, // 49: symbolon.v1.SimulatedEdge.to:type_name -> symbolon.v1.EdgeEnd
 	41,  // 50: symbolon.v1.SimulatedEdge.before:type_name -> symbolon.v1.SimulatedVerdict
 	41,  // 51: symbolon.v1.SimulatedEdge.after:type_name -> symbolon.v1.SimulatedVerdict
-	104, // 52: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
-	104, // 53: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
+	105, // 52: symbolon.v1.SimulatedEdge.first:type_name -> google.protobuf.Timestamp
+	105, // 53: symbolon.v1.SimulatedEdge.last:type_name -> google.protobuf.Timestamp
 	42,  // 54: symbolon.v1.SimulateResponse.edges:type_name -> symbolon.v1.SimulatedEdge
 	9,   // 55: symbolon.v1.SimulateResponse.changes:type_name -> symbolon.v1.Change
 	12,  // 56: symbolon.v1.SimulateResponse.tests:type_name -> symbolon.v1.TestResult
 	44,  // 57: symbolon.v1.SimulateResponse.counts:type_name -> symbolon.v1.SimulatedCount
 	1,   // 58: symbolon.v1.SimulatedCount.type:type_name -> symbolon.v1.SimulatedType
-	104, // 59: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
+	105, // 59: symbolon.v1.PolicyGeneration.time:type_name -> google.protobuf.Timestamp
 	45,  // 60: symbolon.v1.ListGenerationsResponse.generations:type_name -> symbolon.v1.PolicyGeneration
 	45,  // 61: symbolon.v1.GetGenerationResponse.generation:type_name -> symbolon.v1.PolicyGeneration
 	9,   // 62: symbolon.v1.GetGenerationResponse.changes:type_name -> symbolon.v1.Change
-	105, // 63: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
+	106, // 63: symbolon.v1.GetGenerationResponse.resources:type_name -> symbolon.v1.Resource
 	9,   // 64: symbolon.v1.RollbackResponse.changes:type_name -> symbolon.v1.Change
 	12,  // 65: symbolon.v1.RollbackResponse.tests:type_name -> symbolon.v1.TestResult
 	7,   // 66: symbolon.v1.TestPolicyRequest.files:type_name -> symbolon.v1.SourceFile
@@ -7660,147 +7787,151 @@ var file_symbolon_v1_admin_proto_depIdxs = []int32{
 	2,   // 70: symbolon.v1.LintFinding.severity:type_name -> symbolon.v1.LintSeverity
 	56,  // 71: symbolon.v1.LintPolicyResponse.findings:type_name -> symbolon.v1.LintFinding
 	62,  // 72: symbolon.v1.ListLearningResponse.namespaces:type_name -> symbolon.v1.Learning
-	104, // 73: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
-	104, // 74: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
-	104, // 75: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
-	106, // 76: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
-	105, // 77: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
-	106, // 78: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
+	105, // 73: symbolon.v1.Learning.first:type_name -> google.protobuf.Timestamp
+	105, // 74: symbolon.v1.Learning.last:type_name -> google.protobuf.Timestamp
+	105, // 75: symbolon.v1.Learning.started:type_name -> google.protobuf.Timestamp
+	107, // 76: symbolon.v1.SuggestPoliciesRequest.since:type_name -> google.protobuf.Duration
+	106, // 77: symbolon.v1.SuggestPoliciesResponse.resources:type_name -> symbolon.v1.Resource
+	107, // 78: symbolon.v1.AcceptSuggestionRequest.since:type_name -> google.protobuf.Duration
 	7,   // 79: symbolon.v1.AcceptSuggestionRequest.files:type_name -> symbolon.v1.SourceFile
 	11,  // 80: symbolon.v1.AcceptSuggestionResponse.applied:type_name -> symbolon.v1.ApplyResponse
-	102, // 81: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
-	106, // 82: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
+	103, // 81: symbolon.v1.ScanFinding.attributes:type_name -> symbolon.v1.ScanFinding.AttributesEntry
+	107, // 82: symbolon.v1.PushScanRequest.ttl:type_name -> google.protobuf.Duration
 	67,  // 83: symbolon.v1.PushScanRequest.findings:type_name -> symbolon.v1.ScanFinding
-	104, // 84: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
+	105, // 84: symbolon.v1.PushScanResponse.until:type_name -> google.protobuf.Timestamp
 	67,  // 85: symbolon.v1.Scan.finding:type_name -> symbolon.v1.ScanFinding
-	104, // 86: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
-	104, // 87: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
+	105, // 86: symbolon.v1.Scan.pushed:type_name -> google.protobuf.Timestamp
+	105, // 87: symbolon.v1.Scan.until:type_name -> google.protobuf.Timestamp
 	70,  // 88: symbolon.v1.ListScansResponse.scans:type_name -> symbolon.v1.Scan
 	77,  // 89: symbolon.v1.ListTrustDomainsResponse.own:type_name -> symbolon.v1.TrustDomainStatus
 	77,  // 90: symbolon.v1.ListTrustDomainsResponse.trust_domains:type_name -> symbolon.v1.TrustDomainStatus
-	115, // 91: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
-	104, // 92: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
-	106, // 93: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
-	104, // 94: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
-	104, // 95: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
-	104, // 96: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
-	104, // 97: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
+	116, // 91: symbolon.v1.TrustDomainStatus.profile:type_name -> symbolon.v1.BundleEndpointProfile
+	105, // 92: symbolon.v1.TrustDomainStatus.not_after:type_name -> google.protobuf.Timestamp
+	107, // 93: symbolon.v1.TrustDomainStatus.refresh_hint:type_name -> google.protobuf.Duration
+	105, // 94: symbolon.v1.TrustDomainStatus.fetched:type_name -> google.protobuf.Timestamp
+	105, // 95: symbolon.v1.TrustDomainStatus.changed:type_name -> google.protobuf.Timestamp
+	105, // 96: symbolon.v1.TrustDomainStatus.failing_since:type_name -> google.protobuf.Timestamp
+	105, // 97: symbolon.v1.TrustDomainStatus.next_fetch:type_name -> google.protobuf.Timestamp
 	77,  // 98: symbolon.v1.RefreshTrustDomainResponse.trust_domain:type_name -> symbolon.v1.TrustDomainStatus
-	103, // 99: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
-	106, // 100: symbolon.v1.RevokeRequest.ttl:type_name -> google.protobuf.Duration
-	116, // 101: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
-	104, // 102: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
-	104, // 103: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
+	104, // 99: symbolon.v1.RevokeRequest.labels:type_name -> symbolon.v1.RevokeRequest.LabelsEntry
+	107, // 100: symbolon.v1.RevokeRequest.ttl:type_name -> google.protobuf.Duration
+	117, // 101: symbolon.v1.RevocationRecord.revocation:type_name -> symbolon.v1.Revocation
+	105, // 102: symbolon.v1.RevocationRecord.time:type_name -> google.protobuf.Timestamp
+	105, // 103: symbolon.v1.RevocationRecord.expires:type_name -> google.protobuf.Timestamp
 	81,  // 104: symbolon.v1.RevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
 	81,  // 105: symbolon.v1.ListRevocationsResponse.records:type_name -> symbolon.v1.RevocationRecord
 	81,  // 106: symbolon.v1.UnrevokeResponse.record:type_name -> symbolon.v1.RevocationRecord
-	104, // 107: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
-	104, // 108: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
+	105, // 107: symbolon.v1.CACertificate.not_before:type_name -> google.protobuf.Timestamp
+	105, // 108: symbolon.v1.CACertificate.not_after:type_name -> google.protobuf.Timestamp
 	87,  // 109: symbolon.v1.GetCAResponse.root:type_name -> symbolon.v1.CACertificate
 	87,  // 110: symbolon.v1.GetCAResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	104, // 111: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
-	106, // 112: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
-	104, // 113: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
-	104, // 114: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
+	105, // 111: symbolon.v1.GetCAResponse.intermediate_renewal:type_name -> google.protobuf.Timestamp
+	107, // 112: symbolon.v1.GetCAResponse.svid_ttl:type_name -> google.protobuf.Duration
+	105, // 113: symbolon.v1.GetCAResponse.rotated:type_name -> google.protobuf.Timestamp
+	105, // 114: symbolon.v1.GetCAResponse.earlier_until:type_name -> google.protobuf.Timestamp
 	90,  // 115: symbolon.v1.GetCAResponse.behind:type_name -> symbolon.v1.CABehind
 	94,  // 116: symbolon.v1.GetCAResponse.root_rotation:type_name -> symbolon.v1.RootRotation
-	104, // 117: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
-	87,  // 118: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
-	87,  // 119: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
-	104, // 120: symbolon.v1.Ages.policy:type_name -> google.protobuf.Timestamp
-	104, // 121: symbolon.v1.Ages.svid_oldest:type_name -> google.protobuf.Timestamp
-	104, // 122: symbolon.v1.Ages.svid_next_end:type_name -> google.protobuf.Timestamp
-	104, // 123: symbolon.v1.Ages.host_svid_next_end:type_name -> google.protobuf.Timestamp
-	104, // 124: symbolon.v1.Ages.away_since:type_name -> google.protobuf.Timestamp
-	104, // 125: symbolon.v1.Ages.revoked:type_name -> google.protobuf.Timestamp
-	104, // 126: symbolon.v1.Ages.scan_oldest:type_name -> google.protobuf.Timestamp
-	104, // 127: symbolon.v1.Ages.scan_next_end:type_name -> google.protobuf.Timestamp
-	3,   // 128: symbolon.v1.RootRotation.phase:type_name -> symbolon.v1.RootPhase
-	87,  // 129: symbolon.v1.RootRotation.other:type_name -> symbolon.v1.CACertificate
-	104, // 130: symbolon.v1.RootRotation.started:type_name -> google.protobuf.Timestamp
-	104, // 131: symbolon.v1.RootRotation.signed:type_name -> google.protobuf.Timestamp
-	104, // 132: symbolon.v1.RootRotation.finished:type_name -> google.protobuf.Timestamp
-	95,  // 133: symbolon.v1.RootRotation.behind:type_name -> symbolon.v1.RootBehind
-	104, // 134: symbolon.v1.RootRotation.federation_until:type_name -> google.protobuf.Timestamp
-	104, // 135: symbolon.v1.RootBehind.until:type_name -> google.protobuf.Timestamp
-	4,   // 136: symbolon.v1.RotateRootRequest.step:type_name -> symbolon.v1.RootStep
-	94,  // 137: symbolon.v1.RotateRootResponse.rotation:type_name -> symbolon.v1.RootRotation
-	95,  // 138: symbolon.v1.RotateRootResponse.passed_over:type_name -> symbolon.v1.RootBehind
-	117, // 139: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	117, // 140: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	117, // 141: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	117, // 142: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
-	5,   // 143: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
-	8,   // 144: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
-	14,  // 145: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
-	16,  // 146: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
-	18,  // 147: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
-	20,  // 148: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
-	23,  // 149: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
-	25,  // 150: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
-	28,  // 151: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
-	46,  // 152: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
-	48,  // 153: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
-	50,  // 154: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
-	52,  // 155: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
-	55,  // 156: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
-	33,  // 157: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
-	35,  // 158: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
-	37,  // 159: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
-	40,  // 160: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
-	58,  // 161: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
-	60,  // 162: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
-	63,  // 163: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
-	65,  // 164: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
-	68,  // 165: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
-	71,  // 166: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
-	73,  // 167: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
-	75,  // 168: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
-	78,  // 169: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
-	80,  // 170: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
-	83,  // 171: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
-	85,  // 172: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
-	88,  // 173: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
-	91,  // 174: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
-	96,  // 175: symbolon.v1.AdminService.RotateRoot:input_type -> symbolon.v1.RotateRootRequest
-	6,   // 176: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
-	11,  // 177: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
-	15,  // 178: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
-	17,  // 179: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
-	19,  // 180: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
-	22,  // 181: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
-	24,  // 182: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
-	27,  // 183: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
-	32,  // 184: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
-	47,  // 185: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
-	49,  // 186: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
-	51,  // 187: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
-	53,  // 188: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
-	57,  // 189: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
-	34,  // 190: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
-	36,  // 191: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
-	38,  // 192: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
-	43,  // 193: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
-	59,  // 194: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
-	61,  // 195: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
-	64,  // 196: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
-	66,  // 197: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
-	69,  // 198: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
-	72,  // 199: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
-	74,  // 200: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
-	76,  // 201: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
-	79,  // 202: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
-	82,  // 203: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
-	84,  // 204: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
-	86,  // 205: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
-	89,  // 206: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
-	92,  // 207: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
-	97,  // 208: symbolon.v1.AdminService.RotateRoot:output_type -> symbolon.v1.RotateRootResponse
-	176, // [176:209] is the sub-list for method output_type
-	143, // [143:176] is the sub-list for method input_type
-	143, // [143:143] is the sub-list for extension type_name
-	143, // [143:143] is the sub-list for extension extendee
-	0,   // [0:143] is the sub-list for field type_name
+	98,  // 117: symbolon.v1.GetCAResponse.upstream_spire:type_name -> symbolon.v1.UpstreamSPIRE
+	105, // 118: symbolon.v1.CABehind.until:type_name -> google.protobuf.Timestamp
+	87,  // 119: symbolon.v1.RotateIntermediateResponse.previous:type_name -> symbolon.v1.CACertificate
+	87,  // 120: symbolon.v1.RotateIntermediateResponse.intermediate:type_name -> symbolon.v1.CACertificate
+	105, // 121: symbolon.v1.Ages.policy:type_name -> google.protobuf.Timestamp
+	105, // 122: symbolon.v1.Ages.svid_oldest:type_name -> google.protobuf.Timestamp
+	105, // 123: symbolon.v1.Ages.svid_next_end:type_name -> google.protobuf.Timestamp
+	105, // 124: symbolon.v1.Ages.host_svid_next_end:type_name -> google.protobuf.Timestamp
+	105, // 125: symbolon.v1.Ages.away_since:type_name -> google.protobuf.Timestamp
+	105, // 126: symbolon.v1.Ages.revoked:type_name -> google.protobuf.Timestamp
+	105, // 127: symbolon.v1.Ages.scan_oldest:type_name -> google.protobuf.Timestamp
+	105, // 128: symbolon.v1.Ages.scan_next_end:type_name -> google.protobuf.Timestamp
+	3,   // 129: symbolon.v1.RootRotation.phase:type_name -> symbolon.v1.RootPhase
+	87,  // 130: symbolon.v1.RootRotation.other:type_name -> symbolon.v1.CACertificate
+	105, // 131: symbolon.v1.RootRotation.started:type_name -> google.protobuf.Timestamp
+	105, // 132: symbolon.v1.RootRotation.signed:type_name -> google.protobuf.Timestamp
+	105, // 133: symbolon.v1.RootRotation.finished:type_name -> google.protobuf.Timestamp
+	95,  // 134: symbolon.v1.RootRotation.behind:type_name -> symbolon.v1.RootBehind
+	105, // 135: symbolon.v1.RootRotation.federation_until:type_name -> google.protobuf.Timestamp
+	105, // 136: symbolon.v1.RootBehind.until:type_name -> google.protobuf.Timestamp
+	4,   // 137: symbolon.v1.RotateRootRequest.step:type_name -> symbolon.v1.RootStep
+	94,  // 138: symbolon.v1.RotateRootResponse.rotation:type_name -> symbolon.v1.RootRotation
+	95,  // 139: symbolon.v1.RotateRootResponse.passed_over:type_name -> symbolon.v1.RootBehind
+	105, // 140: symbolon.v1.UpstreamSPIRE.agent_since:type_name -> google.protobuf.Timestamp
+	105, // 141: symbolon.v1.UpstreamSPIRE.answered:type_name -> google.protobuf.Timestamp
+	105, // 142: symbolon.v1.UpstreamSPIRE.failing_since:type_name -> google.protobuf.Timestamp
+	118, // 143: symbolon.v1.Host.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	118, // 144: symbolon.v1.Workload.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	118, // 145: symbolon.v1.ExplainEndpoint.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	118, // 146: symbolon.v1.ScanFinding.AttributesEntry.value:type_name -> symbolon.v1.LabelValues
+	5,   // 147: symbolon.v1.AdminService.GetStatus:input_type -> symbolon.v1.GetStatusRequest
+	8,   // 148: symbolon.v1.AdminService.Apply:input_type -> symbolon.v1.ApplyRequest
+	14,  // 149: symbolon.v1.AdminService.Delete:input_type -> symbolon.v1.DeleteRequest
+	16,  // 150: symbolon.v1.AdminService.ListResources:input_type -> symbolon.v1.ListResourcesRequest
+	18,  // 151: symbolon.v1.AdminService.CreateJoinToken:input_type -> symbolon.v1.CreateJoinTokenRequest
+	20,  // 152: symbolon.v1.AdminService.ListHosts:input_type -> symbolon.v1.ListHostsRequest
+	23,  // 153: symbolon.v1.AdminService.RemoveHost:input_type -> symbolon.v1.RemoveHostRequest
+	25,  // 154: symbolon.v1.AdminService.ListWorkloads:input_type -> symbolon.v1.ListWorkloadsRequest
+	28,  // 155: symbolon.v1.AdminService.Explain:input_type -> symbolon.v1.ExplainRequest
+	46,  // 156: symbolon.v1.AdminService.ListGenerations:input_type -> symbolon.v1.ListGenerationsRequest
+	48,  // 157: symbolon.v1.AdminService.GetGeneration:input_type -> symbolon.v1.GetGenerationRequest
+	50,  // 158: symbolon.v1.AdminService.Rollback:input_type -> symbolon.v1.RollbackRequest
+	52,  // 159: symbolon.v1.AdminService.TestPolicy:input_type -> symbolon.v1.TestPolicyRequest
+	55,  // 160: symbolon.v1.AdminService.LintPolicy:input_type -> symbolon.v1.LintPolicyRequest
+	33,  // 161: symbolon.v1.AdminService.WatchFlows:input_type -> symbolon.v1.WatchFlowsRequest
+	35,  // 162: symbolon.v1.AdminService.ListEdges:input_type -> symbolon.v1.ListEdgesRequest
+	37,  // 163: symbolon.v1.AdminService.ListPolicyHits:input_type -> symbolon.v1.ListPolicyHitsRequest
+	40,  // 164: symbolon.v1.AdminService.Simulate:input_type -> symbolon.v1.SimulateRequest
+	58,  // 165: symbolon.v1.AdminService.StartLearn:input_type -> symbolon.v1.StartLearnRequest
+	60,  // 166: symbolon.v1.AdminService.ListLearning:input_type -> symbolon.v1.ListLearningRequest
+	63,  // 167: symbolon.v1.AdminService.SuggestPolicies:input_type -> symbolon.v1.SuggestPoliciesRequest
+	65,  // 168: symbolon.v1.AdminService.AcceptSuggestion:input_type -> symbolon.v1.AcceptSuggestionRequest
+	68,  // 169: symbolon.v1.AdminService.PushScan:input_type -> symbolon.v1.PushScanRequest
+	71,  // 170: symbolon.v1.AdminService.ListScans:input_type -> symbolon.v1.ListScansRequest
+	73,  // 171: symbolon.v1.AdminService.RemoveScans:input_type -> symbolon.v1.RemoveScansRequest
+	75,  // 172: symbolon.v1.AdminService.ListTrustDomains:input_type -> symbolon.v1.ListTrustDomainsRequest
+	78,  // 173: symbolon.v1.AdminService.RefreshTrustDomain:input_type -> symbolon.v1.RefreshTrustDomainRequest
+	80,  // 174: symbolon.v1.AdminService.Revoke:input_type -> symbolon.v1.RevokeRequest
+	83,  // 175: symbolon.v1.AdminService.ListRevocations:input_type -> symbolon.v1.ListRevocationsRequest
+	85,  // 176: symbolon.v1.AdminService.Unrevoke:input_type -> symbolon.v1.UnrevokeRequest
+	88,  // 177: symbolon.v1.AdminService.GetCA:input_type -> symbolon.v1.GetCARequest
+	91,  // 178: symbolon.v1.AdminService.RotateIntermediate:input_type -> symbolon.v1.RotateIntermediateRequest
+	96,  // 179: symbolon.v1.AdminService.RotateRoot:input_type -> symbolon.v1.RotateRootRequest
+	6,   // 180: symbolon.v1.AdminService.GetStatus:output_type -> symbolon.v1.GetStatusResponse
+	11,  // 181: symbolon.v1.AdminService.Apply:output_type -> symbolon.v1.ApplyResponse
+	15,  // 182: symbolon.v1.AdminService.Delete:output_type -> symbolon.v1.DeleteResponse
+	17,  // 183: symbolon.v1.AdminService.ListResources:output_type -> symbolon.v1.ListResourcesResponse
+	19,  // 184: symbolon.v1.AdminService.CreateJoinToken:output_type -> symbolon.v1.CreateJoinTokenResponse
+	22,  // 185: symbolon.v1.AdminService.ListHosts:output_type -> symbolon.v1.ListHostsResponse
+	24,  // 186: symbolon.v1.AdminService.RemoveHost:output_type -> symbolon.v1.RemoveHostResponse
+	27,  // 187: symbolon.v1.AdminService.ListWorkloads:output_type -> symbolon.v1.ListWorkloadsResponse
+	32,  // 188: symbolon.v1.AdminService.Explain:output_type -> symbolon.v1.ExplainResponse
+	47,  // 189: symbolon.v1.AdminService.ListGenerations:output_type -> symbolon.v1.ListGenerationsResponse
+	49,  // 190: symbolon.v1.AdminService.GetGeneration:output_type -> symbolon.v1.GetGenerationResponse
+	51,  // 191: symbolon.v1.AdminService.Rollback:output_type -> symbolon.v1.RollbackResponse
+	53,  // 192: symbolon.v1.AdminService.TestPolicy:output_type -> symbolon.v1.TestPolicyResponse
+	57,  // 193: symbolon.v1.AdminService.LintPolicy:output_type -> symbolon.v1.LintPolicyResponse
+	34,  // 194: symbolon.v1.AdminService.WatchFlows:output_type -> symbolon.v1.WatchFlowsResponse
+	36,  // 195: symbolon.v1.AdminService.ListEdges:output_type -> symbolon.v1.ListEdgesResponse
+	38,  // 196: symbolon.v1.AdminService.ListPolicyHits:output_type -> symbolon.v1.ListPolicyHitsResponse
+	43,  // 197: symbolon.v1.AdminService.Simulate:output_type -> symbolon.v1.SimulateResponse
+	59,  // 198: symbolon.v1.AdminService.StartLearn:output_type -> symbolon.v1.StartLearnResponse
+	61,  // 199: symbolon.v1.AdminService.ListLearning:output_type -> symbolon.v1.ListLearningResponse
+	64,  // 200: symbolon.v1.AdminService.SuggestPolicies:output_type -> symbolon.v1.SuggestPoliciesResponse
+	66,  // 201: symbolon.v1.AdminService.AcceptSuggestion:output_type -> symbolon.v1.AcceptSuggestionResponse
+	69,  // 202: symbolon.v1.AdminService.PushScan:output_type -> symbolon.v1.PushScanResponse
+	72,  // 203: symbolon.v1.AdminService.ListScans:output_type -> symbolon.v1.ListScansResponse
+	74,  // 204: symbolon.v1.AdminService.RemoveScans:output_type -> symbolon.v1.RemoveScansResponse
+	76,  // 205: symbolon.v1.AdminService.ListTrustDomains:output_type -> symbolon.v1.ListTrustDomainsResponse
+	79,  // 206: symbolon.v1.AdminService.RefreshTrustDomain:output_type -> symbolon.v1.RefreshTrustDomainResponse
+	82,  // 207: symbolon.v1.AdminService.Revoke:output_type -> symbolon.v1.RevokeResponse
+	84,  // 208: symbolon.v1.AdminService.ListRevocations:output_type -> symbolon.v1.ListRevocationsResponse
+	86,  // 209: symbolon.v1.AdminService.Unrevoke:output_type -> symbolon.v1.UnrevokeResponse
+	89,  // 210: symbolon.v1.AdminService.GetCA:output_type -> symbolon.v1.GetCAResponse
+	92,  // 211: symbolon.v1.AdminService.RotateIntermediate:output_type -> symbolon.v1.RotateIntermediateResponse
+	97,  // 212: symbolon.v1.AdminService.RotateRoot:output_type -> symbolon.v1.RotateRootResponse
+	180, // [180:213] is the sub-list for method output_type
+	147, // [147:180] is the sub-list for method input_type
+	147, // [147:147] is the sub-list for extension type_name
+	147, // [147:147] is the sub-list for extension extendee
+	0,   // [0:147] is the sub-list for field type_name
 }
 
 func init() { file_symbolon_v1_admin_proto_init() }
@@ -7819,7 +7950,7 @@ func file_symbolon_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_symbolon_v1_admin_proto_rawDesc), len(file_symbolon_v1_admin_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   99,
+			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

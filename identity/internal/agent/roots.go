@@ -146,22 +146,22 @@ func (s State) For(td spiffeid.TrustDomain, federates []spiffeid.TrustDomain) (*
 	return set, nil
 }
 
-// below tells whether every one of cas is among roots, or signed by one of them.
+// below tells whether one of cas is among roots, or signed by one of them: then it is one
+// authority. Others may be roots that the agent has not heard of yet, or not any more; they
+// are believed by nobody here.
 func below(cas, roots []*x509.Certificate) bool {
 	pool := x509.NewCertPool()
 	for _, c := range roots {
 		pool.AddCert(c)
 	}
-	for _, c := range cas {
+	return slices.ContainsFunc(cas, func(c *x509.Certificate) bool {
 		if slices.ContainsFunc(roots, c.Equal) {
-			continue
+			return true
 		}
 		if !c.IsCA {
 			return false
 		}
-		if _, err := c.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-			return false
-		}
-	}
-	return true
+		_, err := c.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+		return err == nil
+	})
 }
