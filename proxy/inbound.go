@@ -172,7 +172,8 @@ func (x *conn) refuseInbound(ctx context.Context, why error) error {
 		x.identified(x.rec.GetSource(), &t.Peer().Principal)
 	}
 	if err != nil {
-		return err
+		// The host may not know the client's trust domain: why it is refused is not that.
+		return fmt.Errorf("%w; the client could not be told: %w", why, err)
 	}
 	copy(x.flowID[:], open.GetFlowId())
 	t.Refuse(&symbolonv1.Verdict{Reason: mtls.ReasonOf(why), FlowId: x.flowID[:]})
