@@ -79,18 +79,29 @@ func (s *Stream) sealBytes(buf, b []byte) ([]byte, error) {
 var errNotDetached = errors.New("the tunnel is not detached, or cannot serve again")
 
 // SealOpen makes the Open of another connection, for the caller to write, in buf, of
-// which it is a part. TakeVerdict follows. On error the tunnel is of no more use.
-func (c *Conn) SealOpen(buf []byte, open *symbolonv1.Open) ([]byte, error) {
+// which it is a part. early is application data that goes along; how much of it does, in
+// the same record, is returned too. TakeVerdict follows. On error the tunnel is of no
+// more use.
+func (c *Conn) SealOpen(buf []byte, open *symbolonv1.Open, early []byte) (_ []byte, along int, err error) {
 	if c.stream == nil || !c.Reusable() {
-		return nil, errNotDetached
+		return nil, 0, errNotDetached
 	}
 	if err := checkAgain(open); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	c.demanded = open.GetProtection()
 	c.startFrames(open)
 	c.stream.frames = c.frames
-	return c.stream.sealMessage(buf, open)
+	b, err := appendMessage(make([]byte, 0, 256), open)
+	if err != nil {
+		return nil, 0, err
+	}
+	if along = min(len(early), record.SlotData-len(b)-lengthSize); along > 0 {
+		b = binary.BigEndian.AppendUint32(b, uint32(along))
+		b = append(b, early[:along]...)
+	}
+	b, err = c.stream.sealBytes(buf, b)
+	return b, max(along, 0), err
 }
 
 // TakeVerdict takes the server's half: m by Message, or the error that came in its

@@ -91,7 +91,7 @@ func TestAgainWithoutTheSocket(t *testing.T) {
 	for i := range 3 {
 		open, _ := framed(nil)
 		open.DestinationPort = uint32(1000 + i)
-		b, err := client.SealOpen(buf, open)
+		b, _, err := client.SealOpen(buf, open, nil)
 		client.write(t, b, err)
 		m, err := server.message(t)
 		got, err := server.TakeOpen(m, err)
@@ -220,7 +220,7 @@ func TestBadVerdictWithoutTheSocket(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			client, server := between(t)
 			open, _ := framed(nil)
-			b, err := client.SealOpen(make([]byte, MessageBuffer), open)
+			b, _, err := client.SealOpen(make([]byte, MessageBuffer), open, nil)
 			client.write(t, b, err)
 			m, err := appendMessage(nil, c.v)
 			if err != nil {
@@ -238,7 +238,7 @@ func TestBadVerdictWithoutTheSocket(t *testing.T) {
 	}
 	client, _ := between(t)
 	open, _ := asking(authenticated)(nil)
-	if _, err := client.SealOpen(make([]byte, MessageBuffer), open); !errors.Is(err, ErrOpenMalformed) {
+	if _, _, err := client.SealOpen(make([]byte, MessageBuffer), open, nil); !errors.Is(err, ErrOpenMalformed) {
 		t.Errorf("an Open that no server takes is sealed: %v", err)
 	}
 }

@@ -254,6 +254,11 @@ func (s *Stream) End(buf []byte) ([]byte, error) {
 	return s.w.Seal(buf, lengthSize)
 }
 
+// Close is close_notify, in buf: on a tunnel that waits it tells the peer that no Open is
+// taken any more, and none was since the last that was granted. Nothing can be sealed
+// afterwards.
+func (s *Stream) Close(buf []byte) ([]byte, error) { return s.w.SealEnd(buf) }
+
 // Release forgets the keys.
 func (s *Stream) Release() {
 	s.r.Release()

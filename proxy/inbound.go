@@ -283,7 +283,12 @@ func (in *incoming) again() *incoming {
 // ended ends the tunnel with its last connection, whose error was err, unless that goes
 // on by itself.
 func (in *incoming) ended(err error) {
-	if !errors.Is(err, errRelaying) {
+	switch {
+	case errors.Is(err, errRelaying):
+	case errors.Is(err, errTunnelOver): // without a word: the client asks on another one
+		in.p.conns.Add(1) // beside whoever calls
+		in.leave()
+	default:
 		in.report(err)
 		in.gone()
 	}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"time"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/mtls"
@@ -42,18 +43,25 @@ func (k kept) Reset() error {
 	return nil
 }
 
-// Reopen sends the Open of another connection. On error nothing has reached an
-// application, and the tunnel is closed.
-func (k kept) Reopen(ctx context.Context, open *symbolonv1.Open) (err error) {
+// Reopen sends the Open of another connection, and early bytes of what near has said
+// already, which stay in near's socket: it saves a round trip, and the peer's proxy holds
+// them back until it has decided. On error nothing has reached an application, and the
+// tunnel is closed.
+func (k kept) Reopen(ctx context.Context, open *symbolonv1.Open, near *socket) (early int, err error) {
 	if k.on != nil {
-		err = k.on.Send(func(buf []byte) ([]byte, error) { return k.SealOpen(buf, open) })
+		err = k.on.Send(func(buf []byte) (sealed []byte, err error) {
+			b := buffers.Get().(*[]byte)
+			defer buffers.Put(b)
+			sealed, early, err = k.SealOpen(buf, open, near.peek((*b)[:maxEarly]))
+			return sealed, err
+		})
 	} else {
 		err = k.Conn.Reopen(ctx, open)
 	}
 	if err != nil {
 		_ = k.Close()
 	}
-	return err
+	return early, err
 }
 
 // ReadVerdict waits for the server's half. On error the tunnel is closed.
@@ -98,6 +106,20 @@ func (k kept) Refuse(v *symbolonv1.Verdict) {
 		k.Conn.Refuse(v)
 	}
 }
+
+// leave ends a tunnel on which the client may be asking just now: it hears of the end, and
+// not of a reset, and asks on another one. after is called when all is closed.
+func (k kept) leave(after func()) {
+	if k.on != nil {
+		k.on.Leave(lingers, after)
+		return
+	}
+	_ = k.Conn.Close()
+	after()
+}
+
+// lingers is how long an Open may be under way when a tunnel ends.
+const lingers = time.Second
 
 // attach gives the tunnel its socket back, for what is not done on a loop. On error the
 // tunnel is closed.

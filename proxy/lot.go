@@ -40,6 +40,15 @@ func (in *incoming) gone() {
 	in.slot.leave()
 }
 
+// leave is gone for a tunnel on which the client may be asking just now. One of p.conns is
+// given back when all is closed: the process is not to end before.
+func (in *incoming) leave() {
+	in.tunnel.leave(func() {
+		in.slot.leave()
+		in.p.conns.Done()
+	})
+}
+
 // arrived serves the connection that m, by loop.Tunnel, announces. err is why none came.
 // It does not wait. One of p.conns is given back at the end.
 func (in *incoming) arrived(m []byte, err error) {
@@ -132,7 +141,8 @@ func (l *lot) end(ends func(*incoming) bool) {
 		}
 		in := l.parked.Remove(first).(*incoming)
 		in.spot = nil
+		in.p.conns.Add(1) // before close has returned
 		l.mu.Unlock()
-		in.gone()
+		in.leave()
 	}
 }

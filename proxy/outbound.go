@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -291,16 +292,17 @@ func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err
 		_ = t.Close()
 		return false, nil
 	}
-	if err := t.Reopen(ctx, open); err != nil {
+	early, err := t.Reopen(ctx, open, o.accepted)
+	if err != nil {
 		return false, nil
 	}
+	r := &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started, early: uint64(early), ahead: early > 0}
 	if o.quick {
-		return true, o.ask(ctx, t, way)
+		return true, o.ask(ctx, r, way)
 	}
-	r := &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started}
 	v, gone, err := r.verdict(ctx)
 	if err != nil {
-		if !gone && mtls.ReasonOf(err) != symbolonv1.Reason_REASON_PEER_REFUSED {
+		if !gone && r.unheard(err) {
 			return false, nil // it stopped waiting just now
 		}
 		return true, err
@@ -308,6 +310,20 @@ func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err
 	o.tunnelled(t.Conn)
 	o.rec.Reused = true
 	return true, o.relay(r, t.Conn, v)
+}
+
+// unheard tells whether a tunnel on which no Verdict has come can have brought nothing to an
+// application, so that it may be asked again on another one. With bytes behind the
+// Open only TLS's own end says so: it stands behind all that the peer has ever granted,
+// and nobody on the way can make it up, to have the bytes sent twice.
+func (r *relay) unheard(err error) bool {
+	switch {
+	case mtls.ReasonOf(err) == symbolonv1.Reason_REASON_PEER_REFUSED:
+		return false
+	case r.early == 0:
+		return true
+	}
+	return errors.Is(err, io.EOF)
 }
 
 func (o *outgoing) relay(r *relay, t *mtls.Conn, v *symbolonv1.Verdict) error {

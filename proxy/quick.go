@@ -8,7 +8,6 @@ import (
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/identity"
-	"github.com/symbolon/symbolon/mtls"
 )
 
 // Mostly all that a connection's beginning needs is there: its workload's credential, a
@@ -86,9 +85,9 @@ type asked struct {
 }
 
 // ask is again without waiting. errAsked, or not done.
-func (o *outgoing) ask(ctx context.Context, t kept, way route) error {
-	a := &asked{outgoing: o, ctx: ctx, way: way}
-	a.relay = &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started}
+func (o *outgoing) ask(ctx context.Context, r *relay, way route) error {
+	a := &asked{outgoing: o, ctx: ctx, way: way, relay: r}
+	t := r.tunnel
 	a.watch = a.relay.watch(func() { _ = t.Reset() })
 	a.late = time.AfterFunc(o.p.timeouts.Setup, func() { a.giveUp(context.DeadlineExceeded) })
 	a.stop = context.AfterFunc(ctx, func() {
@@ -136,7 +135,7 @@ func (a *asked) slowly(ctx context.Context, v *symbolonv1.Verdict, err error) er
 		return a.opened(v)
 	}
 	_ = t.Close()
-	if a.why.Load() != nil || mtls.ReasonOf(err) == symbolonv1.Reason_REASON_PEER_REFUSED {
+	if a.why.Load() != nil || !a.relay.unheard(err) {
 		return err
 	}
 	// It stopped waiting just now.

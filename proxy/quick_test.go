@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,8 +15,8 @@ import (
 )
 
 // reusing is another host's proxy, in front of an application that repeats five bytes.
-// It keeps its tunnels, and answers the second Open on each by second; handshakes counts
-// the tunnels.
+// It keeps its tunnels, and answers every Open but the first on each by second;
+// handshakes counts the tunnels.
 func (w *world) reusing(second func(x *tls.Conn, o *symbolonv1.Open)) (at netip.AddrPort, handshakes *atomic.Int32) {
 	w.Helper()
 	handshakes = &atomic.Int32{}
@@ -28,7 +29,7 @@ func (w *world) reusing(second func(x *tls.Conn, o *symbolonv1.Open)) (at netip.
 			if err != nil {
 				return
 			}
-			if n == 2 {
+			if n > 1 {
 				second(x, o)
 			} else {
 				_, _ = x.Write(accepts(o))
@@ -77,8 +78,17 @@ func (w *world) kept(at netip.AddrPort) {
 // and ends.
 func (w *world) asks(at netip.AddrPort, want string, fails func(error) bool) {
 	w.Helper()
+	w.asksAfter(at, nil, want, fails)
+}
+
+// asksAfter is asks, which says nothing before wait ends; nil: it does not wait.
+func (w *world) asksAfter(at netip.AddrPort, wait <-chan struct{}, want string, fails func(error) bool) {
+	w.Helper()
 	c := w.connect(at)
 	defer c.Close()
+	if wait != nil {
+		within(w, wait, "the Open")
+	}
 	_, _ = io.WriteString(c, "hello")
 	got := make([]byte, len(want))
 	n, err := io.ReadFull(c, got)
@@ -113,6 +123,9 @@ func TestNextConnectionOfATunnel(t *testing.T) {
 		outcome, reason string
 		reused          bool
 		handshakes      int32
+		// late: the client's application waits for the Open, so that nothing goes along
+		// with it.
+		late bool
 	}{
 		{
 			name:    "the verdict comes at once",
@@ -138,7 +151,7 @@ func TestNextConnectionOfATunnel(t *testing.T) {
 		{
 			name:    "the server has gone just now",
 			second:  func(x *tls.Conn, _ *symbolonv1.Open) { _ = x.NetConn().Close() },
-			outcome: "allow", reason: "policy", handshakes: 2,
+			outcome: "allow", reason: "policy", handshakes: 2, late: true,
 		},
 		{
 			name: "the server has gone after a while",
@@ -146,6 +159,11 @@ func TestNextConnectionOfATunnel(t *testing.T) {
 				time.Sleep(3 * patient)
 				_ = x.NetConn().Close()
 			},
+			outcome: "allow", reason: "policy", handshakes: 2, late: true,
+		},
+		{
+			name:    "the server takes no more",
+			second:  func(x *tls.Conn, _ *symbolonv1.Open) { _ = x.Close() },
 			outcome: "allow", reason: "policy", handshakes: 2,
 		},
 		{
@@ -160,7 +178,7 @@ func TestNextConnectionOfATunnel(t *testing.T) {
 			second: func(x *tls.Conn, o *symbolonv1.Open) {
 				_, _ = x.Write(message(&symbolonv1.Verdict{Accept: true, Protection: authenticated, FlowId: o.GetFlowId(), Keep: true}))
 			},
-			outcome: "allow", reason: "policy", handshakes: 2,
+			outcome: "allow", reason: "policy", handshakes: 2, late: true,
 		},
 		{
 			name:   "the server never answers",
@@ -175,9 +193,18 @@ func TestNextConnectionOfATunnel(t *testing.T) {
 				}
 			})
 			w.creds.set("0", w.web())
-			at, handshakes := w.reusing(a.second)
+			asked := make(chan struct{})
+			var once sync.Once
+			at, handshakes := w.reusing(func(x *tls.Conn, o *symbolonv1.Open) {
+				once.Do(func() { close(asked) })
+				a.second(x, o)
+			})
 			w.kept(at)
-			w.asks(at, a.said+"hello", a.fails)
+			wait := asked
+			if !a.late {
+				wait = nil
+			}
+			w.asksAfter(at, wait, a.said+"hello", a.fails)
 			if r := w.records.next(); r.Outcome != a.outcome || r.Reason != a.reason || r.Reused != a.reused {
 				t.Errorf("recorded %+v, want %s, %s, reused %t", r, a.outcome, a.reason, a.reused)
 			}

@@ -36,6 +36,7 @@ type relay struct {
 	serverIsNear bool
 
 	early  uint64 // bytes that went to far before the loop took over
+	ahead  bool   // and are in near's socket still
 	loop   *loop.Relay
 	copier *copier
 }
@@ -174,6 +175,11 @@ const maxEarly = 16<<10 - 64
 // detach prepares the event loop's relay. mtls.ErrNotDetachable: there is only the
 // copier.
 func (r *relay) detach(done func(error, *loop.Tunnel)) error {
+	if r.ahead {
+		if err := r.near.skip(int(r.early)); err != nil {
+			return err
+		}
+	}
 	if r.tunnel.on != nil {
 		inline := r.near.inline
 		near, err := r.near.detach()
@@ -183,6 +189,7 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 		r.near = nil // closed, and of some size
 		r.loop = loop.Resume(loop.Side{FD: near, Inline: inline}, r.tunnel.on, done)
 		r.tunnel.on = nil
+		r.countEarly()
 		return nil
 	}
 	far := loop.Side{}
@@ -210,11 +217,16 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 	}
 	r.near, r.plain = nil, nil // closed, and of some size
 	r.loop = loop.New(loop.Side{FD: near, Inline: inline}, far, done)
+	r.countEarly()
+	return nil
+}
+
+// countEarly gives the loop's relay what went before it.
+func (r *relay) countEarly() {
 	if r.early > 0 {
 		r.loop.ToFar.Store(r.early)
 		r.loop.FirstToFar.Store(time.Now().UnixNano())
 	}
-	return nil
 }
 
 // keep gives the tunnel, whose socket stays on its loop, to whoever keeps it.

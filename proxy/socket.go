@@ -54,6 +54,40 @@ func (s *socket) control(f func(fd int)) error {
 	return nil
 }
 
+// peek is what has arrived, as far as b has room for it, and stays there. Nil: nothing, or
+// it cannot be told what of it was urgent.
+func (s *socket) peek(b []byte) []byte {
+	if !s.inline {
+		return nil
+	}
+	n := 0
+	_ = s.control(func(fd int) { n, _, _ = unix.Recvfrom(fd, b, unix.MSG_PEEK|unix.MSG_DONTWAIT) })
+	return b[:max(n, 0)]
+}
+
+// skip takes n bytes away that peek has shown.
+func (s *socket) skip(n int) error {
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	for n > 0 {
+		got := 0
+		var rerr error
+		err := s.control(func(fd int) { got, _, rerr = unix.Recvfrom(fd, (*b)[:min(n, len(*b))], unix.MSG_DONTWAIT) })
+		switch {
+		case err != nil:
+			return err
+		case errors.Is(rerr, unix.EINTR):
+		case rerr != nil:
+			return rerr
+		case got == 0:
+			return unix.ECONNRESET // what was there is not any more
+		default:
+			n -= got
+		}
+	}
+	return nil
+}
+
 // SyscallConn is for Control only: nobody can wait on a bare descriptor.
 func (s *socket) SyscallConn() (syscall.RawConn, error) { return controlled{s}, nil }
 

@@ -3,6 +3,7 @@ package loop
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -209,6 +210,37 @@ func (t *Tunnel) close(reset bool) {
 	if told != nil {
 		told(nil, ErrCut)
 	}
+}
+
+// Leave ends the tunnel for a peer that may be sending an Open just now: its own direction
+// at once, by close_notify, which nobody on the way can make up; the rest after linger, so
+// that the peer reads it before any reset. after is called then; also where the tunnel has
+// ended already, or is in use.
+func (t *Tunnel) Leave(linger time.Duration, after func()) {
+	t.mu.Lock()
+	if t.ended || t.next != nil {
+		t.mu.Unlock()
+		after()
+		return
+	}
+	e := &t.end
+	_ = unix.EpollCtl(t.l.epoll, unix.EPOLL_CTL_DEL, e.fd, nil)
+	t.give()
+	s := newStore(mtls.MessageBuffer)
+	if b, err := e.stream.Close((*s.buf)[:mtls.MessageBuffer]); err == nil {
+		_, _ = write(e.fd, b) // there is room, or the peer has not read its last verdict
+	}
+	s.drop()
+	_ = unix.Shutdown(e.fd, unix.SHUT_WR) // fails only where the peer has reset it
+	e.stream.Release()
+	e.carry.drop()
+	told, fd := t.told, e.fd
+	t.told = nil
+	t.mu.Unlock()
+	if told != nil {
+		told(nil, ErrCut)
+	}
+	time.AfterFunc(linger, func() { _ = unix.Close(fd); after() })
 }
 
 // give gives up the loop's slot: from here on nothing happens any more.
