@@ -23,7 +23,8 @@ type lot struct {
 func (in *incoming) park() {
 	p := in.p
 	if !p.lot.add(in, p.now()) {
-		in.gone()
+		p.conns.Add(1) // beside the connection that has just ended
+		in.leave()
 		return
 	}
 	in.tunnel.on.Await(func(m []byte, err error) {

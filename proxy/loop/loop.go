@@ -83,6 +83,7 @@ type Loop struct {
 	ages   []int32 // of slots: an event for an earlier use is none
 	posted []*Relay
 	closed bool
+	asleep atomic.Bool // or about to be: it has to be rung for. Set with the lock.
 
 	// Only the loop's own goroutine uses what follows.
 	now    int64
@@ -187,9 +188,12 @@ func (l *Loop) post(r *Relay) {
 	}
 }
 
-// ring wakes the loop up; with the lock, since the descriptor lives as long as
-// closed is not set.
+// ring wakes the loop up, if it sleeps; with the lock, since the descriptor lives as long
+// as closed is not set.
 func (l *Loop) ring() {
+	if !l.asleep.Swap(false) {
+		return // it looks before it sleeps
+	}
 	one := [8]byte{1}
 	_, _ = unix.Write(l.wake, one[:]) // full: it will wake up
 }
@@ -211,7 +215,11 @@ func (l *Loop) run() {
 		if len(l.ready) > 0 {
 			wait = dont
 		}
+		if l.awaited() {
+			wait = dont
+		}
 		n, err := poll(l.epoll, l.events[:], wait)
+		l.asleep.Store(false)
 		if err != nil {
 			panic(fmt.Sprintf("epoll_wait: %v", err)) // our own descriptor is broken
 		}
@@ -221,7 +229,8 @@ func (l *Loop) run() {
 		l.now = time.Now().UnixNano()
 		turn := l.ready
 		l.ready, l.spare = l.spare[:0], nil
-		if !l.serve(l.events[:n]) {
+		l.serve(l.events[:n])
+		if !l.attend() {
 			return
 		}
 		for i, d := range turn {
@@ -234,14 +243,23 @@ func (l *Loop) run() {
 	}
 }
 
-// serve handles events. False: the loop is to stop.
-func (l *Loop) serve(events []unix.EpollEvent) bool {
+// awaited tells whether somebody waits for the loop; if not, it is to be rung for from
+// now on.
+func (l *Loop) awaited() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	none := len(l.posted) == 0 && !l.closed
+	l.asleep.Store(none)
+	return !none
+}
+
+// serve handles events.
+func (l *Loop) serve(events []unix.EpollEvent) {
 	for i := range events {
 		v := &events[i]
 		if v.Fd < 0 {
-			if !l.woken() {
-				return false
-			}
+			var b [8]byte
+			_, _ = unix.Read(l.wake, b[:])
 			continue
 		}
 		l.mu.Lock()
@@ -258,12 +276,10 @@ func (l *Loop) serve(events []unix.EpollEvent) bool {
 			l.happened(e, v.Events)
 		}
 	}
-	return true
 }
 
-func (l *Loop) woken() bool {
-	var b [8]byte
-	_, _ = unix.Read(l.wake, b[:])
+// attend looks after those who wait for the loop. False: it is to stop.
+func (l *Loop) attend() bool {
 	l.mu.Lock()
 	posted, closed := l.posted, l.closed
 	l.posted = nil
