@@ -234,7 +234,8 @@ func (n *renewal) answer() {
 	}
 	e := n.me.current.Load()
 	was, is := n.stands.shown.Credential(), e.Credential()
-	if !is.SVID.NotAfter().After(was.SVID.NotAfter()) || is.SVID.ID != was.SVID.ID {
+	// Two may end in the same second.
+	if is.SVID.Chain[0].Equal(was.SVID.Chain[0]) || is.SVID.NotAfter().Before(was.SVID.NotAfter()) || is.SVID.ID != was.SVID.ID {
 		return
 	}
 	token := ""
@@ -266,8 +267,8 @@ func (n *renewal) check(request []byte, answer *symbolonv1.Control) {
 	if n.live == nil {
 		return
 	}
-	if err == nil && !peer.NotAfter.After(n.stands.peer.NotAfter) {
-		err = deny(symbolonv1.Reason_REASON_PROOF_INVALID, errors.New("the certificate is not newer than the one before"))
+	if err == nil && peer.NotAfter.Before(n.stands.peer.NotAfter) {
+		err = deny(symbolonv1.Reason_REASON_PROOF_INVALID, errors.New("the certificate ends before the one that is known"))
 	}
 	if err != nil {
 		n.failed(err)
