@@ -52,7 +52,8 @@ func TestLeavingAGroupCuts(t *testing.T) {
 	if err := w.client.SetFile(group, with); err != nil {
 		t.Fatal(err)
 	}
-	w.expect("back in the group", w.try(w.Client, "echo", "10.2.0.2:7001", "hello"), "hello")
+	// The file is looked at ten times a second.
+	w.eventually("it is back in the group", func() bool { return w.try(w.Client, "echo", "10.2.0.2:7001", "hello") == "hello" })
 }
 
 // examples/quarantine, from end to end: a scanner finds a critical vulnerability in an

@@ -36,7 +36,7 @@ var demoShows = []string{
 	`✓ the addresses differ: 10\.1\.0\.2 here, the balancer's 10\.3\.0\.1 there`,
 	`✓ identity and flow id are the same at both ends`,
 	`denied, reason peer-unprotected`,
-	`✓ nginx's \d+ bytes are a TLS record of \d+; HAProxy forwarded that very record`,
+	`✓ nginx's \d+ bytes are in a TLS record of \d+; HAProxy forwarded that very record`,
 	`✓ tshark agrees: [2-9] handshakes`,
 	`✓ searched for and found nowhere: TOP-SECRET-[0-9a-f]{12}, .*SELECT.*spiffe://.*app=web`,
 	`✓ the controller has 2 records of the connection through NAT and balancer`,

@@ -121,9 +121,22 @@ func TestSPIREAgentAwayAndEntriesDeleted(t *testing.T) {
 		return w.try(w.Client, "echo", "10.2.0.2:7001", "hello") == "hello"
 	})
 
+	served := func() (n int) {
+		lines, err := w.client.Flows()
+		w.must(err)
+		for _, l := range lines {
+			if to(7001, "allow")(&l) {
+				n++
+			}
+		}
+		return n
+	}
+	before := served()
 	held := w.begin(w.Client, "", "hold", "10.2.0.2:7002")
 	again := w.begin(w.Client, "", "connect", "10.2.0.2:7001", "8")
 	w.eventually("a connection is open", func() bool { return held.said() == "open" })
+	const others = 8 // more than the records that may still be missing of those before
+	w.eventually("the process that connects again and again is attested", func() bool { return served() > before+others })
 	for _, a := range []*spirelab.Agent{w.clients, w.servers} {
 		w.must(a.Daemon().Kill())
 	}

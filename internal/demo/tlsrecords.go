@@ -18,6 +18,7 @@ const (
 
 	recordHeader = 5           // type, version, length
 	recordMax    = 1<<14 + 256 // bytes of ciphertext (RFC 8446, 5.2)
+	frameLength  = 4           // bytes before each piece of data in a tunnel
 	recordExtra  = 1 + 16      // bytes that encryption adds: inner type, AES-GCM's tag
 )
 

@@ -30,13 +30,13 @@ func (d *demo) wire(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		answers = append(answers, t.carrying(int(d.balancedFlow.BytesReceived)))
+		answers = append(answers, t.carrying(frameLength+int(d.balancedFlow.BytesReceived)))
 		counts = append(counts, fmt.Sprintf("%s: %s, every byte in a TLS record: %d records, %d of them encrypted (%d packets in all)",
 			c.where, plural(connections, "application connection"), t.records, len(t.encrypted), packets))
 	}
 	d.output(dump(answers[0], dumpLines))
 	if err := d.claim(answers[0] != nil && bytes.Equal(answers[0], answers[1]),
-		fmt.Sprintf("nginx's %d bytes are a TLS record of %d; HAProxy forwarded that very record", d.balancedFlow.BytesReceived, len(answers[0])), answers); err != nil {
+		fmt.Sprintf("nginx's %d bytes are in a TLS record of %d; HAProxy forwarded that very record", d.balancedFlow.BytesReceived, len(answers[0])), answers); err != nil {
 		return err
 	}
 	for i, c := range d.captures {
