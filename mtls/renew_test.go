@@ -19,8 +19,8 @@ func renewable(p *Peer) (*symbolonv1.Open, error) {
 	return o, err
 }
 
-// renewableTunnel is one between web and db of ca.
-func renewableTunnel(t *testing.T, web, db *Endpoint, ask func(*Peer) (*symbolonv1.Open, error)) (client, server *Conn) {
+// keptTunnel is one between web and db, in its first use, as ask opens it.
+func keptTunnel(t *testing.T, web, db *Endpoint, ask func(*Peer) (*symbolonv1.Open, error)) (client, server *Conn) {
 	t.Helper()
 	ctx := timeout(t)
 	c, s := pair(t)
@@ -68,7 +68,7 @@ func TestRenewal(t *testing.T) {
 			ca := newAuthority(t, "acme.example")
 			labels := map[string][]string{"app": {"x"}}
 			web, db := NewEndpoint(ca.workload("/prod/web", labels), o), NewEndpoint(ca.workload("/prod/db", labels), o)
-			client, server := renewableTunnel(t, web, db, renewable)
+			client, server := keptTunnel(t, web, db, renewable)
 			for role, at := range map[string]struct {
 				asks, proves *Conn
 				by           *Endpoint
@@ -135,12 +135,12 @@ func TestRenewalRefused(t *testing.T) {
 		return nil
 	}}
 	web, db := NewEndpoint(ca.workload("/prod/web", nil), o), NewEndpoint(ca.workload("/prod/db", nil), o)
-	client, server := renewableTunnel(t, web, db, renewable)
+	client, server := keptTunnel(t, web, db, renewable)
 	old := ca.leaf("/prod/web", nil)
 	old.NotBefore, old.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 	barred := ca.workload("/prod/web", nil)
 	bar = barred
-	elsewhere, _ := renewableTunnel(t, web, db, renewable)
+	elsewhere, _ := keptTunnel(t, web, db, renewable)
 	for name, tc := range map[string]struct {
 		shown  *identity.Credential
 		by     *Conn
@@ -195,7 +195,7 @@ func TestControlMessagesOutOfPlace(t *testing.T) {
 		"too large":    {renewable, heard, binary.BigEndian.AppendUint32(nil, controlFrame|MaxControl+1)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			client, server := renewableTunnel(t, web, db, tc.ask)
+			client, server := keptTunnel(t, web, db, tc.ask)
 			if name == "not agreed" && (client.Renewal() != nil || server.Renewal() != nil) {
 				t.Error("renewable")
 			}

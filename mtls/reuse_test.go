@@ -23,21 +23,7 @@ func framed(p *Peer) (*symbolonv1.Open, error) {
 func framedTunnel(t *testing.T) (client, server *Conn) {
 	t.Helper()
 	web, db := endpoints(t)
-	ctx := timeout(t)
-	c, s := pair(t)
-	ch := accept(ctx, s, db, &symbolonv1.Verdict{Accept: true, Protection: encrypted, Keep: true})
-	client, err := Dial(ctx, c, web, framed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := client.ReadVerdict(ctx); err != nil {
-		t.Fatal(err)
-	}
-	a := <-ch
-	if a.err != nil {
-		t.Fatal(a.err)
-	}
-	return client, a.conn
+	return keptTunnel(t, web, db, framed)
 }
 
 func TestReuse(t *testing.T) {

@@ -96,7 +96,7 @@ func (p *Proxy) renewAside(me *party, endpoint *mtls.Endpoint, t *mtls.Conn, ope
 func asideAt(s standing, now time.Time) time.Time {
 	at := earlier(lastThird(s.peer.NotAfter, s.peer.Leaf.NotBefore), lastThird(s.shown.Credential().SVID.NotAfter(), s.shown.Credential().SVID.Chain[0].NotBefore))
 	if at.Before(now) { // tried before, or the next certificate is late
-		at = now.Add(askAfter/2 + rand.N(askAfter)) //nolint:gosec // it only spreads load
+		at = soon(now)
 	}
 	return at
 }
@@ -120,7 +120,7 @@ func (n *renewal) hurry() {
 	}
 	was, is := n.stands.shown.Credential().SVID.Chain[0], n.me.current.Load().Credential().SVID.Chain[0]
 	if !bytes.Equal(was.AuthorityKeyId, is.AuthorityKeyId) {
-		n.p.table.askAt(n, n.p.now().Add(askAfter/2+rand.N(askAfter))) //nolint:gosec // it only spreads load
+		n.p.table.askAt(n, soon(n.p.now()))
 	}
 }
 

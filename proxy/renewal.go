@@ -153,10 +153,15 @@ func (n *renewal) over() *live {
 // is newest, and is not cut where a CA is retired.
 const askAfter = time.Minute
 
+// soon is askAfter from now, give or take a half: not all at the same moment.
+func soon(now time.Time) time.Time {
+	return now.Add(askAfter/2 + rand.N(askAfter)) //nolint:gosec // it only spreads load
+}
+
 // askAt is when to ask for the certificate after peer's: soon, or before it has lived for
 // two thirds of its time.
 func askAt(peer *mtls.Peer, now time.Time) time.Time {
-	at := now.Add(askAfter/2 + rand.N(askAfter)) //nolint:gosec // it only spreads load
+	at := soon(now)
 	if last := peer.NotAfter.Add(-peer.NotAfter.Sub(peer.Leaf.NotBefore) / 3); last.Before(at) {
 		at = last
 	}
