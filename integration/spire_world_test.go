@@ -42,6 +42,11 @@ func newSpireWorld(t *testing.T, domains []string, tools ...string) *spireWorld 
 // startSPIRE starts a server for each domain, configured alike, and both hosts' agents.
 func (w *spireWorld) startSPIRE(config spirelab.ServerConfig, domains ...string) {
 	w.t.Helper()
+	w.startSPIREWith(config, spirelab.AgentConfig{Delegates: []string{delegate}}, domains...)
+}
+
+func (w *spireWorld) startSPIREWith(config spirelab.ServerConfig, agents spirelab.AgentConfig, domains ...string) {
+	w.t.Helper()
 	var all []*spirelab.Server
 	for i, domain := range domains {
 		h := w.net.Host(strings.TrimSuffix(domain, ".example"))
@@ -59,13 +64,13 @@ func (w *spireWorld) startSPIRE(config spirelab.ServerConfig, domains ...string)
 		}
 		all = append(all, s)
 	}
-	w.clients = w.agent(all[0], w.Client)
-	w.servers = w.agent(all[len(all)-1], w.Server)
+	w.clients = w.agent(all[0], w.Client, agents)
+	w.servers = w.agent(all[len(all)-1], w.Server, agents)
 }
 
-func (w *spireWorld) agent(s *spirelab.Server, h *netlab.Host) *spirelab.Agent {
+func (w *spireWorld) agent(s *spirelab.Server, h *netlab.Host, c spirelab.AgentConfig) *spirelab.Agent {
 	w.t.Helper()
-	a, err := s.Agent(w.ctx(), h, spirelab.AgentConfig{Delegates: []string{delegate}})
+	a, err := s.Agent(w.ctx(), h, c)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Controller: ControllerConfig{Join: JoinToken},
-		Identity:   IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{AdminSocket: defaultAdminSocket}, Cloud: CloudNone, CloudMetadata: cloud.DefaultAddress},
+		Identity:   IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{API: SPIREDelegated, AdminSocket: defaultAdminSocket, BrokerSocket: defaultBrokerSocket}, Cloud: CloudNone, CloudMetadata: cloud.DefaultAddress},
 		Redirect: RedirectConfig{
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
@@ -168,6 +168,8 @@ func Settings() []settings.Setting[Config] {
 		{Key: "controller.key_file", Usage: "its key, PEM; it is not sent (x509pop)", Set: text(func(x *c) *string { return &x.Controller.KeyFile })},
 		{Key: "controller.ca_file", Usage: "the controller's root, its ca.pem (all but token, which carries it)", Set: text(func(x *c) *string { return &x.Controller.CAFile })},
 		{Key: "identity.source", Usage: "where SVIDs come from: controller, spire (each process attested by the SPIRE agent) or workload-api (one for all of the host) (default controller)", Set: text(func(x *c) *string { return &x.Identity.Source })},
+		{Key: "identity.spire.api", Usage: "the SPIRE agent's API: delegated, or broker (experimental) (default delegated)", Set: text(func(x *c) *string { return &x.Identity.SPIRE.API })},
+		{Key: "identity.spire.broker_socket", Usage: "the SPIRE agent's experimental.broker.socket_path, with identity.spire.api broker (default " + defaultBrokerSocket + ")", Set: text(func(x *c) *string { return &x.Identity.SPIRE.BrokerSocket })},
 		{Key: "identity.spire.admin_socket", Usage: "the SPIRE agent's admin_socket_path (default " + defaultAdminSocket + ")", Set: text(func(x *c) *string { return &x.Identity.SPIRE.AdminSocket })},
 		{Key: "identity.spire.hint", Usage: "of several SVIDs of a workload, the one whose entry has this hint", Set: text(func(x *c) *string { return &x.Identity.SPIRE.Hint })},
 		{Key: "identity.spire.path_prefix", Usage: "of several SVIDs of a workload, the one whose path begins so, such as /prod", Set: text(func(x *c) *string { return &x.Identity.SPIRE.PathPrefix })},

@@ -16,7 +16,7 @@ type IdentityConfig struct {
 	Source string      `yaml:"source"`
 	SPIRE  SPIREConfig `yaml:"spire"`
 	// WorkloadAPI is the address of the SPIFFE Workload API; "": what
-	// SPIFFE_ENDPOINT_SOCKET says.
+	// SPIFFE_ENDPOINT_SOCKET says. SPIREBroker needs it, too.
 	WorkloadAPI string `yaml:"workload_api"`
 	// ServeWorkloadAPI is the path of the Unix socket where local programs get their SVIDs
 	// by the SPIFFE Workload API; "": nowhere.
@@ -43,17 +43,31 @@ const (
 
 // SPIREConfig is about the SPIRE agent of this host.
 type SPIREConfig struct {
+	// API is by which of the agent's APIs processes are attested: one of the SPIREAPI constants.
+	API string `yaml:"api"`
 	// AdminSocket is the agent's admin_socket_path, where the Delegated Identity API is.
 	AdminSocket string `yaml:"admin_socket"`
+	// BrokerSocket is the agent's experimental.broker.socket_path.
+	BrokerSocket string `yaml:"broker_socket"`
 	// Hint and PathPrefix choose where a workload has several SVIDs (of the Workload API,
 	// too): by the hint of the registration entry, by the first segments of the path.
 	Hint       string `yaml:"hint"`
 	PathPrefix string `yaml:"path_prefix"`
 }
 
+// The values of SPIREConfig.API.
 const (
-	defaultAdminSocket = "/run/spire/sockets/admin.sock"
-	endpointVariable   = "SPIFFE_ENDPOINT_SOCKET"
+	// SPIREDelegated: the Delegated Identity API.
+	SPIREDelegated = "delegated"
+	// SPIREBroker: the SPIFFE Broker API, which is experimental: SPIRE may change it. The
+	// proxy shows the agent its own SVID, from IdentityConfig.WorkloadAPI.
+	SPIREBroker = "broker"
+)
+
+const (
+	defaultBrokerSocket = "/run/spire/broker-sockets/broker.sock"
+	defaultAdminSocket  = "/run/spire/sockets/admin.sock"
+	endpointVariable    = "SPIFFE_ENDPOINT_SOCKET"
 	// maxSocketPath is what fits into sockaddr_un (unix(7)), bytes.
 	maxSocketPath = 107
 )
@@ -86,20 +100,39 @@ func (c IdentityConfig) validate(bad func(key, format string, args ...any)) {
 	case SourceController:
 		return
 	case SourceSPIRE:
-		if s := c.SPIRE.AdminSocket; !filepath.IsAbs(s) || len(s) > maxSocketPath {
-			bad("identity.spire.admin_socket", "%q is not an absolute path of at most %d bytes; use the agent's admin_socket_path, such as %s", s, maxSocketPath, defaultAdminSocket)
-		}
+		c.validateSPIRE(bad)
 	case SourceWorkloadAPI:
-		if a := c.WorkloadAPI; a == "" {
-			bad("identity.workload_api", "is empty, and so is $%s; use the agent's socket, such as unix:///run/spire/agent.sock", endpointVariable)
-		} else if err := workloadapi.ValidateAddress(a); err != nil {
-			bad("identity.workload_api", "%q is no address (%v); such as unix:///run/spire/agent.sock", a, err)
-		}
+		c.validateWorkloadAPI(bad)
 	default:
 		bad("identity.source", "%q is unknown; use controller, spire or workload-api", c.Source)
 		return
 	}
 	if p := c.SPIRE.PathPrefix; p != "" && (!strings.HasPrefix(p, "/") || strings.Contains(p, "//")) {
 		bad("identity.spire.path_prefix", "%q is no beginning of a SPIFFE ID's path; such as /prod", p)
+	}
+}
+
+func (c IdentityConfig) validateSPIRE(bad func(key, format string, args ...any)) {
+	socket := func(key, path, named, such string) {
+		if !filepath.IsAbs(path) || len(path) > maxSocketPath {
+			bad(key, "%q is not an absolute path of at most %d bytes; use the agent's %s, such as %s", path, maxSocketPath, named, such)
+		}
+	}
+	switch c.SPIRE.API {
+	case SPIREDelegated:
+		socket("identity.spire.admin_socket", c.SPIRE.AdminSocket, "admin_socket_path", defaultAdminSocket)
+	case SPIREBroker:
+		socket("identity.spire.broker_socket", c.SPIRE.BrokerSocket, "experimental.broker.socket_path", defaultBrokerSocket)
+		c.validateWorkloadAPI(bad)
+	default:
+		bad("identity.spire.api", "%q is unknown; use delegated or broker", c.SPIRE.API)
+	}
+}
+
+func (c IdentityConfig) validateWorkloadAPI(bad func(key, format string, args ...any)) {
+	if a := c.WorkloadAPI; a == "" {
+		bad("identity.workload_api", "is empty, and so is $%s; use the agent's socket, such as unix:///run/spire/agent.sock", endpointVariable)
+	} else if err := workloadapi.ValidateAddress(a); err != nil {
+		bad("identity.workload_api", "%q is no address (%v); such as unix:///run/spire/agent.sock", a, err)
 	}
 }

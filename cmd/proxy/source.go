@@ -57,7 +57,12 @@ func (d *daemonParts) openSource() (r *identity.Resolver, closeSource func(), er
 	}()
 	switch d.cfg.Identity.Source {
 	case proxy.SourceSPIRE:
-		s, err := spire.New(spire.Options{Controller: own, AdminSocket: d.cfg.Identity.SPIRE.AdminSocket, Rule: spire.Rule(rule), Report: d.sourceState("SPIRE agent")})
+		o := spire.Options{Controller: own, AdminSocket: d.cfg.Identity.SPIRE.AdminSocket, Rule: spire.Rule(rule), Report: d.sourceState("SPIRE agent")}
+		if d.cfg.Identity.SPIRE.API == proxy.SPIREBroker {
+			o.BrokerSocket, o.WorkloadAPI = d.cfg.Identity.SPIRE.BrokerSocket, d.cfg.Identity.WorkloadAPI
+			d.log.Warn("the SPIRE agent is asked by its Broker API, which is experimental (identity.spire.api: broker)")
+		}
+		s, err := spire.New(o)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -1,24 +1,23 @@
 package spire
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	delegatedidentityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/delegatedidentity/v1"
 
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/identity/internal/agent"
 )
 
-// answer is one message of the agent about a process, or why there are no more.
+// answer is one word of the agent about a process, or why there are no more.
 type answer struct {
-	message *delegatedidentityv1.SubscribeToX509SVIDsResponse
-	err     error
+	word *word
+	err  error
 }
 
 // attestation is a subscription to the SVIDs of one process, as it was attested.
@@ -41,9 +40,9 @@ func (s *Source) attest(ctx context.Context, w *identity.Workload, pin *identity
 	go func() {
 		defer close(ended)
 		defer cancel()
-		err := s.stream(ctx, w, pin, func(m *delegatedidentityv1.SubscribeToX509SVIDsResponse) {
+		err := s.stream(ctx, w, pin, func(m *word) {
 			select {
-			case answers <- answer{message: m}:
+			case answers <- answer{word: m}:
 			case <-ctx.Done():
 			}
 		})
@@ -55,26 +54,24 @@ func (s *Source) attest(ctx context.Context, w *identity.Workload, pin *identity
 	return &attestation{answers, cancel, ended}
 }
 
-type svidStream = delegatedidentityv1.DelegatedIdentity_SubscribeToX509SVIDsClient
-
-func (s *Source) stream(ctx context.Context, w *identity.Workload, pin *identity.Pin, deliver func(*delegatedidentityv1.SubscribeToX509SVIDsResponse)) error {
+func (s *Source) stream(ctx context.Context, w *identity.Workload, pin *identity.Pin, deliver func(*word)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, m, err := s.first(ctx, cancel, w, pin)
+	next, m, err := s.first(ctx, cancel, w, pin)
 	if err != nil {
 		return err
 	}
 	for {
 		deliver(m)
-		if m, err = stream.Recv(); err != nil {
-			return explain(s.socket, err)
+		if m, err = next(); err != nil {
+			return s.api.explain(err)
 		}
 	}
 }
 
 // first asks, and returns the first answer, if the process was the workload from
 // before the question until after the answer.
-func (s *Source) first(ctx context.Context, cancel context.CancelFunc, w *identity.Workload, pin *identity.Pin) (svidStream, *delegatedidentityv1.SubscribeToX509SVIDsResponse, error) {
+func (s *Source) first(ctx context.Context, cancel context.CancelFunc, w *identity.Workload, pin *identity.Pin) (next func() (*word, error), m *word, err error) {
 	release, err := s.slots.Acquire(ctx, w.Key.UID)
 	if err != nil {
 		return nil, nil, err
@@ -90,16 +87,14 @@ func (s *Source) first(ctx context.Context, cancel context.CancelFunc, w *identi
 		return nil, nil, err
 	}
 	late := time.AfterFunc(firstAnswer, cancel)
-	stream, err := s.client.SubscribeToX509SVIDs(ctx, &delegatedidentityv1.SubscribeToX509SVIDsRequest{Pid: int32(w.Key.Process.PID)})
-	var m *delegatedidentityv1.SubscribeToX509SVIDsResponse
-	if err == nil {
-		m, err = stream.Recv()
+	if next, err = s.api.attest(ctx, w.Key.Process.PID); err == nil {
+		m, err = next()
 	}
 	if !late.Stop() {
 		err = errors.Join(errSilent, err)
 	}
 	if err != nil {
-		return nil, nil, explain(s.socket, err)
+		return nil, nil, s.api.explain(err)
 	}
 	if err := pin.Check(); err != nil {
 		return nil, nil, err
@@ -110,7 +105,7 @@ func (s *Source) first(ctx context.Context, cancel context.CancelFunc, w *identi
 	case did:
 		return nil, nil, fmt.Errorf("%w: it executed a program while it was attested", identity.ErrChanged)
 	}
-	return stream, m, nil
+	return next, m, nil
 }
 
 // watch begins to watch pin's process, when its user has the descriptors left for it: one who
@@ -132,41 +127,55 @@ func (s *Source) watch(ctx context.Context, w *identity.Workload, pin *identity.
 	return executed, func() { executed.Close(); release() }, nil
 }
 
-// identityOf is the SVID of the workload that an answer is about, and the trust domains
-// it federates with. Errors: identity.ErrWithdrawn.
-func (s *Source) identityOf(m *delegatedidentityv1.SubscribeToX509SVIDsResponse) (*identity.SVID, []spiffeid.TrustDomain, error) {
-	offers := make([]agent.Offer, 0, len(m.GetX509Svids()))
-	for _, x := range m.GetX509Svids() {
-		id := x.GetX509Svid().GetId()
-		parsed, err := spiffeid.FromString("spiffe://" + id.GetTrustDomain() + id.GetPath())
+// attested is what a workload was attested as.
+type attested struct {
+	svid *identity.SVID
+	// federates are the trust domains that its entry federates with.
+	federates []spiffeid.TrustDomain
+	// bundles go with svid; nil: the agent's, which are for all.
+	bundles *x509bundle.Set
+}
+
+// identityOf is what m says that its workload is. Errors: identity.ErrWithdrawn.
+func (s *Source) identityOf(m *word) (*attested, error) {
+	offers := make([]agent.Offer, 0, len(m.offers))
+	for _, x := range m.offers {
+		parsed, err := spiffeid.FromString(x.id)
 		if err != nil {
-			return nil, nil, fmt.Errorf("%w: the agent offers a malformed ID: %w", identity.ErrWithdrawn, err)
+			return nil, fmt.Errorf("%w: the agent offers a malformed ID: %w", identity.ErrWithdrawn, err)
 		}
-		offers = append(offers, agent.Offer{ID: parsed, Hint: x.GetX509Svid().GetHint()})
+		offers = append(offers, agent.Offer{ID: parsed, Hint: x.hint})
 	}
 	i, err := s.rule.Choose(offers)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	x := m.GetX509Svids()[i]
-	raw, err := x509svid.ParseRaw(bytes.Join(x.GetX509Svid().GetCertChain(), nil), x.GetX509SvidKey())
+	id, x := offers[i].ID, m.offers[i]
+	raw, err := x509svid.ParseRaw(x.chain, x.key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: the SVID of %s cannot be read: %w", identity.ErrWithdrawn, offers[i].ID, err)
+		return nil, fmt.Errorf("%w: the SVID of %s cannot be read: %w", identity.ErrWithdrawn, id, err)
 	}
-	if raw.ID != offers[i].ID {
-		return nil, nil, fmt.Errorf("%w: the agent says %s, the certificate %s", identity.ErrWithdrawn, offers[i].ID, raw.ID)
+	if raw.ID != id {
+		return nil, fmt.Errorf("%w: the agent says %s, the certificate %s", identity.ErrWithdrawn, id, raw.ID)
 	}
-	svid, err := identity.NewSVID(raw.Certificates, raw.PrivateKey)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", identity.ErrWithdrawn, err)
+	a := &attested{}
+	if a.svid, err = identity.NewSVID(raw.Certificates, raw.PrivateKey); err != nil {
+		return nil, fmt.Errorf("%w: %w", identity.ErrWithdrawn, err)
 	}
-	var federates []spiffeid.TrustDomain
-	for _, name := range m.GetFederatesWith() {
+	for _, name := range m.federates {
 		td, err := spiffeid.TrustDomainFromString(name)
 		if err != nil {
 			continue // nothing that an ID could be of
 		}
-		federates = append(federates, td)
+		a.federates = append(a.federates, td)
 	}
-	return svid, federates, nil
+	if m.bundled {
+		// Of a domain whose bundle cannot be read there is none, and nobody is believed by it.
+		a.bundles, _ = bundleSet(m.federated)
+		own, _ := bundleSet(map[string][]byte{id.TrustDomain().IDString(): x.bundle})
+		for _, b := range own.Bundles() {
+			a.bundles.Add(b)
+		}
+	}
+	return a, nil
 }

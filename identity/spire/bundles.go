@@ -8,7 +8,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	delegatedidentityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/delegatedidentity/v1"
 
 	"github.com/symbolon/symbolon/identity/internal/agent"
 )
@@ -22,7 +21,7 @@ func (s *Source) watchBundles(ctx context.Context) {
 			return
 		}
 		failures++
-		s.setStatus(explain(s.socket, err))
+		s.setStatus(s.api.explain(err))
 		select {
 		case <-ctx.Done():
 		case <-time.After(agent.Pause(failures)):
@@ -31,12 +30,12 @@ func (s *Source) watchBundles(ctx context.Context) {
 }
 
 func (s *Source) subscribeBundles(ctx context.Context, answered func()) error {
-	stream, err := s.client.SubscribeToX509Bundles(ctx, &delegatedidentityv1.SubscribeToX509BundlesRequest{})
+	next, err := s.api.bundles(ctx)
 	if err != nil {
 		return err
 	}
 	for {
-		m, err := stream.Recv()
+		m, err := next()
 		if err != nil {
 			return err
 		}
@@ -47,11 +46,12 @@ func (s *Source) subscribeBundles(ctx context.Context, answered func()) error {
 	}
 }
 
-// bundleSet reads what it can: of a domain whose bundle is malformed there is none.
-func bundleSet(m *delegatedidentityv1.SubscribeToX509BundlesResponse) (*x509bundle.Set, error) {
+// bundleSet reads what it can of bundles in DER by trust domain: of a domain whose bundle
+// is malformed there is none.
+func bundleSet(m map[string][]byte) (*x509bundle.Set, error) {
 	set := x509bundle.NewSet()
 	var bad error
-	for name, der := range m.GetCaCertificates() {
+	for name, der := range m {
 		td, err := spiffeid.TrustDomainFromString(name)
 		var roots []*x509.Certificate
 		if err == nil {

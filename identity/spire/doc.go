@@ -1,6 +1,7 @@
 // Package spire gets the SVIDs of this host's workloads from a SPIRE agent, by its
-// Delegated Identity API: the proxy names a process, the agent attests it as if it had
-// asked itself, and hands out the SVID of its registration entry.
+// Delegated Identity API, or by the SPIFFE Broker API, which is experimental: the proxy
+// names a process, the agent attests it as if it had asked itself, and hands out the SVID
+// of its registration entry.
 //
 // The agent attests a process; so with this source each process is a workload of its
 // own (identity.NewProcessResolver). What is attested is the process that connected a
@@ -24,5 +25,5 @@
 // refuses the proxy) changes nothing: the last SVID stays until it expires.
 //
 // The proxy must be an attested workload itself, with an entry whose SPIFFE ID is among
-// the agent's authorized_delegates, and share the agent's PID namespace.
+// the agent's authorized_delegates or brokers, and share the agent's PID namespace.
 package spire

@@ -11,10 +11,9 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	delegatedidentityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/delegatedidentity/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/identity/internal/agent"
@@ -44,8 +43,13 @@ type Options struct {
 	// Controller is the trust domain of the controller's CA. The agent's must be another,
 	// or that CA must stand below the agent's root.
 	Controller spiffeid.TrustDomain
-	// AdminSocket is the path of the agent's admin_socket_path.
+	// AdminSocket is the path of the agent's admin_socket_path, for the Delegated Identity
+	// API. It is not used where BrokerSocket is set.
 	AdminSocket string
+	// BrokerSocket is the path of the agent's experimental.broker.socket_path: its Broker API
+	// is used. WorkloadAPI is then where the proxy gets the SVID that it shows there, in the
+	// form of SPIFFE_ENDPOINT_SOCKET.
+	BrokerSocket, WorkloadAPI string
 	// Rule chooses where a workload has several SVIDs.
 	Rule Rule
 	// Report hears when the agent can be talked to no more (its reason), and when it
@@ -60,15 +64,13 @@ type Rule = agent.Rule
 // Source is an identity.Source for workloads with a Key.Process. Safe for concurrent
 // use; Close it.
 type Source struct {
-	client delegatedidentityv1.DelegatedIdentityClient
-	conn   *grpc.ClientConn
-	rule   Rule
-	roots  *agent.Roots
-	slots  identity.Shares
+	api   api
+	rule  Rule
+	roots *agent.Roots
+	slots identity.Shares
 	// watched are the descriptors that attesting takes.
 	watched identity.Shares
 	report  func(error)
-	socket  string
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -85,11 +87,36 @@ var errConnecting = errors.New("the SPIRE agent has not answered yet")
 
 // New connects in the background, and keeps trying.
 func New(o Options) (*Source, error) {
-	if !filepath.IsAbs(o.AdminSocket) {
-		return nil, fmt.Errorf("the SPIRE agent's admin socket %q is no absolute path", o.AdminSocket)
+	api, err := o.open()
+	if err != nil {
+		return nil, err
 	}
-	conn, err := grpc.NewClient("unix://"+o.AdminSocket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's mode is what protects it
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Source{
+		api: api, rule: o.Rule,
+		roots: agent.NewRoots(o.Controller), slots: identity.NewShares(maxAttesting, maxAttestingPerUser),
+		watched: identity.NewShares(maxWatched, maxWatchedPerUser),
+		report:  o.Report, cancel: cancel, status: errConnecting, since: time.Now(),
+	}
+	s.wg.Go(func() { s.watchBundles(ctx) })
+	return s, nil
+}
+
+// open opens the API that the options name.
+func (o Options) open() (api, error) {
+	if o.BrokerSocket == "" {
+		return openDelegated(o.AdminSocket)
+	}
+	return openBroker(o.BrokerSocket, o.WorkloadAPI)
+}
+
+// dial connects in the background to a socket of the agent's, and keeps trying.
+func dial(socket string, creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
+	if !filepath.IsAbs(socket) {
+		return nil, fmt.Errorf("the SPIRE agent's socket %q is no absolute path", socket)
+	}
+	conn, err := grpc.NewClient("unix://"+socket,
+		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: reconnect / 10, Multiplier: 1.6, Jitter: 0.5, MaxDelay: reconnect},
@@ -97,24 +124,16 @@ func New(o Options) (*Source, error) {
 		}),
 		grpc.WithIdleTimeout(0), grpc.WithDisableServiceConfig())
 	if err != nil {
-		return nil, fmt.Errorf("the SPIRE agent's admin socket: %w", err)
+		return nil, fmt.Errorf("the SPIRE agent's socket %s: %w", socket, err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &Source{
-		client: delegatedidentityv1.NewDelegatedIdentityClient(conn), conn: conn, rule: o.Rule,
-		roots: agent.NewRoots(o.Controller), slots: identity.NewShares(maxAttesting, maxAttestingPerUser),
-		watched: identity.NewShares(maxWatched, maxWatchedPerUser),
-		report:  o.Report, socket: o.AdminSocket, cancel: cancel, status: errConnecting, since: time.Now(),
-	}
-	s.wg.Go(func() { s.watchBundles(ctx) })
-	return s, nil
+	return conn, nil
 }
 
 // Close ends the source's own work. Watches end with their contexts, before.
 func (s *Source) Close() {
 	s.cancel()
 	s.wg.Wait()
-	_ = s.conn.Close()
+	s.api.close()
 }
 
 // SetBundle gives all workloads the roots of one more trust domain, the controller's;
@@ -129,7 +148,9 @@ func (s *Source) Reissue() { s.roots.Reissue() }
 
 // Status is the source's state, for people.
 type Status struct {
-	AdminSocket string `json:"admin_socket"`
+	// API is the agent's that is used: delegated or broker. Socket is where.
+	API    string `json:"api"`
+	Socket string `json:"socket"`
 	// Error is why the agent does not answer, "" if it does.
 	Error string `json:"error,omitempty"`
 	// Since is when it began to answer, or not to.
@@ -140,7 +161,8 @@ type Status struct {
 
 // Status tells how it is with the agent.
 func (s *Source) Status() Status {
-	out := Status{AdminSocket: s.socket, TrustDomains: []string{}}
+	out := Status{TrustDomains: []string{}}
+	out.API, out.Socket = s.api.name()
 	s.mu.Lock()
 	if s.status != nil {
 		out.Error = s.status.Error()

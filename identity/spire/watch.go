@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/identity/internal/agent"
@@ -22,8 +21,7 @@ type watch struct {
 	out      chan identity.Update
 
 	// attested is what the agent said last; nil: nothing that is of use.
-	attested  *identity.SVID
-	federates []spiffeid.TrustDomain
+	attested *attested
 	// own is the bundle of the earlier run, for as long as the agent has sent none.
 	own *x509bundle.Bundle
 	// last is what was sent, nil if it was withdrawn; failed: beside an error.
@@ -50,7 +48,7 @@ func (w *watch) run(ctx context.Context) {
 		case errors.Is(err, identity.ErrChanged):
 			// What was attested is not what runs, whatever else changes until it is
 			// attested anew.
-			w.attested, w.federates, w.own = nil, nil, nil
+			w.attested, w.own = nil, nil
 			w.withdraw(err)
 		default:
 			w.fail(err)
@@ -72,7 +70,7 @@ func (w *watch) restore() {
 		return
 	}
 	if own, ok := kept.Bundles.Get(kept.SVID.ID.TrustDomain()); ok {
-		w.attested, w.own = kept.SVID, own
+		w.attested, w.own = &attested{svid: kept.SVID}, own
 		w.judge(w.source.roots.Current(), false)
 	}
 }
@@ -125,7 +123,12 @@ func (w *watch) follow(ctx context.Context, pin *identity.Pin) error {
 			current.close()
 			current = nil
 			w.failures++
-			w.fail(a.err)
+			if errors.Is(a.err, identity.ErrWithdrawn) {
+				w.attested = nil
+				w.withdraw(a.err)
+			} else {
+				w.fail(a.err)
+			}
 			retry.Reset(agent.Pause(w.failures))
 		case <-state.Changed():
 			was := state
@@ -141,13 +144,11 @@ func (w *watch) follow(ctx context.Context, pin *identity.Pin) error {
 
 // heard takes an answer of the agent's.
 func (w *watch) heard(a answer, state agent.State) {
-	svid, federates, err := w.source.identityOf(a.message)
-	if err != nil {
-		w.attested = nil
+	said, err := w.source.identityOf(a.word)
+	if w.attested = said; err != nil {
 		w.withdraw(err)
 		return
 	}
-	w.attested, w.federates = svid, federates
 	w.judge(state, false)
 }
 
@@ -158,6 +159,10 @@ func (w *watch) judge(state agent.State, impatient bool) {
 	if w.attested == nil {
 		return
 	}
+	svid := w.attested.svid
+	if w.attested.bundles != nil {
+		state.Agent = w.attested.bundles
+	}
 	if state.Agent == nil {
 		if w.own == nil && !impatient {
 			return
@@ -166,9 +171,9 @@ func (w *watch) judge(state agent.State, impatient bool) {
 			state.Agent = x509bundle.NewSet(w.own)
 		}
 	}
-	set, err := state.For(w.attested.ID.TrustDomain(), w.federates)
+	set, err := state.For(svid.ID.TrustDomain(), w.attested.federates)
 	if err == nil {
-		_, err = identity.Verify(w.attested.Chain, set, time.Now())
+		_, err = identity.Verify(svid.Chain, set, time.Now())
 	}
 	switch {
 	case errors.Is(err, identity.ErrWithdrawn):
@@ -183,7 +188,7 @@ func (w *watch) judge(state agent.State, impatient bool) {
 	}
 	if w.last != nil && agent.Same(w.last.Bundles, set) {
 		set = w.last.Bundles
-		if same(w.last.SVID, w.attested) {
+		if same(w.last.SVID, svid) {
 			if w.failed {
 				w.failed = false
 				w.send(identity.Update{Credential: w.last})
@@ -191,7 +196,7 @@ func (w *watch) judge(state agent.State, impatient bool) {
 			return
 		}
 	}
-	w.last, w.failed = &identity.Credential{SVID: w.attested, Bundles: set}, false
+	w.last, w.failed = &identity.Credential{SVID: svid, Bundles: set}, false
 	w.send(identity.Update{Credential: w.last})
 }
 
