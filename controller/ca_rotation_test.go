@@ -158,3 +158,36 @@ func TestIntermediateRotationForThoseOutside(t *testing.T) {
 		t.Errorf("a token of before: %v", err)
 	}
 }
+
+// A change of Profiles has hosts ask for their workloads' SVIDs only; their own are no others
+// but by what signs.
+func TestReissueSaysWhetherTheHostsOwn(t *testing.T) {
+	w := newWorld(t)
+	w.apply(tree)
+	h := w.enrol("/acme/prod", nil)
+	s := h.open(t, &symbolonv1.Hello{})
+	s.ack(s.generation().GetNumber(), "")
+	profile := func(name string) {
+		t.Helper()
+		w.apply("kind: Profile\nnamespace: /acme/prod\nname: " + name + "\nmatch: {os.user: " + name + "}\nworkload: " + name + "\n")
+		s.ack(s.generation().GetNumber(), "")
+	}
+	want := func(what string, workloadsOnly bool) {
+		t.Helper()
+		m := s.receive().GetReissue()
+		if m == nil || m.GetWorkloadsOnly() != workloadsOnly {
+			t.Errorf("%s: %v, want a reissue with workloads_only %v", what, m, workloadsOnly)
+		}
+	}
+	profile("a")
+	want("a Profile", true)
+	w.rotate()
+	want("another intermediate", false)
+	profile("b")
+	want("a Profile, before the host has renewed", false)
+	if _, err := h.Renew(t.Context(), h.ProxyServiceClient); err != nil {
+		t.Fatal(err)
+	}
+	profile("c")
+	want("a Profile, after it", true)
+}

@@ -230,10 +230,7 @@ func (e *session) send(ctx context.Context, d *distribution, has uint64) error {
 		return err
 	}
 	if e.reissue(d, set, has) {
-		err := e.stream.Send(&symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Reissue{
-			Reissue: &symbolonv1.Reissue{Generation: d.generation()},
-		}})
-		if err != nil {
+		if err := e.stream.Send(e.anew(ctx, d)); err != nil {
 			return err
 		}
 	}
@@ -247,9 +244,18 @@ func (e *session) send(ctx context.Context, d *distribution, has uint64) error {
 
 // sendReissue has the host ask for its SVIDs anew, whatever its generation.
 func (e *session) sendReissue(ctx context.Context) error {
-	return e.timed(ctx, &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Reissue{
-		Reissue: &symbolonv1.Reissue{Generation: e.sent.generation()},
-	}})
+	return e.timed(ctx, e.anew(ctx, e.sent))
+}
+
+// anew tells the host to ask for its SVIDs anew; for its own only where another intermediate
+// has signed that, or it is not known which. A renewal that is under way while the intermediate
+// is replaced finds that out itself (RenewHost).
+func (e *session) anew(ctx context.Context, d *distribution) *symbolonv1.SessionResponse {
+	h, _, err := e.hosts.get(ctx, e.host.ID)
+	current := err == nil && h.Issuer == issuerName(e.ca.Status().Intermediate)
+	return &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Reissue{
+		Reissue: &symbolonv1.Reissue{Generation: d.generation(), WorkloadsOnly: current},
+	}}
 }
 
 // sendPeers tells a host that needs it which addresses have a proxy now, if that has changed

@@ -42,8 +42,9 @@ type Session struct {
 	// Revoked puts a change of what is revoked in force, and says what of it was not
 	// understood.
 	Revoked func(*symbolonv1.Revocations) error
-	// Reissue asks for new SVIDs, since profiles or what signs have changed.
-	Reissue func()
+	// Reissue asks for new SVIDs, since profiles or what signs have changed; for the host's
+	// own, too, if host.
+	Reissue func(host bool)
 	Log     *zap.Logger
 
 	connected atomic.Bool
@@ -163,7 +164,7 @@ func (s *Session) once(ctx context.Context) error {
 		case *symbolonv1.SessionResponse_Peers:
 			s.Peers(m.Peers.GetAddresses())
 		case *symbolonv1.SessionResponse_Reissue:
-			s.Reissue()
+			s.Reissue(!m.Reissue.GetWorkloadsOnly())
 		}
 	}
 }

@@ -62,7 +62,7 @@ func newSession(t *testing.T, serve func(context.Context, *stream) error) (*Sess
 		Hello:   func() *symbolonv1.Hello { return &symbolonv1.Hello{Version: "test", Generation: 4} },
 		Apply:   func(*symbolonv1.Generation) error { return nil },
 		Bundle:  func() uint64 { return 11 },
-		Reissue: func() {},
+		Reissue: func(bool) {},
 		Peers:   func([][]byte) {},
 		Revoked: func(*symbolonv1.Revocations) error { return nil },
 		Log:     zap.NewNop(),
@@ -93,7 +93,7 @@ func TestSessionAcknowledges(t *testing.T) {
 	addresses := &symbolonv1.SessionResponse{Message: &symbolonv1.SessionResponse_Peers{Peers: &symbolonv1.Peers{Addresses: [][]byte{{10, 0, 0, 1}}}}}
 	heard := make(chan *symbolonv1.SessionRequest, 8)
 	s, _ := newSession(t, func(ctx context.Context, st *stream) error {
-		for _, m := range []*symbolonv1.SessionResponse{nil, generation(5), generation(6), {Message: &symbolonv1.SessionResponse_Reissue{}}, addresses, generation(7)} {
+		for _, m := range []*symbolonv1.SessionResponse{nil, generation(5), generation(6), {Message: &symbolonv1.SessionResponse_Reissue{}}, {Message: &symbolonv1.SessionResponse_Reissue{Reissue: &symbolonv1.Reissue{WorkloadsOnly: true}}}, addresses, generation(7)} {
 			if m != nil {
 				if err := st.Send(m); err != nil {
 					return err
@@ -111,7 +111,7 @@ func TestSessionAcknowledges(t *testing.T) {
 		return nil
 	})
 	var applied []uint64
-	reissued := make(chan struct{}, 1)
+	reissued := make(chan bool, 2)
 	s.Apply = func(g *symbolonv1.Generation) error {
 		if g.GetNumber() == 6 {
 			return errors.New("cannot be read")
@@ -119,7 +119,7 @@ func TestSessionAcknowledges(t *testing.T) {
 		applied = append(applied, g.GetNumber())
 		return nil
 	}
-	s.Reissue = func() { reissued <- struct{}{} }
+	s.Reissue = func(host bool) { reissued <- host }
 	peers := make(chan [][]byte, 1)
 	s.Peers = func(p [][]byte) { peers <- p }
 	stop := run(t, s)
@@ -135,7 +135,10 @@ func TestSessionAcknowledges(t *testing.T) {
 			t.Errorf("said (-want +got):\n%s", diff)
 		}
 	}
-	within(t, reissued, "the reissue")
+	// Of an older controller, which says nothing of it, the host's own is asked for, too.
+	if !within(t, reissued, "the reissue") || within(t, reissued, "another") {
+		t.Error("for the host the first, and not the second, was wanted")
+	}
 	if p := within(t, peers, "the peers"); len(p) != 1 || string(p[0]) != "\n\x00\x00\x01" {
 		t.Errorf("peers %q", p)
 	}

@@ -140,6 +140,42 @@ func TestRootsOfAGeneration(t *testing.T) {
 	want("withdrawn", 6, own)
 }
 
+// A Reissue costs a renewal of the host's own SVID only where that is another by then.
+func TestReissueRenewsTheHostWhenItMust(t *testing.T) {
+	j := newJoined(t)
+	j.host.asked = make(chan struct{}, 1)
+	renewed := make(chan struct{}, 64)
+	j.host.changed = func(*enrol.HostCredential) { renewed <- struct{}{} }
+	ctx, cancel := context.WithCancel(t.Context())
+	var loop sync.WaitGroup
+	loop.Go(func() { j.host.renew(ctx) })
+	defer loop.Wait()
+	defer cancel()
+	serial := func() string { return j.manager.Snapshot()[0].Credential.SVID.Serial().String() }
+	for range 5 {
+		was := serial()
+		j.reissue(false)
+		for deadline := time.Now().Add(30 * time.Second); serial() == was; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the workload has no other SVID")
+			}
+		}
+	}
+	if n := len(renewed) + len(j.host.asked); n != 0 {
+		t.Errorf("%d renewals of the host's", n)
+	}
+	own := j.host.cred.Load().Chain[0]
+	j.reissue(true)
+	select {
+	case <-renewed:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the host has no other SVID")
+	}
+	if j.host.cred.Load().Chain[0].Equal(own) {
+		t.Error("the same SVID again")
+	}
+}
+
 // lateAnswer holds the answer of RenewHost back.
 type lateAnswer struct {
 	symbolonv1connect.ProxyServiceClient

@@ -177,11 +177,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Apply:   d.fromController,
 		Peers:   d.setPeers,
 		Revoked: d.revokedByController,
-		Reissue: func() {
-			d.source.Reissue()
-			d.host.renewNow()
-			d.tellPredecessor(handover.Reissue, nil)
-		},
+		Reissue: d.reissue,
 		Log: d.log,
 	}
 	d.restore(left)

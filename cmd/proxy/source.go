@@ -11,6 +11,7 @@ import (
 	"github.com/symbolon/symbolon/identity/spire"
 	"github.com/symbolon/symbolon/identity/token"
 	"github.com/symbolon/symbolon/identity/workloadapi"
+	"github.com/symbolon/symbolon/internal/handover"
 	"github.com/symbolon/symbolon/proxy"
 )
 
@@ -92,6 +93,16 @@ func (d *daemonParts) openSource() (r *identity.Resolver, closeSource func(), er
 		return nil, nil, err
 	}
 	return r, closeSource, nil
+}
+
+// reissue asks for all SVIDs anew, here and in the process that drains; for the host's own,
+// too, if host.
+func (d *daemonParts) reissue(host bool) {
+	d.source.Reissue()
+	if host {
+		d.host.renewNow()
+	}
+	d.tellPredecessor(handover.Reissue, nil)
 }
 
 // sourceState logs when an agent is away, and when it is back.

@@ -1106,7 +1106,7 @@ type SessionResponse_Generation struct {
 
 type SessionResponse_Reissue struct {
 	// Profiles changed, or what signs: SVIDs issued before this moment are to be asked for
-	// anew, the host's own too.
+	// anew, the host's own too unless Reissue says otherwise.
 	Reissue *Reissue `protobuf:"bytes,2,opt,name=reissue,proto3,oneof"`
 }
 
@@ -1882,8 +1882,11 @@ func (x *Peers) GetAddresses() [][]byte {
 }
 
 type Reissue struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The host's own SVID is what it would be again: signed by what signs now. There is
+	// nothing in it but the host's ID, which Profiles and scanners do not change.
+	WorkloadsOnly bool `protobuf:"varint,2,opt,name=workloads_only,json=workloadsOnly,proto3" json:"workloads_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1923,6 +1926,13 @@ func (x *Reissue) GetGeneration() uint64 {
 		return x.Generation
 	}
 	return 0
+}
+
+func (x *Reissue) GetWorkloadsOnly() bool {
+	if x != nil {
+		return x.WorkloadsOnly
+	}
+	return false
 }
 
 type ReportFlowsRequest struct {
@@ -2190,11 +2200,12 @@ const file_symbolon_v1_control_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\"%\n" +
 	"\x05Peers\x12\x1c\n" +
-	"\taddresses\x18\x01 \x03(\fR\taddresses\")\n" +
+	"\taddresses\x18\x01 \x03(\fR\taddresses\"P\n" +
 	"\aReissue\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"\xa6\x01\n" +
+	"generation\x12%\n" +
+	"\x0eworkloads_only\x18\x02 \x01(\bR\rworkloadsOnly\"\xa6\x01\n" +
 	"\x12ReportFlowsRequest\x121\n" +
 	"\arecords\x18\x01 \x03(\v2\x17.symbolon.v1.FlowRecordR\arecords\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12*\n" +
