@@ -178,7 +178,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Peers:   d.setPeers,
 		Revoked: d.revokedByController,
 		Reissue: d.reissue,
-		Log: d.log,
+		Log:     d.log,
 	}
 	d.restore(left)
 	page, err := d.pageListener(inherited)
