@@ -22,7 +22,7 @@
 //
 // Records are opened and sealed where they lie, several for one read(2) and one
 // writev(2), or one readv(2) and one write(2). Between two plain sockets splice(2) takes over
-// once a read has filled its buffer.
+// once a read has filled its buffer, up to a MiB at a time.
 //
 // A relay may carry so much (see budget) before it has to let the others have their turn.
 //

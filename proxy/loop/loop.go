@@ -95,6 +95,7 @@ type Loop struct {
 	vec    [record.MaxSlots * 4]unix.Iovec
 	data   [record.MaxSlots * 4][]byte
 	pipes  []*pipe
+	held   int // bytes in those that directions have
 }
 
 func newLoop(spawn func(func())) (*Loop, error) {
@@ -362,6 +363,8 @@ func (l *Loop) finish(r *Relay, err error) {
 	}
 	l.mu.Unlock()
 	l.relays.Add(-1)
+	l.spill(&r.up)
+	l.spill(&r.down)
 	r.close(err, kept, l.spawn)
 }
 

@@ -183,10 +183,6 @@ func (r *Relay) close(err error, kept *Tunnel, spawn func(func())) {
 	r.over = true
 	for _, d := range []*direction{&r.up, &r.down} {
 		d.pending.drop()
-		if d.pipe != nil {
-			d.pipe.close()
-			d.pipe = nil
-		}
 	}
 	for _, e := range []*end{&r.near, &r.far} {
 		if e.fd < 0 {

@@ -3,8 +3,14 @@ package loop
 import "golang.org/x/sys/unix"
 
 const (
-	// pipeSize is how much one splice(2) moves at most, bytes: a turn's worth.
-	pipeSize = 256 << 10
+	// pipeSize is how much one splice(2) moves at most, bytes: what it moves are pages, and
+	// the larger it is, the fewer wake-ups and half empty packets there are. It is what the
+	// kernel allows those without privileges (fs.pipe-max-size).
+	pipeSize = 1 << 20
+	// heldMost is how much a loop's pipes may hold together, bytes, before each gets
+	// heldLittle only. The kernel counts what is in a pipe to nobody.
+	heldMost   = 64 << 20
+	heldLittle = 64 << 10
 	// keepPipes is how many empty ones a loop keeps.
 	keepPipes = 16
 )
@@ -46,9 +52,14 @@ func (l *Loop) unpipe(p *pipe) {
 
 // splice moves bytes into p, from where flush takes them on.
 func (l *Loop) splice(d *direction, p *pipe) (int, error) {
-	n, err := splice(d.src.fd, p.w, pipeSize)
+	most := pipeSize
+	if l.held >= heldMost {
+		most = heldLittle
+	}
+	n, err := splice(d.src.fd, p.w, most)
 	if n > 0 {
 		p.held, d.pipe = n, p
+		l.held += n
 		d.spent += n
 		d.bulk = n >= smallRead
 		return n, nil
@@ -60,6 +71,15 @@ func (l *Loop) splice(d *direction, p *pipe) (int, error) {
 	// Nothing there, the end, or urgent data, which splice(2) does not move and waits
 	// behind. A read knows.
 	return 0, d.stuck()
+}
+
+// spill is for the end of a relay: what d's pipe holds is lost.
+func (l *Loop) spill(d *direction) {
+	if d.pipe != nil {
+		l.held -= d.pipe.held
+		d.pipe.close()
+		d.pipe = nil
+	}
 }
 
 // stuck looks why splice(2) has moved nothing. Errors: the socket's, which are told
@@ -88,6 +108,7 @@ func (l *Loop) drain(d *direction) bool {
 			return false
 		}
 		p.held -= n
+		l.held -= n
 	}
 	d.pipe = nil
 	l.unpipe(p)

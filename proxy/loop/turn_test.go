@@ -134,3 +134,29 @@ func TestBounds(t *testing.T) {
 		}
 	})
 }
+
+// What pipes hold is bounded for all relays together: where it is much, each gets little.
+func TestPipesTogether(t *testing.T) {
+	x := handLoop(t)
+	for _, others := range []int{0, heldMost} {
+		x.held += others
+		l := newLink(t, kind{})
+		x.add(l.relay)
+		go flood(l.app)
+		still(t, "it is held back", func() uint64 { x.pass(); return l.relay.ToFar.Load() })
+		d := &l.relay.up
+		if d.pipe == nil || d.pipe.held == 0 {
+			t.Fatal("no pipe holds anything: nothing is tested")
+		}
+		if x.held != others+d.pipe.held {
+			t.Errorf("%d bytes are held beside %d of others, the loop counts %d", d.pipe.held, others, x.held)
+		}
+		if others > 0 && d.pipe.held > heldLittle {
+			t.Errorf("%d bytes are held where there is much already", d.pipe.held)
+		}
+		x.finish(l.relay, ErrCut)
+		if x.held -= others; x.held != 0 {
+			t.Errorf("%d bytes are still counted", x.held)
+		}
+	}
+}
