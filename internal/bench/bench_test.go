@@ -254,7 +254,7 @@ ours, round 2: failed: it broke
 }
 
 func TestCallsPerUnit(t *testing.T) {
-	const text = `% time     seconds  usecs/call     calls    errors syscall
+	const strace = `% time     seconds  usecs/call     calls    errors syscall
 ------ ----------- ----------- --------- --------- ----------------
  60.00    0.003000           3       400        12 read
  40.00    0.002000           4       800           write
@@ -265,9 +265,22 @@ func TestCallsPerUnit(t *testing.T) {
 		"6 system calls a request: write 4 read 2":  {Requests: 200},
 		"600 system calls a GB: write 400 read 200": {Bytes: 2e9},
 	} {
-		if got := callsPerUnit(text, work); got != want {
+		if got := callsPerUnit(strace, work); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+	const perf = `# started on Sun Nov 22 20:20:04 2026
+
+1300,,raw_syscalls:sys_enter,4000000,100.00,,
+50,,context-switches,4000000,100.00,,
+70,,sched:sched_wakeup,4000000,100.00,,
+0,,syscalls:sys_enter_splice,4000000,100.00,,
+<not counted>,,syscalls:sys_enter_read,0,100.00,,
+800,,syscalls:sys_enter_write,4000000,100.00,,
+`
+	const want = "6.5 system calls a request: write 4 sched_wakeup 0.35 context-switches 0.25"
+	if got := callsPerUnit(perf, loaded{Requests: 200}); got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

@@ -67,7 +67,7 @@ func newLab(ctx context.Context, o *options, progress io.Writer) (*lab, error) {
 		need = append(need, tools[name]...)
 	}
 	if o.trace != "" {
-		need = append(need, o.trace)
+		need = append(need, traceTools[o.trace])
 	}
 	if missing := netlab.Missing(need...); len(missing) > 0 {
 		return nil, fmt.Errorf("missing programs: run 'make bench', or install %v", missing)

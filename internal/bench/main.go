@@ -33,7 +33,7 @@ type options struct {
 	patience           time.Duration // in all, for repeating noisy measurements
 	systems, workloads []string      // names; empty: all
 	out                string        // JSON file; empty: none
-	trace              string        // "", "perf" or "strace"
+	trace              string        // "", or of traceTools
 	traceDir           string
 }
 
@@ -86,7 +86,7 @@ func parse(args []string) (*options, error) {
 	workloads := f.String("workloads", "", "comma-separated; empty: all ("+strings.Join(workloadNames(), ", ")+")")
 	f.StringVar(&o.out, "out", "bench/latest.json", "file for the samples, their medians and the machine; empty: none")
 	f.DurationVar(&o.patience, "patience", 4*time.Minute, "time in all for repeating measurements that other processes disturb; none with -quick")
-	f.StringVar(&o.trace, "trace", "", "attach 'perf' or 'strace' to the proxies while they are measured; the figures are then worth nothing")
+	f.StringVar(&o.trace, "trace", "", "attach 'perf' or 'strace' to the proxies while they are measured, or count their system calls by perf's 'stat'; the figures are then worth nothing, or a little less")
 	f.StringVar(&o.traceDir, "trace-dir", "bench", "where -trace writes")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil, err
@@ -96,8 +96,8 @@ func parse(args []string) (*options, error) {
 	if f.NArg() > 0 {
 		return nil, fmt.Errorf("%w: unexpected argument %q", errUsage, f.Arg(0))
 	}
-	if o.trace != "" && o.trace != "perf" && o.trace != "strace" {
-		return nil, fmt.Errorf("%w: -trace is perf or strace, not %q", errUsage, o.trace)
+	if o.trace != "" && traceTools[o.trace] == "" {
+		return nil, fmt.Errorf("%w: -trace is perf, stat or strace, not %q", errUsage, o.trace)
 	}
 	o.idle, o.settle = []int{2000, 9000}, 5*time.Second
 	if o.quick {

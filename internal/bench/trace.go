@@ -20,6 +20,19 @@ import (
 // attachTime is what perf and strace get to attach before the window begins.
 const attachTime = 500 * time.Millisecond
 
+// traceTools are the programs that -trace runs, by what it is given.
+var traceTools = map[string]string{"perf": "perf", "stat": "perf", "strace": "strace"}
+
+// counted is what the kernel counts for -trace stat, which costs a per cent or two, sees
+// every thread, and so is for comparing builds.
+var counted = []string{
+	"raw_syscalls:sys_enter", "context-switches", "sched:sched_wakeup",
+	"syscalls:sys_enter_epoll_pwait", "syscalls:sys_enter_epoll_wait", "syscalls:sys_enter_epoll_ctl", "syscalls:sys_enter_futex",
+	"syscalls:sys_enter_nanosleep", "syscalls:sys_enter_sched_yield", "syscalls:sys_enter_splice",
+	"syscalls:sys_enter_recvfrom", "syscalls:sys_enter_sendto", "syscalls:sys_enter_recvmsg", "syscalls:sys_enter_sendmsg",
+	"syscalls:sys_enter_read", "syscalls:sys_enter_write", "syscalls:sys_enter_readv", "syscalls:sys_enter_writev",
+}
+
 // trace is perf or strace at both proxies of a pair. A nil trace does nothing.
 type trace struct {
 	running []*exec.Cmd
@@ -37,7 +50,7 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 	if err := os.MkdirAll(o.traceDir, 0o755); err != nil {
 		return nil, err
 	}
-	program, err := netlab.Tool(o.trace)
+	program, err := netlab.Tool(traceTools[o.trace])
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +67,8 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 		}
 		pid := strings.Join(pids, ",")
 		var c *exec.Cmd
-		if o.trace == "perf" {
+		switch o.trace {
+		case "perf":
 			c = exec.Command(program, "record", "-q", "-g", "-F", "499", "-o", file, "-p", pid)
 			report := exec.Command(program, "report", "-i", file, "--stdio", "--children", "-g", "none", "--sort", "symbol", "--percent-limit", "0.5")
 			t.then = append(t.then, report)
@@ -64,7 +78,10 @@ func startTrace(o *options, p *pair, w workload) (*trace, error) {
 			}
 			t.files = append(t.files, text)
 			report.Stdout = text
-		} else {
+		case "stat":
+			c = exec.Command(program, "stat", "-x", ",", "-o", file, "-e", strings.Join(counted, ","), "-p", pid)
+			t.counts[p.name+", "+side] = file
+		default:
 			// Not -f: a child that the proxy starts by vfork, such as iptables, and strace
 			// can wait for each other. New threads are not counted.
 			c = exec.Command(program, "-c", "-o", file, "-p", strings.Join(threads(pids), ","))
@@ -124,28 +141,46 @@ func (t *trace) stop(work loaded, say io.Writer) error {
 // mostCalls is how many system calls are named.
 const mostCalls = 12
 
-// callsPerUnit reads strace -c's table: the most frequent calls for each request, or
-// for each GB.
+// count is how often something happened.
+type count struct {
+	name string
+	n    float64
+}
+
+// countOf reads a line of a table, of strace -c:
+//
+//	% time, seconds, usecs/call, calls, errors (or nothing), syscall
+//
+// or of perf stat -x ,: value, unit, event and more.
+func countOf(line string) (c count, ok bool) {
+	n := ""
+	if f := strings.Split(line, ","); len(f) > 2 {
+		n, c.name = f[0], f[2][strings.LastIndex(f[2], ":")+1:]
+	} else if f := strings.Fields(line); len(f) > 4 {
+		n, c.name = f[3], f[len(f)-1]
+	}
+	var err error
+	c.n, err = strconv.ParseFloat(n, 64)
+	return c, err == nil
+}
+
+// callsPerUnit reads a table: the most frequent calls for each request, or for each GB.
 func callsPerUnit(text string, work loaded) string {
 	units, unit := float64(work.Requests), "request"
 	if work.Requests == 0 {
 		units, unit = float64(work.Bytes)/1e9, "GB"
 	}
-	type count struct {
-		name string
-		n    float64
-	}
 	var all []count
 	total := 0.0
 	for line := range strings.Lines(text) {
-		// % time, seconds, usecs/call, calls, errors (or nothing), syscall
-		f := strings.Fields(line)
-		if len(f) < 5 || f[len(f)-1] == "total" {
-			continue
-		}
-		if n, err := strconv.ParseFloat(f[3], 64); err == nil {
-			all = append(all, count{f[len(f)-1], n})
-			total += n
+		c, ok := countOf(line)
+		switch {
+		case !ok || c.n == 0:
+		case c.name == "total" || c.name == "sys_enter": // strace's, perf's
+			total = c.n
+		default:
+			c.name = strings.TrimPrefix(c.name, "sys_enter_")
+			all = append(all, c)
 		}
 	}
 	slices.SortFunc(all, func(a, b count) int { return cmp.Or(cmp.Compare(b.n, a.n), strings.Compare(a.name, b.name)) })
