@@ -191,13 +191,19 @@ func (f *frames) end(t writer) error {
 // Reopen sends the Open of another connection on a Reusable tunnel; ReadVerdict
 // follows. On error the tunnel is of no more use, and nothing has reached an
 // application: the caller dials anew.
-func (c *Conn) Reopen(ctx context.Context, open *symbolonv1.Open) error { return c.sendOpen(ctx, open) }
+func (c *Conn) Reopen(ctx context.Context, open *symbolonv1.Open) error {
+	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
+	defer stop()
+	return c.sendOpen(open, nil)
+}
 
 // NextOpen waits for another connection on a Reusable tunnel, as Accept waits for
 // the first. io.EOF: none came before ctx ended or the client went, as it may; the
 // tunnel is closed. Other errors are *DeniedError, as Accept's.
 func (c *Conn) NextOpen(ctx context.Context) (*symbolonv1.Open, error) {
-	open, err := c.readOpen(ctx)
+	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
+	open, err := c.readOpen()
+	stop()
 	if err == nil {
 		err = checkAgain(open)
 	}

@@ -1,9 +1,11 @@
 package mtls
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -143,7 +145,7 @@ func (c *Conn) Reset() error {
 	return c.wire.tcpConn.Close()
 }
 
-// handshake runs TLS on tcp until ctx ends.
+// handshake runs TLS on tcp, whose deadline is ctx's.
 func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, now time.Time) (*Conn, error) {
 	c := &Conn{wire: &wire{tcpConn: tcp}, client: client}
 	keys, config, end := e.serverKeys, e.server, tls.Server
@@ -152,12 +154,17 @@ func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, 
 	}
 	if keys != nil {
 		c.wire.tap = record.NewTap(tcp, keys)
+		if client {
+			c.wire.tap.Cork()
+		}
 	}
 	c.tls = end(c.wire, config)
 	c.in, c.out = c.tls, c.tls
-	if err := c.tls.HandshakeContext(ctx); err != nil {
+	// Not HandshakeContext: a deadline needs no goroutine of its own.
+	if err := c.tls.Handshake(); err != nil {
+		_ = c.wire.uncork() // an alert
 		c.forget()
-		return nil, handshakeError(err, client)
+		return nil, handshakeError(cmp.Or(ctx.Err(), err), client)
 	}
 	s := c.tls.ConnectionState()
 	if c.wire.tap != nil {
@@ -166,18 +173,22 @@ func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, 
 	}
 	peer, err := e.judge(s.PeerCertificates, now, client)
 	if err != nil {
+		_ = c.wire.uncork()
 		c.forget()
 		return nil, handshakeError(err, client)
 	}
 	c.peer, c.export = peer, exporterOf(s)
 	c.info = Info{
 		Version:     tls.VersionName(s.Version),
-		CipherSuite: tls.CipherSuiteName(s.CipherSuite),
+		CipherSuite: suiteName,
 		KeyExchange: s.CurveID.String(),
 		Resumed:     s.DidResume,
 	}
 	return c, nil
 }
+
+// suiteName is the only one's: see checkState.
+var suiteName = tls.CipherSuiteName(tls.TLS_AES_256_GCM_SHA384)
 
 // Dial makes the client's end on a TCP connection that is already open. authorize
 // sees the verified peer, and answers with the Open to send or the reason not to.
@@ -186,38 +197,63 @@ func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, 
 // server's proxy holds them back until it has decided).
 //
 // Dial owns tcp: on error it is closed. Errors are *DeniedError, or authorize's.
-func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error)) (_ *Conn, err error) {
+func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error)) (*Conn, error) {
+	return DialEarly(ctx, tcp, e, authorize, nil)
+}
+
+// DialEarly is Dial, which asks early for application bytes that shall go along with the
+// Open, in as few packets: when the peer is authorized, and only where bytes may be
+// written at once, in frames. It is not asked where crypto/tls has the data phase. Its
+// error is returned as it is.
+func DialEarly(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error), early func() ([]byte, error)) (_ *Conn, err error) {
 	defer func() {
 		if err != nil {
 			tcp.Close()
 		}
 	}()
+	stop := deadline(ctx, tcp.SetDeadline)
+	defer stop()
 	c, err := handshake(ctx, tcp, true, e, e.client.Time())
 	if err != nil {
 		return nil, err
 	}
 	open, err := authorize(&c.peer)
+	var b []byte
+	if err == nil && early != nil && c.wire.tap != nil && open.GetFramed() {
+		b, err = early()
+	}
 	if err != nil {
 		_ = c.tls.CloseWrite() // the server tells a refusal from a cut by it
+		_ = c.wire.uncork()
 		c.forget()
 		return nil, err
 	}
-	if err := c.sendOpen(ctx, open); err != nil {
+	if err := c.sendOpen(open, b); err != nil {
 		c.forget()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Conn) sendOpen(ctx context.Context, open *symbolonv1.Open) error {
+// sendOpen sends Open, and in the same record early, if that is not empty.
+func (c *Conn) sendOpen(open *symbolonv1.Open, early []byte) error {
 	c.demanded = open.GetProtection()
 	c.startFrames(open)
-	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
-	defer stop()
-	if err := writeMessage(c.out, open); err != nil {
+	encrypted := c.demanded == symbolonv1.Protection_PROTECTION_ENCRYPTED
+	if c.wire.tap != nil && !encrypted {
+		c.wire.tap.Precise() // the verdict may let the server leave TLS
+	}
+	b, err := appendMessage(make([]byte, 0, 256+len(early)), open)
+	if err == nil {
+		if len(early) > 0 {
+			b = append(binary.BigEndian.AppendUint32(b, uint32(len(early))), early...)
+		}
+		_, err = c.out.Write(b)
+	}
+	if err = errors.Join(err, c.wire.uncork()); err != nil {
 		return &DeniedError{Reason: NetworkReason(err), Err: fmt.Errorf("sending open: %w", err)}
 	}
-	if c.demanded == symbolonv1.Protection_PROTECTION_ENCRYPTED && c.protection != c.demanded {
+	if encrypted && c.protection != c.demanded {
 		// Nothing is stricter: the verdict cannot change it.
 		if err := c.beginWriting(c.demanded); err != nil {
 			return &DeniedError{Reason: messageReason(err), Err: fmt.Errorf("after open: %w", err)}
@@ -302,22 +338,23 @@ func (c *Conn) checkVerdict(v *symbolonv1.Verdict) error {
 // its reason first. Errors are *DeniedError; Peer() is known on a returned Conn
 // even where the error is not nil.
 func Accept(ctx context.Context, tcp *net.TCPConn, e *Endpoint) (*Conn, *symbolonv1.Open, error) {
+	stop := deadline(ctx, tcp.SetDeadline)
 	c, err := handshake(ctx, tcp, false, e, e.server.Time())
 	if err != nil {
+		stop()
 		tcp.Close()
 		return nil, nil, err
 	}
-	open, err := c.readOpen(ctx)
+	open, err := c.readOpen()
+	stop()
 	if err != nil {
 		return c, nil, c.RefuseOpen(err)
 	}
 	return c, open, nil
 }
 
-func (c *Conn) readOpen(ctx context.Context) (*symbolonv1.Open, error) {
+func (c *Conn) readOpen() (*symbolonv1.Open, error) {
 	open := &symbolonv1.Open{}
-	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
-	defer stop()
 	if err := readMessage(c.in, open); err != nil {
 		return nil, err
 	}
@@ -346,6 +383,12 @@ func (c *Conn) RefuseOpen(err error) error {
 // raised to what the client demanded. On error the tunnel is reset.
 func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 	c.grant(v)
+	if v.GetProtection() != symbolonv1.Protection_PROTECTION_ENCRYPTED {
+		if err := c.wire.precise(); err != nil { // before the client can know of the verdict
+			_ = c.Reset()
+			return &DeniedError{Reason: messageReason(err), Err: fmt.Errorf("before the verdict: %w", err)}
+		}
+	}
 	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
 	defer stop()
 	if err := writeMessage(c.out, v); err != nil {
@@ -411,7 +454,7 @@ func (c *Conn) beginReading() error {
 	switch {
 	case c.protection != symbolonv1.Protection_PROTECTION_ENCRYPTED:
 		c.forget() // raw from here on
-		return nil
+		return c.wire.precise()
 	case c.taken == nil:
 		if c.in == io.Reader(c.tls) {
 			c.wire.loosen()

@@ -3,6 +3,7 @@ package mtls
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 // goes beyond the TLS record under way, so that bytes which follow the Verdict in
 // the clear are still in the kernel when the relay takes over.
 //
-// With the own record layer all of that is its Tap's, which also counts the records.
+// With the own record layer all of that is its Tap's, which also counts the records. It
+// reads ahead, as long as the peer has nothing to send that is not TLS: see precise.
 type wire struct {
 	tcpConn
 	tap    *record.Tap // nil: crypto/tls keeps the connection
@@ -77,6 +79,28 @@ func (w *wire) loosen() {
 	} else {
 		w.loose = w.have == 0
 	}
+}
+
+// precise ends reading ahead, where bytes in the clear follow. A server calls it before
+// its Verdict, a client has told the Tap before its Open. Errors: ErrProtocol, something
+// has come already, and was not in the clear.
+func (w *wire) precise() error {
+	if w.tap == nil {
+		return nil
+	}
+	w.tap.Precise()
+	if n := w.tap.Ahead(); n > 0 {
+		return fmt.Errorf("%w: %d bytes came before their time", ErrProtocol, n)
+	}
+	return nil
+}
+
+// uncork sends what a client's Tap has kept back: its Finished goes with its Open.
+func (w *wire) uncork() error {
+	if w.tap == nil {
+		return nil
+	}
+	return w.tap.Uncork()
 }
 
 func truncated(err error) error {

@@ -201,18 +201,24 @@ func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
 	}
 	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
 	defer cancel()
-	t, err := mtls.Dial(hs, remote, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
+	r := &relay{near: x.accepted, started: x.started}
+	b := buffers.Get().(*[]byte)
+	t, err := mtls.DialEarly(hs, remote, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
 		if peer.Host {
 			// Nobody listens there, or it is not known who: the verdict will say.
 			x.identified(x.rec.GetDestination(), &peer.Principal)
 			return mtls.NewOpen(x.flowID, tuple.Dst, symbolonv1.Protection_PROTECTION_AUTHENTICATED, c.Generation()), nil
 		}
 		return o.open(peer, reusable)
+	}, func() ([]byte, error) {
+		r.said = true
+		return r.say(*b)
 	})
+	buffers.Put(b)
 	if err != nil {
 		return err
 	}
-	r := &relay{near: x.accepted, tunnel: kept{Conn: t}, started: x.started}
+	r.tunnel = kept{Conn: t}
 	if reusable {
 		r.back = x.p.keeper(way)
 	}

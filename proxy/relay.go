@@ -35,40 +35,54 @@ type relay struct {
 	// serverIsNear tells which side the first byte is measured from.
 	serverIsNear bool
 
+	said   bool   // say was asked
 	early  uint64 // bytes that went to far before the loop took over
 	ahead  bool   // and are in near's socket still
 	loop   *loop.Relay
 	copier *copier
 }
 
-// speakEarly sends what the application has said already, behind Open: it saves a
-// round trip, and the peer's proxy holds it back until it has decided.
+// say reads what the application has said already into b, for a new tunnel's Open to take
+// along: it saves a round trip, and the peer's proxy holds it back until it has decided.
+func (r *relay) say(b []byte) (said []byte, err error) {
+	if !r.near.inline { // or a read would pass over it
+		inlineUrgent(r.near.TCPConn)
+	}
+	n := 0
+	var rerr error
+	err = r.near.control(func(fd int) { n, rerr = unix.Read(fd, b[:maxEarly]) })
+	switch {
+	case err != nil:
+		return nil, networkError(err)
+	case n <= 0 && (rerr == nil || errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR)):
+		return nil, nil // not yet, or never: the relay finds out
+	case rerr != nil:
+		return nil, networkError(rerr)
+	}
+	r.early = uint64(n)
+	return b[:n], nil
+}
+
+// speakEarly sends what the application has said already, behind an Open that has not
+// taken it along, as soon as the tunnel is there.
 func (r *relay) speakEarly() error {
 	if !r.tunnel.Detachable() {
 		c, err := r.copy()
 		if err == nil {
+			c.toFar.Add(r.early)
 			c.start()
 		}
 		return err
 	}
-	if !r.near.inline { // or a read would pass over it
-		inlineUrgent(r.near.TCPConn)
+	if r.said {
+		return nil
 	}
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
-	n := 0
-	var rerr error
-	err := r.near.control(func(fd int) { n, rerr = unix.Read(fd, (*b)[:maxEarly]) })
-	switch {
-	case err != nil:
-		return err
-	case n <= 0 && (rerr == nil || errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR)):
-		return nil // not yet, or never: the relay finds out
-	case rerr != nil:
-		return rerr
+	said, err := r.say(*b)
+	if len(said) > 0 {
+		_, err = r.tunnel.Write(said)
 	}
-	r.early = uint64(n)
-	_, err = r.tunnel.Write((*b)[:n])
 	return err
 }
 
@@ -168,8 +182,8 @@ func hangup(c syscall.Conn) error {
 	return said
 }
 
-// maxEarly is how much may go out before the verdict, bytes: a record, which no
-// socket's buffer is too small for.
+// maxEarly is how much may go out before the verdict, bytes: a record or two with the
+// Open, which no socket's buffer is too small for.
 const maxEarly = 16<<10 - 64
 
 // detach prepares the event loop's relay. mtls.ErrNotDetachable: there is only the

@@ -198,8 +198,8 @@ func FuzzRoundTrip(f *testing.F) {
 }
 
 // FuzzTap: whatever bytes pass during a handshake, in whatever pieces, the Tap
-// passes them on unchanged, reads not a byte beyond a record, follows at most one
-// handshake, and forgets it.
+// passes them on unchanged, not a byte beyond a record at a time, reads none ahead once it
+// is told, follows at most one handshake, and forgets it.
 func FuzzTap(f *testing.F) {
 	hello := append([]byte{typeHandshake, 3, 1, 0, 80, helloClient, 0, 0, 76, 3, 3}, make([]byte, 74)...)
 	f.Add(hello, []byte{0}, []byte("ab"))
@@ -211,10 +211,16 @@ func FuzzTap(f *testing.F) {
 		tap := NewTap(wireOf{crumbs: c}, k)
 		var got []byte
 		for i, buf := 0, make([]byte, 700); ; i++ {
-			left := len(c.stream)
+			if i == 3 {
+				tap.Precise()
+			}
+			left, ahead := len(c.stream), tap.Ahead()
 			n, err := tap.Read(buf)
-			if n != left-len(c.stream) {
-				t.Fatalf("read %d bytes, handed on %d", left-len(c.stream), n)
+			if n+tap.Ahead()-ahead != left-len(c.stream) {
+				t.Fatalf("read %d bytes, handed on %d, ahead %d and then %d", left-len(c.stream), n, ahead, tap.Ahead())
+			}
+			if i >= 3 && tap.Ahead() > ahead {
+				t.Fatalf("read on from %d to %d bytes ahead", ahead, tap.Ahead())
 			}
 			got = append(got, buf[:n]...)
 			if err != nil {

@@ -167,10 +167,11 @@ func TestNoSecretsGoesOn(t *testing.T) {
 	exchange(t, a.take(t), b.tls, 1_000_000)
 }
 
-// TestTapHeldBack: reads never go beyond the record, the handshake's included, so
-// that bytes in the clear behind it stay in the kernel.
+// TestTapHeldBack: once it is told, reads never go beyond the record, so that bytes in the
+// clear behind it stay in the kernel.
 func TestTapHeldBack(t *testing.T) {
 	a, b := newParties().handshake(t)
+	a.tap.Precise() // the server's ticket may have been read by now
 	if _, err := b.tls.Write([]byte("verdict")); err != nil {
 		t.Fatal(err)
 	}
@@ -184,6 +185,80 @@ func TestTapHeldBack(t *testing.T) {
 	if _, err := io.ReadFull(a.tcp, buf[:12]); err != nil || string(buf[:12]) != "in the clear" {
 		t.Errorf("%q, %v", buf[:12], err)
 	}
+}
+
+// TestTapReadsAhead: what has come with the handshake's last bytes is the Reader's.
+func TestTapReadsAhead(t *testing.T) {
+	p := newParties()
+	x, y := tcpPair(t)
+	a, b := &end{tap: NewTap(x, p.clientLog), tcp: x}, &end{tap: NewTap(y, p.serverLog), tcp: y}
+	a.tls, b.tls = tls.Client(a.tap, p.client), tls.Server(b.tap, p.server)
+	a.tap.Cork() // and all of it is one packet
+	served := make(chan error, 1)
+	go func() { served <- b.tls.Handshake() }()
+	err := a.tls.Handshake()
+	if err == nil {
+		err = a.tap.Established(a.tls.ConnectionState())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []string{"open", "early", "and more"} { // a record each
+		if _, err := a.tls.Write([]byte(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-served:
+		t.Fatalf("the server's handshake is over before Uncork: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	if err := a.tap.Uncork(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-served; err != nil {
+		t.Fatal(err)
+	}
+	if err := b.tap.Established(b.tls.ConnectionState()); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if n, err := b.tls.Read(buf); err != nil || string(buf[:n]) != "open" {
+		t.Fatalf("%q, %v", buf[:n], err)
+	}
+	if b.tap.Ahead() == 0 {
+		t.Error("nothing was read ahead")
+	}
+	c := b.take(t)
+	if b.tap.Ahead() != 0 {
+		t.Error("the Reader has not taken over what was read ahead")
+	}
+	if _, err := io.ReadFull(c, buf[:13]); err != nil || string(buf[:13]) != "earlyand more" {
+		t.Errorf("%q, %v", buf[:13], err)
+	}
+	exchange(t, a.take(t), c, 100_000)
+}
+
+// TestCorkedHandshakeCannotHang: what is kept back leaves before an answer is waited for.
+func TestCorkedHandshakeCannotHang(t *testing.T) {
+	p := newParties()
+	x, y := tcpPair(t)
+	a, b := &end{tap: NewTap(x, p.clientLog), tcp: x}, &end{tap: NewTap(y, p.serverLog), tcp: y}
+	a.tls, b.tls = tls.Client(a.tap, p.client), tls.Server(b.tap, p.server)
+	a.tap.Cork()
+	both(t, func() error {
+		if err := a.tls.Handshake(); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(a.tls, make([]byte, 5))
+		return err
+	}, func() error {
+		if err := b.tls.Handshake(); err != nil {
+			return err
+		}
+		_, err := b.tls.Write([]byte("hello"))
+		return err
+	})
 }
 
 // TestTapTruncated: crypto/tls learns of a FIN without close_notify.

@@ -15,12 +15,16 @@ const (
 	// helloRandom is where a ClientHello has its random: behind the headers of record
 	// and message, and legacy_version (RFC 8446 section 4.1.2).
 	helloRandom = headerSize + messageHeader + 2
+	// maxHeld is how much a Tap keeps back, bytes: a client's certificates and the record
+	// that follows.
+	maxHeld = 64 << 10
 )
 
 // Tap is the net.Conn between crypto/tls and a socket whose data phase this package
 // may take over. It learns the client random from the wire, counts records, and
-// never reads beyond the record under way, so that whatever follows the takeover
-// (records, or bytes in the clear) is still in the kernel. The end of the stream is
+// never gives crypto/tls more than the record under way, so that whatever follows the
+// takeover is its own. What it has itself read beyond that goes to the Reader; where bytes
+// in the clear may follow, Precise keeps them in the kernel. The end of the stream is
 // ErrTruncated: crypto/tls would take a FIN between two records for a clean end.
 //
 // As net.Conn it may be read by one goroutine and written by another. The other
@@ -30,6 +34,11 @@ type Tap struct {
 	keys *KeyLog
 
 	in, out     framing
+	ahead       *buffer // what was read from the socket, and is not crypto/tls's yet; nil: nothing
+	start, end  int     // of it
+	precise     bool    // nothing is read ahead any more
+	corked      bool
+	held        []byte // written while corked, and not on its way yet
 	loose       bool
 	hello       []byte // the stream's first bytes, until they hold the random
 	helloRead   bool   // the ClientHello came from the peer: we are the server
@@ -42,10 +51,10 @@ type Tap struct {
 	// It tells by trial which records of the handshake are under it.
 	state *protection
 
-	read, written uint64 // application traffic records since the handshake's end
-	early         uint64 // those written during the handshake: the server's tickets
-	inTaken       atomic.Bool
-	outTaken      atomic.Bool
+	got, written uint64 // application traffic records since the handshake's end
+	early        uint64 // those written during the handshake: the server's tickets
+	inTaken      atomic.Bool
+	outTaken     atomic.Bool
 }
 
 // NewTap puts a Tap on conn, the *net.TCPConn itself, before the handshake's first
@@ -96,20 +105,82 @@ func (t *Tap) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if t.corked { // or it would wait for the answer to what it holds
+		if err := t.flush(); err != nil {
+			return 0, err
+		}
+	}
 	if !t.loose {
 		p = p[:min(len(p), t.in.next())]
 	}
-	n, err := t.Conn.Read(p)
+	n, err := t.read(p)
 	if !t.loose && n > 0 {
 		t.greet(p[:n], true)
 		if t.in.advance(p[:n]) && t.in.head[0] == typeApplicationData && t.established {
-			t.read++
+			t.got++
 		}
 	}
 	if errors.Is(err, io.EOF) {
 		err = ErrTruncated
 	}
 	return n, err
+}
+
+// read is Conn's Read, by way of what was read ahead.
+func (t *Tap) read(p []byte) (n int, err error) {
+	if t.ahead == nil {
+		if t.precise || t.loose {
+			return t.Conn.Read(p)
+		}
+		b := getBuffer(smallSize)
+		if n, err = t.Conn.Read(b.data); n <= 0 {
+			putBuffer(b)
+			return n, err
+		}
+		t.ahead, t.start, t.end = b, 0, n
+	}
+	n = copy(p, t.ahead.data[t.start:t.end])
+	if t.start += n; t.start == t.end {
+		t.dropAhead()
+	}
+	return n, err
+}
+
+func (t *Tap) dropAhead() {
+	if t.ahead != nil {
+		putBuffer(t.ahead)
+		t.ahead, t.start, t.end = nil, 0, 0
+	}
+}
+
+// Precise ends reading ahead: from now on what stands behind the record under way stays
+// in the kernel. It must be called before the peer can have a reason to leave TLS.
+func (t *Tap) Precise() { t.precise = true }
+
+// Ahead is how many bytes have been read that crypto/tls has not been given.
+func (t *Tap) Ahead() int { return t.end - t.start }
+
+// Cork keeps what crypto/tls encrypts until Uncork, or until it reads: a client's Finished
+// then leaves with what follows it. The ClientHello is not encrypted. One goroutine reads
+// and writes meanwhile.
+func (t *Tap) Cork() { t.corked = true }
+
+// Uncork ends Cork, and sends what was kept. Errors: the connection's.
+func (t *Tap) Uncork() error {
+	if !t.corked {
+		return nil // nor may anything be looked at: see Cork
+	}
+	t.corked = false
+	return t.flush()
+}
+
+func (t *Tap) flush() error {
+	b := t.held
+	if t.held = nil; len(b) == 0 {
+		return nil
+	}
+	_, err := t.Conn.Write(b)
+	return err
 }
 
 // Write writes whole records, as crypto/tls has them.
@@ -120,7 +191,13 @@ func (t *Tap) Write(p []byte) (int, error) {
 	}
 	if !t.loose {
 		t.greet(p, false)
-		t.count(p)
+		encrypted := t.count(p)
+		if t.corked && (encrypted || len(t.held) > 0) {
+			if t.held = append(t.held, p...); len(t.held) > maxHeld {
+				return len(p), t.flush()
+			}
+			return len(p), nil
+		}
 	}
 	return t.Conn.Write(p)
 }
@@ -153,7 +230,9 @@ func (t *Tap) greet(p []byte, read bool) {
 // before the handshake has returned; a server may, session tickets. They look like
 // those under the handshake key, and crypto/tls writes the server's whole flight
 // after it has changed keys; but only they authenticate under the application key.
-func (t *Tap) count(p []byte) {
+//
+// encrypted: there are such records in p, of either key.
+func (t *Tap) count(p []byte) (encrypted bool) {
 	if t.helloRead && !t.established && t.state == nil && t.secrets != nil {
 		if _, server, ok := t.keys.get(t.secrets); ok {
 			t.state = tryState(server)
@@ -164,6 +243,7 @@ func (t *Tap) count(p []byte) {
 		whole := t.out.boundary() && len(p) >= headerSize &&
 			len(p) >= headerSize+int(binary.BigEndian.Uint16(p[3:]))
 		if t.out.advance(p[:n]) && t.out.head[0] == typeApplicationData {
+			encrypted = true
 			switch {
 			case t.established:
 				t.written++
@@ -175,6 +255,7 @@ func (t *Tap) count(p []byte) {
 		}
 		p = p[n:]
 	}
+	return encrypted
 }
 
 // tryState makes a server's protection. The suite is not known before the handshake
@@ -271,6 +352,9 @@ func (t *Tap) TakeWriter() (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := t.Uncork(); err != nil {
+		return nil, err
+	}
 	if !t.out.boundary() {
 		return nil, fmt.Errorf("%w: a write stopped inside a record", ErrNoSecrets)
 	}
@@ -318,6 +402,10 @@ func (t *Tap) TakeReader(c *tls.Conn, w *Writer) (_ *Reader, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.ahead != nil {
+		r.buf, r.start, r.end = t.ahead, t.start, t.end
+		t.ahead, t.start, t.end = nil, 0, 0
+	}
 	if ended {
 		_ = r.finish(io.EOF)
 	}
@@ -337,7 +425,7 @@ func (t *Tap) config() (Config, error) {
 	c := Config{
 		Client: !t.helloRead, Suite: t.suite,
 		ReadSecret: server, WriteSecret: client,
-		ReadSequence: t.read, WriteSequence: t.written,
+		ReadSequence: t.got, WriteSequence: t.written,
 	}
 	if t.helloRead {
 		c.ReadSecret, c.WriteSecret = client, server
