@@ -363,17 +363,27 @@ func (m *Manager) subscribe(l *listener) (cancel func()) {
 }
 
 // Pin keeps a workload in use until unpin is called, whether or not it is asked
-// for: a live connection's. Of an unknown one it does nothing.
-func (m *Manager) Pin(k Key) (unpin func()) {
+// for: a live connection's. One that was dropped since it was asked for is in use again, and
+// its source is asked anew. The credential is the one that it has now, valid or not. Whoever
+// holds another one, or gets nil, has missed what came between, and does not hear of it
+// again: Get has the answer.
+func (m *Manager) Pin(w *Workload) (now *Credential, unpin func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed {
+		return nil, func() {}
+	}
+	k := w.Key
 	e := m.workloads[k]
 	if e == nil {
-		return func() {}
+		if len(m.workloads) >= m.limit {
+			m.evict()
+		}
+		e = m.begin(w, time.Now(), new(int))
 	}
 	pins := e.pins
 	*pins++
-	return sync.OnceFunc(func() {
+	return e.credential, sync.OnceFunc(func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		*pins--

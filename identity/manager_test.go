@@ -36,6 +36,11 @@ func mustGet(t *testing.T, m *Manager, w *Workload) *Credential {
 	return c
 }
 
+func pin(m *Manager, w *Workload) (unpin func()) {
+	_, unpin = m.Pin(w)
+	return unpin
+}
+
 // recorder is a subscriber.
 type recorder struct {
 	mu    sync.Mutex
@@ -119,7 +124,7 @@ func TestManagerNeverReturnsAnExpiredCredential(t *testing.T) {
 		var r recorder
 		defer m.Subscribe(r.changed)()
 		mustGet(t, m, webWorkload)
-		unpin = m.Pin(webWorkload.Key)
+		unpin = pin(m, webWorkload)
 		r.take()
 		c.set(func() { c.fail = connect.NewError(connect.CodeUnavailable, errors.New("away")) })
 		time.Sleep(23 * time.Hour)
@@ -186,7 +191,7 @@ func TestManagerForgetsTheIdle(t *testing.T) {
 		for _, w := range []*Workload{idle, live, busy} {
 			mustGet(t, m, w)
 		}
-		unpin := m.Pin(live.Key)
+		unpin := pin(m, live)
 		for range 40 {
 			time.Sleep(time.Minute)
 			mustGet(t, m, busy)
@@ -211,7 +216,6 @@ func TestManagerForgetsTheIdle(t *testing.T) {
 		if c.count() != n {
 			t.Error("a forgotten workload is still renewed")
 		}
-		m.Pin(idle.Key)() // unknown by now: nothing happens
 	})
 }
 
@@ -220,7 +224,7 @@ func TestManagerNoticesOtherFacts(t *testing.T) {
 		c := newController(t)
 		m, _ := managerOf(t, c)
 		mustGet(t, m, webWorkload)
-		defer m.Pin(webWorkload.Key)()
+		defer pin(m, webWorkload)()
 		changed := &Workload{Key: webWorkload.Key, Attributes: webWorkload.Attributes.Union(Attributes{{"os.group", "ssl"}})}
 		mustGet(t, m, changed)
 		if n := c.count(); n != 2 {
@@ -264,7 +268,7 @@ func TestManagerIsBounded(t *testing.T) {
 		m.limit = 8
 		mustGet(t, m, webWorkload)
 		mustGet(t, m, worker(1))
-		defer m.Pin(worker(1).Key)()
+		defer pin(m, worker(1))()
 		for n := range uint64(20) {
 			time.Sleep(time.Second)
 			mustGet(t, m, worker(n+2))
@@ -321,7 +325,7 @@ func TestManagerTellsWhatItDrops(t *testing.T) {
 		mustGet(t, m, worker(1))
 		time.Sleep(time.Second)
 		mustGet(t, m, worker(2))
-		defer m.Pin(worker(2).Key)()
+		defer pin(m, worker(2))()
 		s.Reissue()
 		changed := &Workload{Key: worker(2).Key, Attributes: Attributes{{"os.group", "ssl"}}}
 		mustGet(t, m, changed)
@@ -405,7 +409,7 @@ func TestManagerSnapshot(t *testing.T) {
 		m, _ := managerOf(t, c)
 		cred := mustGet(t, m, webWorkload)
 		c.set(func() { c.fail = connect.NewError(connect.CodeUnavailable, errors.New("away")) })
-		defer m.Pin(webWorkload.Key)()
+		defer pin(m, webWorkload)()
 		time.Sleep(time.Hour)
 		mustGet(t, m, webWorkload)
 		got := m.Snapshot()

@@ -163,7 +163,7 @@ func TestManagerRefresh(t *testing.T) {
 		c := newController(t)
 		m, _ := managerOf(t, c)
 		mustGet(t, m, webWorkload)
-		defer m.Pin(webWorkload.Key)()
+		defer pin(m, webWorkload)()
 		heard := make(chan *Credential, 8)
 		defer m.Subscribe(func(_ Key, c *Credential) { heard <- c })()
 		m.Refresh(func(w *Workload) *Workload { return w })

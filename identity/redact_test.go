@@ -105,7 +105,7 @@ func TestStatusJSON(t *testing.T) {
 		c := newController(t)
 		m, _ := managerOf(t, c)
 		mustGet(t, m, webWorkload)
-		defer m.Pin(webWorkload.Key)()
+		defer pin(m, webWorkload)()
 		end := time.Now().Add(c.ttl).UTC().Truncate(time.Second)
 		c.set(func() { c.fail = connect.NewError(connect.CodeUnavailable, errors.New("away")) })
 		time.Sleep(time.Hour)

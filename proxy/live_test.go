@@ -59,7 +59,7 @@ func TestCredentialChangeKeepsTheNewestPolicy(t *testing.T) {
 	cred := ca.workload("/prod/web", nil)
 	key := identity.Key{UID: 7}
 	p := New(Options{Records: newRecorder(t), Log: zap.NewNop()})
-	p.parties.get(key, cred, time.Now())
+	p.parties.get(&identity.Workload{Key: key}, cred, time.Now())
 	for g := uint64(1); g < 500; g++ {
 		var wg sync.WaitGroup
 		wg.Go(func() { p.CredentialChanged(key, cred) })

@@ -35,7 +35,7 @@ func TestNamespaceOfAnotherCAsWorkload(t *testing.T) {
 	}
 	const namespaces = "kind: Namespace\nname: /\nmode: enforce\ndefault: deny\nattributes: {app: {}}\n---\n{kind: Namespace, name: /prod, mode: enforce}\n"
 	c := policy(namespaces)
-	w := p.parties.get(identity.Key{UID: 7}, site.workload("/prod/shop/web", map[string][]string{"app": {"web"}}), time.Now())
+	w := p.parties.get(&identity.Workload{Key: identity.Key{UID: 7}}, site.workload("/prod/shop/web", map[string][]string{"app": {"web"}}), time.Now())
 	ends := make(map[string]*flow.End)
 	expect := func(c *policydb.Compiled, want string) {
 		t.Helper()
@@ -102,15 +102,15 @@ func TestLateCredentialUndoesNoWithdrawal(t *testing.T) {
 	first, second := ca.workload("/prod/db", nil), ca.workload("/prod/db", nil)
 	var s parties
 	key := identity.Key{UID: 7}
-	w := s.get(key, first, time.Now())
+	w := s.get(&identity.Workload{Key: key}, first, time.Now())
 	s.update(key, second)
-	s.get(key, first, time.Now())
+	s.get(&identity.Workload{Key: key}, first, time.Now())
 	if w.current.Load().Credential() != second {
 		t.Error("the credential of before is back")
 	}
 	s.withdraw(key)
-	s.get(key, first, time.Now())
-	s.get(key, second, time.Now())
+	s.get(&identity.Workload{Key: key}, first, time.Now())
+	s.get(&identity.Workload{Key: key}, second, time.Now())
 	if !w.withdrawn.Load() {
 		t.Error("the withdrawal is undone")
 	}
@@ -139,7 +139,7 @@ func TestForgottenWhileAConnectionComesAbout(t *testing.T) {
 	t.Run("found", func(t *testing.T) {
 		var s parties
 		var tab table
-		w := s.get(key, cred, time.Now())
+		w := s.get(&identity.Workload{Key: key}, cred, time.Now())
 		s.forget(key)
 		l := opening(&s, w)
 		tab.add(l, time.Now())
@@ -158,9 +158,9 @@ func TestForgottenWhileAConnectionComesAbout(t *testing.T) {
 	t.Run("another in its place", func(t *testing.T) {
 		var s parties
 		var tab table
-		w := s.get(key, cred, time.Now())
+		w := s.get(&identity.Workload{Key: key}, cred, time.Now())
 		s.forget(key)
-		other := s.get(key, cred, time.Now())
+		other := s.get(&identity.Workload{Key: key}, cred, time.Now())
 		l := opening(&s, w)
 		tab.add(l, time.Now())
 		if l.cutReason() != symbolonv1.Reason_REASON_NO_IDENTITY || other.withdrawn.Load() {

@@ -36,6 +36,8 @@ type party struct {
 	withdrawn atomic.Bool
 	host      *atomic.Pointer[string] // parties.host; nil in tests
 	place     atomic.Pointer[placed]
+	// workload is who it was found to be last. Guarded by the lock of parties.
+	workload *identity.Workload
 }
 
 func (w *party) principal() *identity.Principal {
@@ -61,11 +63,12 @@ type parties struct {
 	host atomic.Pointer[string]
 }
 
-// get returns the party of key, with cred as its credential, unless that was replaced
+// get returns the party of a workload, with cred as its credential, unless that was replaced
 // since it was asked for: it must undo neither what came after it nor a withdrawal.
-func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time) *party {
+func (s *parties) get(of *identity.Workload, cred *identity.Credential, now time.Time) *party {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	key := of.Key
 	w := s.byKey[key]
 	if w == nil {
 		if s.byKey == nil {
@@ -77,6 +80,7 @@ func (s *parties) get(key identity.Key, cred *identity.Credential, now time.Time
 		w = &party{key: key, host: &s.host}
 		s.byKey[key] = w
 	}
+	w.workload = of
 	if cred != w.former {
 		w.use(cred, s.options)
 	}
@@ -132,7 +136,8 @@ func (s *parties) forget(key identity.Key) {
 // keep counts a live connection of w's, so that it is not forgotten. If it was, while the
 // connection came about, it is there again, for whoever withdraws its identity to find. Where
 // another one is in its place by now, nobody would find this one: its identity is withdrawn.
-func (s *parties) keep(w *party) {
+// It returns which workload it is.
+func (s *parties) keep(w *party) *identity.Workload {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w.open.Add(1)
@@ -146,6 +151,7 @@ func (s *parties) keep(w *party) {
 	default:
 		w.withdrawn.Store(true)
 	}
+	return w.workload
 }
 
 // makeRoom forgets a party without connections; there is no order among them. What
@@ -175,14 +181,39 @@ func (s *parties) prune(now time.Time) {
 func (p *Proxy) hold(parties ...*party) (release func()) {
 	unpin := make([]func(), 0, len(parties))
 	for _, w := range parties {
-		p.parties.keep(w)
-		unpin = append(unpin, p.credentials.Pin(w.key))
+		of := p.parties.keep(w)
+		now, release := p.credentials.Pin(of)
+		unpin = append(unpin, release)
+		if now == nil || now != w.current.Load().Credential() {
+			// It was dropped while the connection came about, and what was said of it since
+			// was said to nobody. Or it is just being renewed: then this is done twice.
+			p.conns.Go(func() { p.confirm(of) })
+		}
 	}
 	return func() {
 		for i, w := range parties {
 			w.open.Add(-1)
 			w.lastUsed.Store(p.now().Unix())
 			unpin[i]()
+		}
+	}
+}
+
+// confirm asks what w's credential is by now, and has its party judged by that; without one,
+// or without an answer in time, its connections end. A process that has ended is not
+// withdrawn: what it sent last is still under way.
+func (p *Proxy) confirm(w *identity.Workload) {
+	ctx, cancel := context.WithTimeout(context.Background(), p.timeouts.Setup)
+	defer cancel()
+	for {
+		now, err := p.credentials.Get(ctx, w)
+		if errors.Is(err, identity.ErrEnded) || errors.Is(err, identity.ErrClosed) {
+			return
+		}
+		p.CredentialChanged(w.Key, now)
+		// What came meanwhile may have been told before that, and been undone by it.
+		if again, _ := p.credentials.Get(ctx, w); again == now {
+			return
 		}
 	}
 }
@@ -293,7 +324,7 @@ func (p *Proxy) identifySocket(ctx context.Context, s identity.Socket) (*party, 
 	if err != nil {
 		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))
 	}
-	me := p.parties.get(w.Key, cred, p.now())
+	me := p.parties.get(w, cred, p.now())
 	// Whoever withdraws it from now on finds the party; before, it shows here.
 	if _, err := p.credentials.Get(ctx, w); err != nil {
 		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))

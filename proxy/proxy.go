@@ -35,8 +35,8 @@ type Credentials interface {
 	Get(ctx context.Context, w *identity.Workload) (*identity.Credential, error)
 	// Known is Get without waiting; not ok: that may know more.
 	Known(w *identity.Workload) (c *identity.Credential, ok bool)
-	// Pin keeps a workload's credential fresh until unpin.
-	Pin(k identity.Key) (unpin func())
+	// Pin keeps a workload's credential fresh until unpin; now is what it is.
+	Pin(w *identity.Workload) (now *identity.Credential, unpin func())
 }
 
 // Timeouts bound each phase before bytes flow.

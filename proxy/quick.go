@@ -63,7 +63,7 @@ func (p *Proxy) known(s identity.Socket) (me *party, ok bool) {
 	if !ok {
 		return nil, false
 	}
-	me = p.parties.get(w.Key, cred, p.now())
+	me = p.parties.get(w, cred, p.now())
 	if _, ok := p.credentials.Known(w); !ok { // withdrawn, see identifySocket
 		return nil, false
 	}

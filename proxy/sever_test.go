@@ -427,8 +427,8 @@ func TestRule10OpenConnectionsAreJudgedAgain(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			w := &world10{now: time.Now(), table: new(table), beside: "---\nkind: Policy\nnamespace: /prod\nname: batch-calls-spool\nsubject: {app: batch}\nverb: allow\nobject: {app: spool}\n"}
 			w.set(t, tc.policy+w.beside)
-			w.me = w.parties.get(identity.Key{UID: 1}, svid("db", tc.own), w.now)
-			other := w.parties.get(identity.Key{UID: 2}, svid("spool", long), w.now)
+			w.me = w.parties.get(&identity.Workload{Key: identity.Key{UID: 1}}, svid("db", tc.own), w.now)
+			other := w.parties.get(&identity.Workload{Key: identity.Key{UID: 2}}, svid("spool", long), w.now)
 			web, batch := w.open(w.me, "web", tc.peer), w.open(other, "batch", long)
 			tc.change(w)
 			if web.cutReason() != tc.cut {

@@ -223,9 +223,11 @@ func (c *credentials) Known(w *identity.Workload) (*identity.Credential, bool) {
 	return cred, cred != nil && c.keys[uid] == w.Key && c.stall == nil
 }
 
-func (c *credentials) Pin(identity.Key) func() {
+func (c *credentials) Pin(w *identity.Workload) (*identity.Credential, func()) {
 	c.pins.Add(1)
-	return func() { c.pins.Add(-1) }
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byUID[w.Attributes.Get("proc.uid")], func() { c.pins.Add(-1) }
 }
 
 // recorder keeps what the proxy records, in order.
