@@ -194,16 +194,9 @@ func (c *CA) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.tryOut(root, intermediate); err != nil {
+	ops, err := c.puts(map[string]*signer{keyRoot: root, keyIntermediate: intermediate})
+	if err != nil {
 		return err
-	}
-	var ops []store.Op
-	for name, s := range map[string]*signer{keyRoot: root, keyIntermediate: intermediate} {
-		v, err := c.pack(name, s)
-		if err != nil {
-			return err
-		}
-		ops = append(ops, store.Put(name, v))
 	}
 	if _, _, err := c.store.Txn(ctx, []store.Cond{{Key: keyRoot}}, ops); err != nil {
 		return fmt.Errorf("ca: %w", err)
@@ -230,6 +223,19 @@ func (c *CA) Renew(ctx context.Context) error {
 	}
 	_, err := c.replace(ctx, "")
 	return err
+}
+
+// puts store signers by their names.
+func (c *CA) puts(signers map[string]*signer) ([]store.Op, error) {
+	var ops []store.Op
+	for name, s := range signers {
+		packed, err := c.pack(name, s)
+		if err != nil {
+			return nil, err
+		}
+		ops = append(ops, store.Put(name, packed))
+	}
+	return ops, nil
 }
 
 func (c *CA) pack(name string, s *signer) ([]byte, error) {

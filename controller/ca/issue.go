@@ -175,6 +175,8 @@ func (c *CA) newRoot(further bool) (*signer, error) {
 	return &signer{cert: cert, key: key}, nil
 }
 
+// newIntermediate has root sign one, and tries out that what it will sign verifies: an
+// operator's CA may not be able to, or not any more. Errors: ErrUpstream.
 func (c *CA) newIntermediate(root *signer) (*signer, error) {
 	t := c.authority("intermediate", intermediateValidity)
 	if t.NotAfter.After(root.cert.NotAfter) {
@@ -192,7 +194,11 @@ func (c *CA) newIntermediate(root *signer) (*signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &signer{cert: cert, key: key}, nil
+	next := &signer{cert: cert, key: key}
+	if err := c.tryOut(root, next); err != nil {
+		return nil, err
+	}
+	return next, nil
 }
 
 func (c *CA) authority(what string, validity time.Duration) *x509.Certificate {

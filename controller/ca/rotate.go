@@ -26,6 +26,16 @@ type replacement struct {
 	Until time.Time `json:"until"`
 }
 
+// replacedBy is that the intermediate is replaced now, and what stores it.
+func (c *CA) replacedBy(by string) (replacement, store.Op, error) {
+	r := replacement{Time: c.cfg.Now(), By: by, Until: c.ValidUntil()}
+	note, err := json.Marshal(r)
+	if err != nil {
+		return r, store.Op{}, fmt.Errorf("ca: %w", err)
+	}
+	return r, store.Put(keyReplaced, note), nil
+}
+
 // Status is what signs.
 type Status struct {
 	// Root is what hosts trust; Upstream: it is the operator's, or above the operator's CA.
@@ -115,20 +125,15 @@ func (c *CA) replace(ctx context.Context, by string) (*x509.Certificate, error) 
 	if err != nil {
 		return nil, err
 	}
-	// The operator's CA may have ended, or been made unfit, since it was taken over.
-	if err := c.tryOut(root, next); err != nil {
-		return nil, err
-	}
-	packed, err := c.pack(keyIntermediate, next)
+	ops, err := c.puts(map[string]*signer{keyIntermediate: next})
 	if err != nil {
 		return nil, err
 	}
-	replaced := replacement{Time: c.cfg.Now(), By: by, Until: c.ValidUntil()}
-	note, err := json.Marshal(replaced)
+	replaced, note, err := c.replacedBy(by)
 	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
+		return nil, err
 	}
-	ops := []store.Op{store.Put(keyIntermediate, packed), store.Put(keyReplaced, note)}
+	ops = append(ops, note)
 	stands := c.footing
 	if record := stands.record; record.Phase == PhaseSign {
 		record.Issuers = append(slices.Clone(record.Issuers), hex.EncodeToString(next.cert.SubjectKeyId))

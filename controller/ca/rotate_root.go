@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -44,14 +43,11 @@ func (c *CA) StartRoot(ctx context.Context, by string) (changed bool, err error)
 	if err != nil {
 		return false, err
 	}
-	intermediate, err := c.newIntermediate(next)
-	if err != nil {
+	// It signs nothing yet; that it could is found out here.
+	if _, err := c.newIntermediate(next); err != nil {
 		return false, err
 	}
-	if err := c.tryOut(next, intermediate); err != nil {
-		return false, err
-	}
-	packed, err := c.pack(keyNextRoot, next)
+	ops, err := c.puts(map[string]*signer{keyNextRoot: next})
 	if err != nil {
 		return false, err
 	}
@@ -59,7 +55,7 @@ func (c *CA) StartRoot(ctx context.Context, by string) (changed bool, err error)
 		Version: c.nextVersion(), Phase: PhasePublish, Started: c.cfg.Now(), StartedBy: by,
 		Other: next.root().Raw, Retired: c.footing.record.Retired,
 	}
-	return true, c.step(ctx, nil, record, c.intermediate, store.Put(keyNextRoot, packed))
+	return true, c.step(ctx, nil, record, c.intermediate, ops...)
 }
 
 // nextRoot is the operator's if the configuration names one.
@@ -111,9 +107,6 @@ func (c *CA) SignRoot(ctx context.Context, by string) (changed bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	if err := c.tryOut(next, intermediate); err != nil {
-		return false, err
-	}
 	record := c.footing.record
 	record.Phase, record.Signed, record.SignedBy = PhaseSign, c.cfg.Now(), by
 	record.Other = old.root().Raw
@@ -124,20 +117,15 @@ func (c *CA) SignRoot(ctx context.Context, by string) (changed bool, err error) 
 	if old.trustDomain != "" {
 		record.Retired = append(slices.Clone(record.Retired), fingerprint(old.cert))
 	}
-	ops := []store.Op{store.Delete(keyNextRoot)}
-	for name, s := range map[string]*signer{keyRoot: next, keyIntermediate: intermediate} {
-		packed, err := c.pack(name, s)
-		if err != nil {
-			return false, err
-		}
-		ops = append(ops, store.Put(name, packed))
-	}
-	replaced := replacement{Time: c.cfg.Now(), By: by, Until: c.ValidUntil()}
-	note, err := json.Marshal(replaced)
+	ops, err := c.puts(map[string]*signer{keyRoot: next, keyIntermediate: intermediate})
 	if err != nil {
-		return false, fmt.Errorf("ca: %w", err)
+		return false, err
 	}
-	if err := c.step(ctx, next, record, intermediate, append(ops, store.Put(keyReplaced, note))...); err != nil {
+	replaced, note, err := c.replacedBy(by)
+	if err != nil {
+		return false, err
+	}
+	if err := c.step(ctx, next, record, intermediate, append(ops, note, store.Delete(keyNextRoot))...); err != nil {
 		return false, err
 	}
 	c.replaced = replaced

@@ -15,6 +15,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/go-hclog"
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	"github.com/spiffe/spire-plugin-sdk/plugintest"
 	credentialcomposerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/credentialcomposer/v1"
@@ -328,6 +329,66 @@ func TestImpostor(t *testing.T) {
 	r := &refresher{cfg: c}
 	if next, err := r.ask(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("an impostor was believed: %v, %v", next, err)
+	}
+}
+
+// The controller sends its Profiles only to who has others: by the generation, and by the
+// digest, since after a restore from a backup a generation may come a second time.
+func TestAsksForWhatItHasNot(t *testing.T) {
+	w := newWorld(t)
+	r := &refresher{cfg: w.plugin()}
+	ask := func() *snapshot {
+		t.Helper()
+		next, err := r.ask(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	first := ask()
+	if first == nil || len(first.digest) == 0 {
+		t.Fatalf("at first: %+v", first)
+	}
+	r.known = first
+	if next := ask(); next != nil {
+		t.Errorf("the same again: %+v", next)
+	}
+	// Of the life before the restore, by the same number.
+	r.known = &snapshot{generation: first.generation, digest: []byte("another set")}
+	if next := ask(); next == nil || len(next.profiles) != len(first.profiles) {
+		t.Errorf("with the digest of another set: %+v", next)
+	}
+	r.known = first
+	w.apply(strings.ReplaceAll(policy, "labels: {app: web}", "labels: {app: shop}"))
+	if next := ask(); next == nil || next.generation <= first.generation {
+		t.Errorf("after a change: %+v", next)
+	}
+}
+
+// A start goes on with what was in force before, at least: it is kept first.
+func TestKeptBeforeInForce(t *testing.T) {
+	w := newWorld(t)
+	used := 0
+	r := &refresher{cfg: w.plugin(), log: hclog.NewNullLogger(), use: func(s *snapshot) {
+		used++
+		kept, err := load(filepath.Join(w.files, "claims.snapshot"))
+		if err != nil || kept.generation != s.generation {
+			t.Errorf("kept is %+v (%v), in force generation %d", kept, err, s.generation)
+		}
+	}}
+	r.attempt(t.Context())
+	w.apply(strings.ReplaceAll(policy, "labels: {app: web}", "labels: {app: shop}"))
+	r.attempt(t.Context())
+	r.attempt(t.Context()) // nothing new
+	if used != 2 {
+		t.Errorf("%d were put in force, want 2", used)
+	}
+	// Where it cannot be kept, it is in force all the same.
+	unkept := &refresher{cfg: w.plugin(), log: hclog.NewNullLogger(), use: func(*snapshot) { used++ }}
+	unkept.cfg.SnapshotFile = filepath.Join(w.files, "no such directory", "claims.snapshot")
+	unkept.attempt(t.Context())
+	if used != 3 {
+		t.Error("without a place for it, nothing is in force")
 	}
 }
 

@@ -71,11 +71,12 @@ func (r *refresher) attempt(ctx context.Context) {
 		return
 	}
 	r.known = next
-	r.use(next)
-	r.log.Info("claims in force", "generation", next.generation, "profiles", len(next.profiles))
+	// Kept before it is in force: no start goes back behind what was in certificates already.
 	if err := next.save(r.cfg.SnapshotFile); err != nil {
 		r.log.Error("the claims are not kept for the next start", "error", err)
 	}
+	r.use(next)
+	r.log.Info("claims in force", "generation", next.generation, "profiles", len(next.profiles))
 }
 
 // ask returns nil if nothing has changed.
