@@ -17,6 +17,7 @@ declare -A package=(
 	[mariadbd]=mariadb-server [mariadb-install-db]=mariadb-server [mariadb]=mariadb-client
 	[sshd]=openssh-server [ssh]=openssh-client [ssh-keygen]=openssh-client [ssh-keyscan]=openssh-client
 	[nc]=netcat-openbsd [curl]=curl [iperf3]=iperf3 [perl]=perl-base
+	[podman]=podman [runc]=runc [containerd]=containerd [ctr]=containerd [ldd]=libc-bin
 	[gcc]=gcc # the race detector is C
 )
 # Debian keeps PostgreSQL's own out of any PATH.

@@ -21,7 +21,7 @@ func (r *Resolver) Process(ctx context.Context, pid int) (*Workload, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.workload(f)
+	return r.meet(ctx, f)
 }
 
 func (r *Resolver) processFacts(ctx context.Context, pid int) (facts, error) {

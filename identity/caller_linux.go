@@ -59,7 +59,7 @@ func (r *Resolver) caller(ctx context.Context, s Socket) (*Workload, error) {
 	}
 	contained := parseCgroup(c.CgroupPath).container != ""
 	if contained && !r.perProcess {
-		return r.workload(facts{cgroupID: c.CgroupID, cgroup: c.CgroupPath})
+		return r.meet(ctx, facts{cgroupID: c.CgroupID, cgroup: c.CgroupPath})
 	}
 	var f facts
 	var err error
@@ -78,7 +78,7 @@ func (r *Resolver) caller(ctx context.Context, s Socket) (*Workload, error) {
 		return nil, err
 	}
 	f.process = Process{c.PID, c.key().start}
-	return r.workload(f)
+	return r.meet(ctx, f)
 }
 
 // contained are the facts of a caller in a container that still runs what it ran.

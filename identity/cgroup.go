@@ -18,8 +18,9 @@ type cgroupFacts struct {
 	slice string
 	// userUnit is the unit of a user's own manager; the user chose its name.
 	userUnit string
-	// container is the runtime's id, 64 hexadecimal digits.
-	container string
+	// container is the runtime's id, 64 hexadecimal digits; containerAt is the cgroup that
+	// has it in its name.
+	container, containerAt string
 }
 
 // parseCgroup knows the layouts of systemd (system and user units), Docker and
@@ -33,8 +34,8 @@ func parseCgroup(p string) cgroupFacts {
 		// All below belongs to the container's own init.
 		return f
 	}
-	f.container = cgroupfsContainer(parts)
-	if f.container != "" {
+	if id, depth := cgroupfsContainer(parts); id != "" {
+		f.container, f.containerAt = id, "/"+strings.Join(parts[:depth], "/")
 		return f
 	}
 	for i, part := range parts {
@@ -54,7 +55,9 @@ func parseCgroup(p string) cgroupFacts {
 			}
 			return f
 		}
-		f.container = scopeContainer(part)
+		if f.container = scopeContainer(part); f.container != "" {
+			f.containerAt = "/" + strings.Join(parts[:i+1], "/")
+		}
 		return f
 	}
 	return f
@@ -89,31 +92,31 @@ func scopeContainer(part string) string {
 	return ""
 }
 
-// cgroupfsContainer reads what runtimes make without systemd:
+// cgroupfsContainer reads what runtimes make without systemd, and how deep it lies:
 //
 //	/docker/<id>
 //	/libpod_parent/libpod-<id>
 //	/kubepods[/<qos>]/pod<uid>/<id>
-func cgroupfsContainer(parts []string) string {
-	id := ""
+func cgroupfsContainer(parts []string) (id string, depth int) {
 	switch {
 	case len(parts) >= 2 && parts[0] == "docker":
-		id = parts[1]
+		id, depth = parts[1], 2
 	case len(parts) >= 2 && parts[0] == "libpod_parent":
 		id, _ = strings.CutPrefix(parts[1], "libpod-")
+		depth = 2
 	case len(parts) >= 3 && parts[0] == "kubepods":
 		rest := parts[1:]
 		if rest[0] == "besteffort" || rest[0] == "burstable" {
 			rest = rest[1:]
 		}
 		if len(rest) >= 2 && strings.HasPrefix(rest[0], "pod") {
-			id = rest[1]
+			id, depth = rest[1], len(parts)-len(rest)+2
 		}
 	}
 	if !isContainerID(id) {
-		return ""
+		return "", 0
 	}
-	return id
+	return id, depth
 }
 
 func isContainerID(s string) bool {

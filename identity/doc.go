@@ -13,7 +13,8 @@
 //	os.*         the host's operating system and the workload's user
 //	proc.*       the process: exe, exe_sha256, uid, cgroup, unit, user_unit, slice;
 //	             on request args, start, parent_unit
-//	container.*  k8s.*  image.*
+//	container.*  container.id by its cgroup; name, runtime, and k8s.* and image.*, by the
+//	             word of the runtime (identity/containers)
 //	spiffe.*     derived from the verified certificate: id, trust_domain
 //	anything else, without a dot-separated source: labels, given by Profiles
 //

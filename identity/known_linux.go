@@ -14,7 +14,7 @@ func (r *Resolver) Known(s Socket) (w *Workload, ok bool) {
 	} else {
 		f, ok = r.knownListener(s)
 	}
-	if !ok {
+	if !ok || !r.met(f) {
 		return nil, false
 	}
 	w, err = r.workload(f)

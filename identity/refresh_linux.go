@@ -6,11 +6,12 @@ import (
 	"time"
 )
 
-// Refresh is w as it would be found now, by what the user database says now; w itself
-// if that is the same. Nothing else of a workload changes under one key.
+// Refresh is w as it would be found now, by what the user database and its container's
+// runtime say now; w itself if that is the same. Nothing else of a workload changes under
+// one key.
 func (r *Resolver) Refresh(w *Workload) *Workload {
-	if !w.Attributes.Has("proc.uid") {
-		return w // a container's users are not this host's
+	if w.Attributes.Has("container.id") {
+		return r.refreshContainer(w) // its users are not this host's
 	}
 	u, _, err := r.users.lookup(w.Key.UID)
 	if err != nil {

@@ -71,6 +71,8 @@ type Resolver struct {
 	scans  *shares
 	// perProcess tells processes apart, see NewProcessResolver.
 	perProcess bool
+	// runtimes is what SetContainers has set.
+	runtimes Containers
 	// descriptors is how many of one process's are looked at: maxDescriptors.
 	descriptors int
 
@@ -91,8 +93,9 @@ type workloadKey struct {
 }
 
 type cachedWorkload struct {
-	w     *Workload
-	users uint64 // serial of the user database
+	w         *Workload
+	users     uint64 // serial of the user database
+	container uint64 // serial of what is known of the container
 }
 
 // processKey is unambiguous for as long as the machine runs.
@@ -177,6 +180,7 @@ func NewProcessResolver(asks ...string) (*Resolver, error) {
 //	proc.unit proc.user_unit        the systemd unit, and the one below a user's manager
 //	proc.slice                      the innermost slice that the unit is in
 //	container.id
+//	container.* image.* k8s.*       what the container's runtime says, see SetContainers
 //
 // and those of OnRequest that were asked for.
 //
@@ -200,7 +204,7 @@ func (r *Resolver) Resolve(ctx context.Context, s Socket) (*Workload, error) {
 		return nil, fmt.Errorf("%w: the socket is closed, or closing", ErrUnknownOwner)
 	}
 	if f := parseCgroup(s.CgroupPath); f.container != "" && s.CgroupID != 0 && !r.perProcess {
-		return r.workload(facts{cgroupID: s.CgroupID, cgroup: s.CgroupPath})
+		return r.meet(ctx, facts{cgroupID: s.CgroupID, cgroup: s.CgroupPath})
 	}
 	f, err := r.owner(ctx, s)
 	if errors.Is(err, errGone) {
@@ -214,7 +218,7 @@ func (r *Resolver) Resolve(ctx context.Context, s Socket) (*Workload, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.workload(f)
+	return r.meet(ctx, f)
 }
 
 // facts are what a workload is made of.
@@ -246,8 +250,9 @@ func (r *Resolver) workload(f facts) (*Workload, error) {
 	if err != nil {
 		return nil, err
 	}
+	about, containerSerial := r.about(cg)
 	k := workloadKey{Key{CgroupID: f.cgroupID, Exe: f.exe, UID: f.uid, Process: f.process, Asked: f.asked.key()}, f.exePath, f.cgroup}
-	if c, ok := r.workloads.Get(k); ok && c.users == serial {
+	if c, ok := r.workloads.Get(k); ok && c.users == serial && c.container == containerSerial {
 		return c.w, nil
 	}
 	m := make(map[string][]string)
@@ -271,8 +276,8 @@ func (r *Resolver) workload(f facts) (*Workload, error) {
 			set(a.Key, a.Value)
 		}
 	}
-	w := &Workload{Key: k.Key, Attributes: NewAttributes(m).Union(r.host)}
-	r.workloads.Add(k, cachedWorkload{w, serial})
+	w := &Workload{Key: k.Key, Attributes: NewAttributes(m).Union(about).Union(r.host)}
+	r.workloads.Add(k, cachedWorkload{w, serial, containerSerial})
 	return w, nil
 }
 

@@ -317,6 +317,20 @@ var clients = map[string]func(args []string) (string, error){
 		_, err = r.ReadByte()
 		return "a byte", err
 	},
+	// until ADDR TEXT: echo, and say how the first one ended; then again until it succeeds.
+	"until": func(a []string) (string, error) {
+		first := true
+		for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+			back, err := echo(a[0], a[1])
+			if first && err != nil {
+				fmt.Println(outcome(err))
+			}
+			first = false
+			if err == nil || time.Now().After(end) {
+				return back, err
+			}
+		}
+	},
 }
 
 func echo(addr, text string) (string, error) {

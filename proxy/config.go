@@ -14,6 +14,7 @@ import (
 
 	"github.com/symbolon/symbolon/identity"
 	"github.com/symbolon/symbolon/identity/cloud"
+	"github.com/symbolon/symbolon/identity/containers"
 	"github.com/symbolon/symbolon/internal/settings"
 	"github.com/symbolon/symbolon/redirect"
 )
@@ -131,7 +132,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Controller: ControllerConfig{Join: JoinToken},
-		Identity:   IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{API: SPIREDelegated, AdminSocket: defaultAdminSocket, BrokerSocket: defaultBrokerSocket}, Cloud: CloudNone, CloudMetadata: cloud.DefaultAddress},
+		Identity:   IdentityConfig{Source: SourceController, SPIRE: SPIREConfig{API: SPIREDelegated, AdminSocket: defaultAdminSocket, BrokerSocket: defaultBrokerSocket}, Cloud: CloudNone, CloudMetadata: cloud.DefaultAddress, Containers: containers.Defaults()},
 		Redirect: RedirectConfig{
 			Inbound: "redirect", InboundPorts: r.InboundPorts, ExcludeInboundPorts: r.ExcludeInbound,
 			Outbound: outbound, OnExit: "closed", Owner: OwnerAuto,
@@ -175,6 +176,7 @@ func Settings() []settings.Setting[Config] {
 		{Key: "identity.spire.path_prefix", Usage: "of several SVIDs of a workload, the one whose path begins so, such as /prod", Set: text(func(x *c) *string { return &x.Identity.SPIRE.PathPrefix })},
 		{Key: "identity.workload_api", Usage: "socket of the SPIFFE Workload API, such as unix:///run/spire/agent.sock (default $SPIFFE_ENDPOINT_SOCKET)", Set: text(func(x *c) *string { return &x.Identity.WorkloadAPI })},
 		{Key: "identity.attributes", Usage: "attributes on request, which make workloads of processes: " + strings.Join(identity.OnRequest(), ", "), Set: settings.List(func(x *c) *[]string { return &x.Identity.Attributes })},
+		{Key: "identity.containers", Usage: "sockets of container runtimes, which are asked for container.*, image.* and k8s.*: docker:PATH (Docker, Podman) or cri:PATH; none: nobody is asked (default " + strings.Join(containers.Defaults(), ",") + ")", Set: settings.List(func(x *c) *[]string { return &x.Identity.Containers })},
 		{Key: "identity.cloud", Usage: "whose instance document is shown at enrolment, for the attributes cloud.*: aws, gcp, azure or none (default none)", Set: text(func(x *c) *string { return &x.Identity.Cloud })},
 		{Key: "identity.cloud_metadata", Usage: "address:port of the cloud's metadata service (default " + cloud.DefaultAddress + ")", Set: text(func(x *c) *string { return &x.Identity.CloudMetadata })},
 		{Key: "identity.serve_workload_api", Usage: "Unix socket where local programs get their SVIDs, with private keys, by the SPIFFE Workload API (default none)", Set: text(func(x *c) *string { return &x.Identity.ServeWorkloadAPI })},

@@ -8,6 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/containers"
 )
 
 // IdentityConfig says where SVIDs come from.
@@ -24,11 +25,25 @@ type IdentityConfig struct {
 	// Attributes are those that are found on request only: identity.OnRequest. Each of
 	// their values makes a workload of its own.
 	Attributes []string `yaml:"attributes"`
+	// Containers are the sockets of the container runtimes that are asked for container.*,
+	// image.* and k8s.*: see containers.ParseSocket.
+	Containers []string `yaml:"containers"`
 	// Cloud is the provider whose instance document this host shows when it enrols, for its
 	// cloud.* attributes; CloudNone: it shows none.
 	Cloud string `yaml:"cloud"`
 	// CloudMetadata is address:port of the metadata service.
 	CloudMetadata string `yaml:"cloud_metadata"`
+}
+
+// Runtimes are the sockets of Containers, which is valid.
+func (c IdentityConfig) Runtimes() []containers.Socket {
+	var out []containers.Socket
+	for _, text := range c.Containers {
+		if s, err := containers.ParseSocket(text); err == nil {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // The values of IdentityConfig.Source.
@@ -95,6 +110,11 @@ func (c IdentityConfig) validate(bad func(key, format string, args ...any)) {
 		bad("identity.serve_workload_api", "%q is not an absolute path of at most %d bytes; such as /run/symbolon/workload.sock", s, maxSocketPath)
 	} else if s != "" && c.Source == SourceWorkloadAPI {
 		bad("identity.serve_workload_api", "with identity.source workload-api every program would get the host's one identity; use spire or controller")
+	}
+	for _, text := range c.Containers {
+		if _, err := containers.ParseSocket(text); err != nil {
+			bad("identity.containers", "%v", err)
+		}
 	}
 	switch c.Source {
 	case SourceController:

@@ -150,6 +150,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 	d.resolver = resolver
 	d.manager = identity.NewManager(d.source)
 	defer d.manager.Close()
+	defer d.askRuntimes(resolver)()
 	timeouts := proxy.DefaultTimeouts
 	timeouts.Drain, timeouts.Quiet = d.cfg.DrainTimeout, d.cfg.QuietTimeout
 	admin, _ := netip.ParseAddrPort(d.cfg.Admin) // validated; zero if none

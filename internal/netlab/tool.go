@@ -11,9 +11,11 @@ import (
 // packages says which Debian and Ubuntu package brings a program, where the name
 // is not the same.
 var packages = map[string]string{
+	"ctr":                "containerd",
 	"initdb":             "postgresql",
 	"ip":                 "iproute2",
 	"ip6tables":          "iptables",
+	"ldd":                "libc-bin",
 	"mariadb":            "mariadb-client",
 	"mariadb-install-db": "mariadb-server",
 	"mariadbd":           "mariadb-server",
