@@ -232,6 +232,7 @@ func (d *daemonParts) work(ctx context.Context, closeServers func()) error {
 
 	serving, stopServing := context.WithCancel(ctx)
 	parts.Go(func() { tidyMemory(background) })
+	defer paceCollections()()
 	parts.Go(func() {
 		d.resolver.WatchUsers(background, usersEvery, func() { d.manager.Refresh(d.resolver.Refresh) })
 	})
