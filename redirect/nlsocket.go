@@ -16,6 +16,10 @@ import (
 // microseconds. queryTimeout is for the case that something is badly wrong.
 const queryTimeout = time.Second
 
+// maxStrays is how many datagrams are looked at for an answer: late ones to questions that
+// were given up may stand before it.
+const maxStrays = 16
+
 var (
 	errShortMessage = errors.New("netlink message cut short")
 	errNoAnswer     = errors.New("netlink: no answer from the kernel")
@@ -64,6 +68,8 @@ func (s *nlSocket) open() error {
 		timeout := unix.NsecToTimeval(queryTimeout.Nanoseconds())
 		err = errors.Join(
 			unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+			// To the kernel, and from nobody else: it refuses what others send here.
+			unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout),
 		)
@@ -138,23 +144,16 @@ func (s *nlSocket) exchange(msg []byte, want uint16) (payload []byte, refusal un
 	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
 	binary.NativeEndian.PutUint32(msg[8:], s.seq)
 	binary.NativeEndian.PutUint32(msg[12:], s.port)
-	if err := retryEINTR(func() error { return unix.Sendto(s.fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
+	if _, err := untilDone(unix.Write, s.fd, msg); err != nil {
 		return nil, 0, os.NewSyscallError("netlink send", err)
 	}
-	for deadline := time.Now().Add(queryTimeout); time.Now().Before(deadline); {
-		var n int
-		var from unix.Sockaddr
-		if err := retryEINTR(func() (err error) {
-			n, from, err = unix.Recvfrom(s.fd, s.buffer[:], unix.MSG_TRUNC)
-			return err
-		}); err != nil {
+	for range maxStrays {
+		n, err := untilDone(unix.Read, s.fd, s.buffer[:])
+		if err != nil {
 			return nil, 0, os.NewSyscallError("netlink receive", err)
 		}
-		if n > len(s.buffer) {
+		if n == len(s.buffer) { // there may have been more
 			return nil, 0, errShortMessage
-		}
-		if nl, ok := from.(*unix.SockaddrNetlink); !ok || nl.Pid != 0 {
-			continue // not from the kernel
 		}
 		payload, refusal, found, err := findAnswer(s.buffer[:n], s.seq, want)
 		if err != nil || found {
@@ -247,6 +246,15 @@ func inNetNS(ns int, do func() error) error {
 	}
 	runtime.UnlockOSThread()
 	return err
+}
+
+// untilDone calls again what a signal has interrupted.
+func untilDone(call func(int, []byte) (int, error), fd int, b []byte) (int, error) {
+	for {
+		if n, err := call(fd, b); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
 }
 
 func retryEINTR(call func() error) error {

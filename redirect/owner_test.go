@@ -390,7 +390,7 @@ func TestDiagConcurrencyAndRecovery(t *testing.T) {
 	}
 	ask()
 	// The descriptor now is something that no netlink message can be sent to.
-	null := must(t)(unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0))
+	null := must(t)(unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0))
 	check(t, unix.Dup3(null, d.nl.fd, unix.O_CLOEXEC))
 	unix.Close(null)
 	ask()
@@ -421,6 +421,23 @@ func TestAnswersAreMatchedToQuestions(t *testing.T) {
 	src, dst = ends(t, conns[1])
 	if owner, err := d.Owner(src, dst); err != nil || owner.Inode != inode(t, conns[1]) {
 		t.Errorf("%+v, %v; want inode %d", owner, err, inode(t, conns[1]))
+	}
+}
+
+// Answers are the kernel's: what somebody else sends, whatever he may do, does not even
+// arrive.
+func TestNobodyElseAnswers(t *testing.T) {
+	n := newNS(t)
+	d := n.diag()
+	forger := n.diag()
+	answer := message(sockDiagByFamily, d.nl.seq+1, make([]byte, diagMessageLen))
+	check(t, unix.Connect(forger.nl.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: d.nl.port}))
+	if _, err := unix.Write(forger.nl.fd, answer); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("the forged answer is sent: %v", err)
+	}
+	src := netip.MustParseAddrPort("127.0.0.1:1")
+	if _, err := d.Owner(src, src); !errors.Is(err, ErrNoSocket) {
+		t.Errorf("%v; nobody has that socket", err)
 	}
 }
 
