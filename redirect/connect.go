@@ -5,12 +5,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// ConnectApp connects to a listener of this host, with MarkApp and the given
-// keepalives; urgent data stays in its place. That needs no waiting unless the listener's queue is full. fd is
+// ConnectApp connects to a listener of this host, with MarkApp, and keepalives as often as
+// keepAlive has them; urgent data stays in its place. That needs no waiting unless the listener's queue is full. fd is
 // non-blocking, and the caller's. src is the address to connect from, or the zero
 // value. Errors: os.SyscallError; where it holds EALREADY, fd is on its way, and
 // Connected tells what comes of it.
@@ -29,8 +30,13 @@ func ConnectApp(src netip.Addr, dst netip.AddrPort, keepAlive net.KeepAliveConfi
 			fd = -1
 		}
 	}()
-	options := append(keepAliveOptions(keepAlive), option{unix.SOL_SOCKET, unix.SO_MARK, MarkApp}, option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-		option{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1})
+	options := []option{{unix.SOL_SOCKET, unix.SO_MARK, MarkApp}, {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_OOBINLINE, 1}}
+	if keepAlive.Enable {
+		// For conntrack, which is to remember it: an end on the same host does not go
+		// unseen, so that it does not matter when one that is silent counts as gone.
+		options = append(options, option{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			option{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAlive.Idle / time.Second)})
+	}
 	if src.IsValid() {
 		options = append(options, option{unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1})
 	}

@@ -2,9 +2,38 @@ package redirect
 
 import (
 	"net"
+	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// A leg to an application does not wait to send, keeps urgent bytes in their place, and is
+// not forgotten by conntrack.
+func TestConnectAppOptions(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	for _, k := range []net.KeepAliveConfig{DefaultKeepAlive, {}} {
+		fd, err := ConnectApp(netip.Addr{}, l.Addr().(*net.TCPAddr).AddrPort(), k)
+		check(t, err)
+		for name, o := range map[string]option{
+			"mark": {unix.SOL_SOCKET, unix.SO_MARK, MarkApp}, "nodelay": {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			"oobinline": {unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
+		} {
+			if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.value {
+				t.Errorf("%s is %#x, %v; want %#x", name, got, err, o.value)
+			}
+		}
+		on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+		idle, ierr := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE)
+		if err != nil || ierr != nil || (on == 1) != k.Enable || k.Enable && idle != int(k.Idle/time.Second) {
+			t.Errorf("%+v: keepalives %d after %d s, %v, %v", k, on, idle, err, ierr)
+		}
+		check(t, unix.Close(fd))
+	}
+}
 
 // The port range is one for each destination, not one for all, also where a source
 // address is bound.
