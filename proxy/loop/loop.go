@@ -322,7 +322,7 @@ func (l *Loop) happened(e *end, events uint32) {
 		return
 	}
 	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR|unix.EPOLLPRI) != 0 {
-		e.readable = true
+		e.readable, e.read = true, false
 	}
 	if e.readable {
 		l.turn(e.reads)

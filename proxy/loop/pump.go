@@ -151,7 +151,9 @@ func (l *Loop) open(d *direction) (int, error) {
 	src.carry.drop()
 	got := 0
 	// What was read before the relay began may leave little room, or none.
-	if asked := min(d.size(), len(l.in)-have); asked > 0 {
+	if src.read {
+		src.read, src.readable = false, false
+	} else if asked := min(d.size(), len(l.in)-have); asked > 0 {
 		n, err := read(src.fd, l.in[have:have+asked])
 		if got, err = d.read(n, err, asked); err != nil {
 			return 0, err

@@ -63,6 +63,7 @@ type end struct {
 	writes   *direction
 	keep     bool
 	readable bool // there may be something to read
+	read     bool // and all of it is in carry already, as far as events tell
 	greedy   bool // read until there is nothing: a short read does not say so
 	failed   bool // there is an error to ask for
 }

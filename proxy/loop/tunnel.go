@@ -299,9 +299,9 @@ func (l *Loop) resume(r *Relay) {
 		r.close(ErrCut, nil, l.spawn)
 		return
 	}
-	was := t.arrived()
+	was, unread := t.arrived(), t.end.readable
 	r.far.take(&t.end)
-	r.far.readable = was // or it would wait for an edge
+	r.far.readable, r.far.read = was, !unread // or it would wait for an edge
 	t.next = r
 	l.ends[r.far.slot] = &r.far
 	l.begin(r)
