@@ -81,6 +81,12 @@ func ReasonName(r symbolonv1.Reason) string {
 	return reasons.name(r)
 }
 
+// ReporterName is "client" or "server".
+func ReporterName(r symbolonv1.Reporter) string { return reporters.name(r) }
+
+// OutcomeName is "allow", "deny" or "error".
+func OutcomeName(o symbolonv1.Outcome) string { return outcomes.name(o) }
+
 // ProtectionName is "encrypted", "authenticated" or "none".
 func ProtectionName(p symbolonv1.Protection) string {
 	if p == symbolonv1.Protection_PROTECTION_UNSPECIFIED {

@@ -381,16 +381,20 @@ func (m *Manager) Pin(w *Workload) (now *Credential, unpin func()) {
 		}
 		e = m.begin(w, time.Now(), new(int))
 	}
-	pins := e.pins
+	pins, unpinned := e.pins, false
 	*pins++
-	return e.credential, sync.OnceFunc(func() {
+	return e.credential, func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
+		if unpinned {
+			return
+		}
+		unpinned = true
 		*pins--
 		if e := m.workloads[k]; e != nil && e.pins == pins {
 			e.used = time.Now()
 		}
-	})
+	}
 }
 
 // drop ends a workload; the caller holds the mutex.

@@ -107,6 +107,11 @@ func (r *Revocations) add(id string, e *symbolonv1.Revocation) bool {
 	return false
 }
 
+// Empty tells whether nothing is revoked.
+func (r *Revocations) Empty() bool {
+	return r == nil || len(r.ids)+len(r.serials)+len(r.hosts)+len(r.labels) == 0
+}
+
 // Check judges a certificate by its serial number and its holder; serial "" is that of
 // a certificate that is still to be issued. Errors: ErrRevoked, with the revocation's
 // id.

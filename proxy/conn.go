@@ -34,21 +34,22 @@ type conn struct {
 	release  func()    // gives back the place among the unauthorized; once
 	slot     *slot     // of the accepted connection
 	seats    [2]*party // that count it
-	// after is called at the end of a connection that has gone on by itself.
+	// after is called at the end of a connection that has gone on by itself; nil: end.
 	after func(error)
 	// quick: nothing may be waited for. rest is what was left then. See later.
 	quick bool
 	rest  func(context.Context) error
 }
 
-func (p *Proxy) newConn(c *socket, reporter symbolonv1.Reporter) *conn {
-	x := &conn{p: p, accepted: c, started: p.now(), flowID: mtls.NewFlowID(), release: func() {}}
-	x.slot = &slot{p: p}
-	x.rec = &symbolonv1.FlowRecord{
-		Reporter: reporter, Host: p.host,
-		Source: &symbolonv1.FlowEndpoint{}, Destination: &symbolonv1.FlowEndpoint{},
-	}
-	x.after = x.end
+// newConn is a connection that was accepted as c, whose place s is.
+func (p *Proxy) newConn(c *socket, s *slot, reporter symbolonv1.Reporter) *conn {
+	x := &conn{p: p, accepted: c, slot: s, started: p.now(), flowID: mtls.NewFlowID(), release: func() {}}
+	all := new(struct { // one piece of memory, which goes as one
+		record symbolonv1.FlowRecord
+		ends   [2]symbolonv1.FlowEndpoint
+	})
+	x.rec = &all.record
+	x.rec.Reporter, x.rec.Host, x.rec.Source, x.rec.Destination = reporter, p.host, &all.ends[0], &all.ends[1]
 	return x
 }
 
@@ -130,7 +131,7 @@ var errRelaying = errors.New("relaying")
 func (x *conn) open(r *relay, l *live, local ...*party) error {
 	x.allowed = true
 	x.release() // from here on it is authorized
-	unhold := x.p.hold(local...)
+	held := x.p.hold(local...)
 	over := func(err error) error {
 		if l.renewal != nil {
 			x.p.table.remove(l.renewal.over())
@@ -138,7 +139,7 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 			x.p.table.remove(l)
 		}
 		count(x.rec, r)
-		unhold()
+		held.release(x.p.now())
 		if why := l.cutReason(); why != symbolonv1.Reason_REASON_UNSPECIFIED {
 			return deny(why, errors.New("cut while open"))
 		}
@@ -154,7 +155,11 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 			if on != nil {
 				r.keep(on)
 			}
-			x.after(err)
+			if x.after != nil {
+				x.after(err)
+			} else {
+				x.end(err)
+			}
 			x.p.conns.Done()
 		})
 		if errors.Is(err, mtls.ErrNotDetachable) {

@@ -112,7 +112,7 @@ func TestDroppedWhileAConnectionComesAbout(t *testing.T) {
 					_, _ = m.Get(t.Context(), w)
 				}
 				l := &live{question: question{kind: toAddress, near: me}, judge: func(*policydb.Compiled, time.Time) (bool, time.Time) { return true, time.Time{} }, cut: func() {}}
-				release := p.hold(me)
+				held := p.hold(me)
 				p.table.add(l, time.Now())
 				p.conns.Wait()
 				if got := l.cutReason(); got != tc.want {
@@ -133,7 +133,7 @@ func TestDroppedWhileAConnectionComesAbout(t *testing.T) {
 					}
 				}
 				p.table.remove(l)
-				release()
+				held.release(time.Now())
 			})
 		})
 	}

@@ -32,15 +32,20 @@ func (g *gate[K]) enter(k K) (leave func(), full *overload) {
 	}
 	g.inside[k]++
 	g.total++
-	return sync.OnceFunc(func() {
+	left := false
+	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
+		if left {
+			return
+		}
+		left = true
 		if g.total--; g.inside[k] > 1 {
 			g.inside[k]--
 		} else {
 			delete(g.inside, k)
 		}
-	}), nil
+	}, nil
 }
 
 // size is how many are inside.

@@ -28,7 +28,7 @@ func (p *Proxy) inbound(ctx context.Context, c *socket) {
 }
 
 func (p *Proxy) serveArrived(ctx context.Context, c *socket) {
-	x := p.newConn(c, symbolonv1.Reporter_REPORTER_SERVER)
+	x := p.newConn(c, &slot{p: p}, symbolonv1.Reporter_REPORTER_SERVER)
 	remote, _ := c.RemoteAddr().(*net.TCPAddr) // the address is right, if not the port
 	leave, full := p.strangers.enter(sourceOf(remote.AddrPort().Addr()))
 	if full != nil {
@@ -269,8 +269,7 @@ func (x *conn) setup() (context.Context, context.CancelFunc) {
 
 // again is one more connection on the tunnel, which does not know yet who listens.
 func (in *incoming) again() *incoming {
-	x := in.p.newConn(in.accepted, symbolonv1.Reporter_REPORTER_SERVER)
-	x.slot = in.slot
+	x := in.p.newConn(in.accepted, in.slot, symbolonv1.Reporter_REPORTER_SERVER)
 	x.rec.Reused = true
 	x.addresses(in.tuple.Src, in.tuple.Dst)
 	x.identified(x.rec.GetSource(), &in.tunnel.Peer().Principal)
@@ -343,7 +342,7 @@ func (in *incoming) serve(ctx context.Context, c *policydb.Compiled, open *symbo
 	peer, err := x.p.shown(t.Peer(), open)
 	if err == nil {
 		x.identified(x.rec.GetSource(), me.sees(c, peer))
-		err = x.p.refuseRevoked(t.Peer().Serial(), me.sees(c, peer)) // the handshake may have been long ago
+		err = x.p.refuseRevoked(t.Peer(), me.sees(c, peer)) // the handshake may have been long ago
 	}
 	if err == nil {
 		err = in.checkClaims(c, peer)

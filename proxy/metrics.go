@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"sync"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
@@ -21,10 +23,25 @@ type metrics struct {
 	live         prometheus.GaugeFunc
 	judged       prometheus.CounterFunc
 	generation   prometheus.GaugeFunc
+
+	mu       sync.Mutex
+	counters map[counterKey]*counters
 }
+
+// counterKey is all of a record that counters go by: a few dozen.
+type counterKey struct {
+	reporter   symbolonv1.Reporter
+	outcome    symbolonv1.Outcome
+	reason     symbolonv1.Reason
+	protection symbolonv1.Protection
+}
+
+// counters are the series of records that are counted alike, found once.
+type counters struct{ connections, sent, received prometheus.Counter }
 
 func newMetrics(p *Proxy) *metrics {
 	return &metrics{
+		counters: make(map[counterKey]*counters),
 		connections: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "symbolon_connections_total", Help: "Connections that have ended, by reporter, outcome and reason.",
 		}, []string{"reporter", "outcome", "reason", "protection"}),
@@ -88,9 +105,25 @@ func (p *Proxy) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.connections, m.bytes, m.overloaded, m.owners, m.renewals, m.acceptErrors, m.open, m.ready, m.live, m.judged, m.generation}
 }
 
+func (m *metrics) counted(k counterKey) *counters {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.counters[k]
+	if c == nil {
+		reporter := flow.ReporterName(k.reporter)
+		c = &counters{
+			connections: m.connections.WithLabelValues(reporter, flow.OutcomeName(k.outcome), flow.ReasonName(k.reason), flow.ProtectionName(k.protection)),
+			sent:        m.bytes.WithLabelValues(reporter, "sent"),
+			received:    m.bytes.WithLabelValues(reporter, "received"),
+		}
+		m.counters[k] = c
+	}
+	return c
+}
+
 func (p *Proxy) count(r *symbolonv1.FlowRecord) {
-	l := flow.NewLine(r)
-	p.metrics.connections.WithLabelValues(l.Reporter, l.Outcome, l.Reason, l.Protection).Inc()
-	p.metrics.bytes.WithLabelValues(l.Reporter, "sent").Add(float64(l.BytesSent))
-	p.metrics.bytes.WithLabelValues(l.Reporter, "received").Add(float64(l.BytesReceived))
+	c := p.metrics.counted(counterKey{r.GetReporter(), r.GetOutcome(), r.GetReason(), r.GetProtection()})
+	c.connections.Inc()
+	c.sent.Add(float64(r.GetBytesSent()))
+	c.received.Add(float64(r.GetBytesReceived()))
 }

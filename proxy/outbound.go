@@ -22,7 +22,7 @@ const tcp = "tcp"
 
 // outbound serves a connection that a local application made. It does not wait.
 func (p *Proxy) outbound(ctx context.Context, c *socket) {
-	x := p.newConn(c, symbolonv1.Reporter_REPORTER_CLIENT)
+	x := p.newConn(c, &slot{p: p}, symbolonv1.Reporter_REPORTER_CLIENT)
 	x.quick = true
 	x.goOn(ctx, x.serveOutbound(ctx))
 }
@@ -180,7 +180,7 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 				x.p.pool.put(way, t, x.p.now())
 				return x.later(ctx, func(ctx context.Context) error { return x.serveTunnel(ctx, c, me, tuple, true) })
 			}
-			if x.p.refuseRevoked(t.Peer().Serial(), &t.Peer().Principal) != nil {
+			if x.p.refuseRevoked(t.Peer(), &t.Peer().Principal) != nil {
 				_ = t.Close() // a handshake shows whether the peer has another certificate
 				continue
 			}
@@ -267,7 +267,7 @@ func (o *outgoing) open(peer *mtls.Peer, reusable bool) (*symbolonv1.Open, error
 	o.policy = o.p.policy.Load() // dialling may have taken its time
 	o.identified(o.rec.GetSource(), o.me.known(o.policy))
 	o.identified(o.rec.GetDestination(), o.me.sees(o.policy, o.peer))
-	if err := o.p.refuseRevoked(peer.Serial(), o.me.sees(o.policy, o.peer)); err != nil {
+	if err := o.p.refuseRevoked(peer, o.me.sees(o.policy, o.peer)); err != nil {
 		return nil, err
 	}
 	if err := o.checkClaims(o.policy, o.peer); err != nil {

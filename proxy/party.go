@@ -176,25 +176,35 @@ func (s *parties) prune(now time.Time) {
 	}
 }
 
-// hold keeps the credentials of a live connection's local workloads fresh until
-// release: their claims may change while it lasts.
-func (p *Proxy) hold(parties ...*party) (release func()) {
-	unpin := make([]func(), 0, len(parties))
-	for _, w := range parties {
+// hold keeps the credentials of a live connection's local workloads, two at most, fresh
+// until release: their claims may change while it lasts.
+func (p *Proxy) hold(parties ...*party) held {
+	var h held
+	for i, w := range parties {
 		of := p.parties.keep(w)
-		now, release := p.credentials.Pin(of)
-		unpin = append(unpin, release)
+		now, unpin := p.credentials.Pin(of)
+		h[i].party, h[i].unpin = w, unpin
 		if now == nil || now != w.current.Load().Credential() {
 			// It was dropped while the connection came about, and what was said of it since
 			// was said to nobody. Or it is just being renewed: then this is done twice.
 			p.conns.Go(func() { p.confirm(of) })
 		}
 	}
-	return func() {
-		for i, w := range parties {
-			w.open.Add(-1)
-			w.lastUsed.Store(p.now().Unix())
-			unpin[i]()
+	return h
+}
+
+// held is what hold keeps: of one workload, or both ends of a local connection.
+type held [2]struct {
+	party *party
+	unpin func()
+}
+
+func (h *held) release(now time.Time) {
+	for _, k := range h {
+		if k.party != nil {
+			k.party.open.Add(-1)
+			k.party.lastUsed.Store(now.Unix())
+			k.unpin()
 		}
 	}
 }
@@ -330,7 +340,7 @@ func (p *Proxy) identifySocket(ctx context.Context, s identity.Socket) (*party, 
 		return nil, deny(symbolonv1.Reason_REASON_NO_IDENTITY, fmt.Errorf("no SVID for %s: %w", w.Attributes.Get("proc.exe"), err))
 	}
 	cred = me.current.Load().Credential()
-	if err := p.refuseRevoked(cred.SVID.Serial(), me.known(p.policy.Load())); err != nil {
+	if err := p.refuseRevoked(cred.SVID, me.known(p.policy.Load())); err != nil {
 		return nil, err
 	}
 	return me, nil

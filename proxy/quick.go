@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,7 +69,7 @@ func (p *Proxy) known(s identity.Socket) (me *party, ok bool) {
 		return nil, false
 	}
 	cred = me.current.Load().Credential()
-	return me, p.refuseRevoked(cred.SVID.Serial(), me.known(p.policy.Load())) == nil
+	return me, p.refuseRevoked(cred.SVID, me.known(p.policy.Load())) == nil
 }
 
 // asked is an Open on a tunnel that an event loop has. The loop goes on with it.
@@ -77,8 +78,12 @@ type asked struct {
 	ctx   context.Context // of the proxy: when it ends, nothing is waited for any more
 	way   route
 	relay *relay
+	soon  *time.Timer // calls linger
 
-	watch *watch
+	mu    sync.Mutex
+	ended bool // the Verdict is there, or will never be
+	// From linger on.
+	watch *watch // nil: it was not called
 	late  *time.Timer
 	stop  func() bool
 	why   atomic.Pointer[error] // nobody waits for the Verdict any more
@@ -87,15 +92,28 @@ type asked struct {
 // ask is again without waiting. errAsked, or not done.
 func (o *outgoing) ask(ctx context.Context, r *relay, way route) error {
 	a := &asked{outgoing: o, ctx: ctx, way: way, relay: r}
-	t := r.tunnel
-	a.watch = a.relay.watch(func() { _ = t.Reset() })
-	a.late = time.AfterFunc(o.p.timeouts.Setup, func() { a.giveUp(context.DeadlineExceeded) })
-	a.stop = context.AfterFunc(ctx, func() {
-		a.accepted.reset()
-		a.giveUp(ctx.Err())
-	})
-	t.on.Await(a.answered)
+	// Mostly the Verdict is there long before: one timer, and no more.
+	soon := min(patient, o.p.timeouts.Setup)
+	a.soon = time.AfterFunc(soon, func() { a.linger(o.p.timeouts.Setup - soon) })
+	r.tunnel.on.Await(a.answered)
 	return errAsked
+}
+
+// linger looks after an Open whose Verdict takes its time: for as long as setup, unless
+// the proxy stops or the application goes away before.
+func (a *asked) linger(setup time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ended {
+		return
+	}
+	t := a.relay.tunnel
+	a.watch = a.relay.watch(0, func() { _ = t.Reset() })
+	a.late = time.AfterFunc(setup, func() { a.giveUp(context.DeadlineExceeded) })
+	a.stop = context.AfterFunc(a.ctx, func() {
+		a.accepted.reset()
+		a.giveUp(a.ctx.Err())
+	})
 }
 
 func (a *asked) giveUp(why error) {
@@ -105,13 +123,20 @@ func (a *asked) giveUp(why error) {
 
 // answered is called with the Verdict, mostly by the loop, or with why there is none.
 func (a *asked) answered(m []byte, err error) {
-	a.late.Stop()
-	a.stop()
+	a.soon.Stop()
+	a.mu.Lock()
+	a.ended = true
+	lingers := a.watch != nil
+	a.mu.Unlock()
+	if lingers {
+		a.late.Stop()
+		a.stop()
+	}
 	if why := a.why.Load(); why != nil {
 		err = *why
 	}
 	v, err := a.relay.tunnel.TakeVerdict(m, err)
-	if a.watch.unneeded() && err == nil {
+	if err == nil && (!lingers || a.watch.unneeded()) {
 		a.goOn(a.ctx, a.opened(v))
 		return
 	}
@@ -127,9 +152,11 @@ func (a *asked) opened(v *symbolonv1.Verdict) error {
 // slowly goes on after a Verdict that took its time, or did not come.
 func (a *asked) slowly(ctx context.Context, v *symbolonv1.Verdict, err error) error {
 	t := a.relay.tunnel
-	if up := a.watch.stop(); up != nil {
-		_ = t.Reset()
-		return networkError(up)
+	if a.watch != nil {
+		if up := a.watch.stop(); up != nil {
+			_ = t.Reset()
+			return networkError(up)
+		}
 	}
 	if err == nil {
 		return a.opened(v)

@@ -99,14 +99,14 @@ type watch struct {
 	said    error
 }
 
-// watch calls gone when the application resets its connection, until stop.
-func (r *relay) watch(gone func()) *watch {
+// watch calls gone when the application resets its connection, from after on until stop.
+func (r *relay) watch(after time.Duration, gone func()) *watch {
 	w := &watch{}
 	if r.copier != nil {
 		return w // it watches
 	}
 	w.waiting, w.over = make(chan *waiter, 1), make(chan struct{})
-	w.timer = time.AfterFunc(patient, func() {
+	w.timer = time.AfterFunc(after, func() {
 		defer close(w.over)
 		on, err := r.near.waiter()
 		if w.waiting <- on; err != nil {
@@ -143,7 +143,7 @@ func (w *watch) stop() error {
 // verdict waits for the server's half. gone: the application has not waited for it,
 // which is the error then, and the tunnel has been reset.
 func (r *relay) verdict(ctx context.Context) (v *symbolonv1.Verdict, gone bool, err error) {
-	w := r.watch(func() { _ = r.tunnel.Reset() })
+	w := r.watch(patient, func() { _ = r.tunnel.Reset() })
 	v, err = r.tunnel.ReadVerdict(ctx)
 	up := w.stop()
 	if r.copier != nil && err != nil {

@@ -72,7 +72,9 @@ func (s *socket) skip(n int) error {
 	for n > 0 {
 		got := 0
 		var rerr error
-		err := s.control(func(fd int) { got, _, rerr = unix.Recvfrom(fd, (*b)[:min(n, len(*b))], unix.MSG_DONTWAIT) })
+		err := s.control(func(fd int) { // MSG_TRUNC: nothing is copied
+			got, _, rerr = unix.Recvfrom(fd, (*b)[:min(n, len(*b))], unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		})
 		switch {
 		case err != nil:
 			return err
