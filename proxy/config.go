@@ -104,7 +104,8 @@ type TunnelConfig struct {
 
 // KeyExchanges are the values of TunnelConfig.KeyExchange.
 var KeyExchanges = map[string]tls.CurveID{
-	"X25519MLKEM768": tls.X25519MLKEM768, "X25519": tls.X25519, "P-256": tls.CurveP256,
+	"X25519MLKEM768": tls.X25519MLKEM768, "SecP256r1MLKEM768": tls.SecP256r1MLKEM768,
+	"X25519": tls.X25519, "P-256": tls.CurveP256,
 }
 
 // Curves are the groups of KeyExchange, for mtls.Options.
@@ -198,7 +199,7 @@ func Settings() []settings.Setting[Config] {
 		{Key: "tunnel.record_layer", Usage: "what encrypts the data: own, or stock for crypto/tls (default own)", Set: text(func(x *c) *string { return &x.Tunnel.RecordLayer })},
 		{Key: "tunnel.idle_timeout", Usage: "how long an open connection may rest; 0s: for ever (default 0s)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.IdleTimeout })},
 		{Key: "tunnel.half_close_timeout", Usage: "how long one may rest that one end has closed; 0s: for ever (default 1h)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.HalfCloseTimeout })},
-		{Key: "tunnel.key_exchange", Usage: "key exchanges to offer and accept, such as X25519 (default X25519MLKEM768,X25519)", Set: settings.List(func(x *c) *[]string { return &x.Tunnel.KeyExchange })},
+		{Key: "tunnel.key_exchange", Usage: "key exchanges to offer and accept, the best first: X25519MLKEM768, SecP256r1MLKEM768 (less CPU), X25519, P-256 (default X25519MLKEM768,X25519)", Set: settings.List(func(x *c) *[]string { return &x.Tunnel.KeyExchange })},
 		{Key: "tunnel.peer_timeout", Usage: "after how long a peer that acknowledges nothing counts as gone; 0s: as the kernel thinks (default 2m)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.PeerTimeout })},
 		{Key: "limits.connections", Usage: "open connections in all (default 100000)", Set: number(func(x *c) *int { return &x.Limits.Connections })},
 		{Key: "limits.handshakes", Usage: "connections that wait for their authorization, each direction (default 8192)", Set: number(func(x *c) *int { return &x.Limits.Handshakes })},
