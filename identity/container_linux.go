@@ -36,13 +36,10 @@ func (f cgroupFacts) containerOf() (c Container, ok bool) {
 	return Container{f.container, f.containerAt}, f.container != ""
 }
 
-// met tells whether the container of f, if it is in one, has been asked for.
-func (r *Resolver) met(f facts) bool {
-	if r.runtimes == nil {
-		return true
-	}
-	c, ok := parseCgroup(f.cgroup).containerOf()
-	if !ok {
+// met tells whether the container of a cgroup, if it is in one, has been asked for.
+func (r *Resolver) met(cg cgroupFacts) bool {
+	c, ok := cg.containerOf()
+	if !ok || r.runtimes == nil {
 		return true
 	}
 	_, _, ok = r.runtimes.Known(c)
@@ -52,11 +49,12 @@ func (r *Resolver) met(f facts) bool {
 // meet is workload for who may wait: of a container seen for the first time the runtime
 // is asked before.
 func (r *Resolver) meet(ctx context.Context, f facts) (*Workload, error) {
-	if !r.met(f) {
-		c, _ := parseCgroup(f.cgroup).containerOf()
+	cg := parseCgroup(f.cgroup)
+	if !r.met(cg) {
+		c, _ := cg.containerOf()
 		r.runtimes.Learn(ctx, c)
 	}
-	return r.workload(f)
+	return r.workloadIn(f, cg)
 }
 
 // about is what is known of the container of a cgroup.

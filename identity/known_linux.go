@@ -14,10 +14,11 @@ func (r *Resolver) Known(s Socket) (w *Workload, ok bool) {
 	} else {
 		f, ok = r.knownListener(s)
 	}
-	if !ok || !r.met(f) {
+	cg := parseCgroup(f.cgroup)
+	if !ok || !r.met(cg) {
 		return nil, false
 	}
-	w, err = r.workload(f)
+	w, err = r.workloadIn(f, cg)
 	return w, err == nil
 }
 

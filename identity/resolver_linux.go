@@ -235,7 +235,11 @@ type facts struct {
 
 // workload makes the workload of f, or finds the one that was made before.
 func (r *Resolver) workload(f facts) (*Workload, error) {
-	cg := parseCgroup(f.cgroup)
+	return r.workloadIn(f, parseCgroup(f.cgroup))
+}
+
+// workloadIn is workload, with what f.cgroup says.
+func (r *Resolver) workloadIn(f facts, cg cgroupFacts) (*Workload, error) {
 	if !r.perProcess {
 		f.process = Process{}
 	}

@@ -193,7 +193,7 @@ func TestCRIAnswers(t *testing.T) {
 		"no process":         {&fakeCRI{status: criSays(asked, `{}`)}, errNotYet, false},
 		"nothing verbose":    {&fakeCRI{status: criSays(asked, ``)}, errMalformed, false},
 		"a process of words": {&fakeCRI{status: criSays(asked, `{"pid":"7"}`)}, errMalformed, false},
-		"a giant answer":     {&fakeCRI{status: criSays(asked, `{"pid":7,"x":"`+strings.Repeat("a", 4*maxAnswer)+`"}`)}, nil, false},
+		"a giant answer":     {&fakeCRI{status: criSays(asked, good+strings.Repeat(" ", 4*maxAnswer)), sandbox: other, ref: ref}, nil, false},
 		"no such container": {&fakeCRI{status: func() (*runtimev1.ContainerStatusResponse, error) {
 			return nil, status.Error(codes.NotFound, "no")
 		}}, errUnknown, false},
@@ -290,7 +290,7 @@ func TestSomebodyElsesSocket(t *testing.T) {
 	}
 	s := Socket{Docker, path}
 	if _, err := s.dial(t.Context()); !errors.Is(err, ErrNotRoot) {
-		t.Errorf("%v", err)
+		t.Fatalf("%v", err)
 	}
 	if _, err := (docker{s}).ask(t.Context(), asked); !errors.Is(err, ErrNotRoot) {
 		t.Errorf("docker: %v", err)
