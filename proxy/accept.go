@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -112,7 +113,18 @@ func inherited(fd int, keepAlive net.KeepAliveConfig) error {
 			return os.NewSyscallError("setsockopt", err)
 		}
 	}
+	unpaced(fd)
 	return nil
+}
+
+// unpaced has reno send, where BBR would, what goes to applications. They are on this
+// machine: there is no network between whose bandwidth BBR could find, and its pacing is a
+// timer for every packet. Reno is in every kernel, and open to everyone; should it fail,
+// nothing is lost but time.
+func unpaced(fd int) {
+	if is, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(is, "bbr") {
+		_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
+	}
 }
 
 func (b *bareListener) accept() (*socket, error) {

@@ -34,6 +34,39 @@ func accepted(t *testing.T, address string) (*bareListener, *net.TCPConn, *socke
 	return l, c.(*net.TCPConn), s
 }
 
+// What goes to applications, on this machine, is not paced by BBR; whatever else the
+// machine is set to stays.
+func TestAcceptedIsNotPaced(t *testing.T) {
+	for set, want := range map[string]string{"bbr": "reno", "cubic": "cubic", "reno": "reno"} {
+		l := listen(t, "127.0.0.1:0")
+		raw := must(l.SyscallConn())(t)
+		var err error
+		if cerr := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, set)
+		}); errors.Join(cerr, err) != nil {
+			t.Logf("not on this kernel: %s: %v", set, errors.Join(cerr, err))
+			continue
+		}
+		b := must(bare(l, redirect.DefaultKeepAlive))(t)
+		t.Cleanup(func() { _ = b.Close() })
+		c, err := redirect.Dialer(redirect.MarkApp, redirect.DefaultKeepAlive).Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		s := must(b.accept())(t)
+		t.Cleanup(s.reset)
+		if err := s.control(func(fd int) {
+			got, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+			if err != nil || got != want {
+				t.Errorf("listener with %s: accepted with %q, %v; want %s", set, got, err, want)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // What an accepted connection needs it has from its listener, without being asked.
 func TestBareAccept(t *testing.T) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0"} {
