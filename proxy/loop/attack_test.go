@@ -101,17 +101,17 @@ func TestConnectionsBackToBack(t *testing.T) {
 // nothing to read, and no room to write.
 func TestReadBeforeOnAFullSocket(t *testing.T) {
 	l, f := forgedLink(t, false)
-	for { // nobody reads this
-		if _, err := write(l.far.FD, make([]byte, 64<<10)); err == errAgain { //nolint:errorlint // one value
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
-	// What is on its way still makes room once or twice.
-	for settled := time.Now(); time.Since(settled) < 200*time.Millisecond; time.Sleep(time.Millisecond) {
-		if _, err := write(l.far.FD, make([]byte, 1)); err == nil {
+	// Nobody reads this. What is on its way still makes room once or twice; written a
+	// byte at a time, the last segment alone would take tens of thousands.
+	for settled := time.Now(); time.Since(settled) < 200*time.Millisecond; {
+		_, err := write(l.far.FD, make([]byte, 64<<10))
+		switch err { //nolint:errorlint // values of one type
+		case nil:
 			settled = time.Now()
+		case errAgain:
+			time.Sleep(time.Millisecond)
+		default:
+			t.Fatal(err)
 		}
 	}
 	l.far.Sealed = f.seal(t, []byte("hello"))
