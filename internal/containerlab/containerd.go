@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +21,7 @@ import (
 type Containerd struct {
 	t      testing.TB
 	dir    string
-	daemon *exec.Cmd
+	daemon service
 	conn   *grpc.ClientConn
 	pods   []string
 }
@@ -71,12 +70,9 @@ func (c *Containerd) Start() {
 		c.t.Fatal(err)
 	}
 	defer log.Close()
-	c.daemon = exec.Command("containerd", "--config", filepath.Join(c.dir, "config.toml"))
-	c.daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	c.daemon.Stdout, c.daemon.Stderr = log, log
-	if err := c.daemon.Start(); err != nil {
-		c.t.Fatal(err)
-	}
+	daemon := exec.Command("containerd", "--config", filepath.Join(c.dir, "config.toml"))
+	daemon.Stdout, daemon.Stderr = log, log
+	c.daemon.start(c.t, daemon)
 	await(c.t, "containerd", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -89,14 +85,7 @@ func (c *Containerd) Start() {
 }
 
 // Stop ends the daemon. Containers go on.
-func (c *Containerd) Stop() {
-	if c.daemon != nil {
-		_ = c.daemon.Process.Kill()
-		_ = c.daemon.Wait()
-		c.daemon = nil
-	}
-	os.Remove(c.Socket())
-}
+func (c *Containerd) Stop() { c.daemon.stop(c.Socket()) }
 
 // Socket is where it listens.
 func (c *Containerd) Socket() string { return c.dir + "/c.sock" }
@@ -207,7 +196,7 @@ func (c *Containerd) log() string {
 }
 
 func (c *Containerd) close() {
-	if len(c.pods) > 0 && c.daemon == nil {
+	if len(c.pods) > 0 && c.daemon.running == nil {
 		c.Start()
 	}
 	for _, pod := range c.pods {

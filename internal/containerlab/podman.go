@@ -16,7 +16,7 @@ import (
 type Podman struct {
 	t       testing.TB
 	dir     string
-	service *exec.Cmd
+	service service
 }
 
 // NewPodman needs root and the programs, or the test fails. Its service
@@ -87,28 +87,17 @@ func (p *Podman) Socket() string { return p.dir + "/p.sock" }
 // Serve starts the service.
 func (p *Podman) Serve() {
 	p.t.Helper()
-	p.service = exec.Command("podman", p.Args("system", "service", "--time", "0", "unix://"+p.Socket())...)
-	p.service.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.service.Start(); err != nil {
-		p.t.Fatal(err)
-	}
+	p.service.start(p.t, exec.Command("podman", p.Args("system", "service", "--time", "0", "unix://"+p.Socket())...))
 	await(p.t, "podman's service", func() error { _, err := os.Stat(p.Socket()); return err })
 }
 
 // Stop ends the service. Containers stay as they are.
-func (p *Podman) Stop() {
-	if p.service != nil {
-		_ = p.service.Process.Kill()
-		_ = p.service.Wait()
-		p.service = nil
-	}
-	os.Remove(p.Socket())
-}
+func (p *Podman) Stop() { p.service.stop(p.Socket()) }
 
 // Signal is for the service: SIGSTOP, SIGCONT.
 func (p *Podman) Signal(s syscall.Signal) {
 	p.t.Helper()
-	if err := p.service.Process.Signal(s); err != nil {
+	if err := p.service.running.Process.Signal(s); err != nil {
 		p.t.Fatal(err)
 	}
 }
