@@ -97,8 +97,7 @@ func (c *Conn) SealOpen(buf []byte, open *symbolonv1.Open, early []byte) (_ []by
 		return nil, 0, err
 	}
 	if along = min(len(early), record.SlotData-len(b)-lengthSize); along > 0 {
-		b = binary.BigEndian.AppendUint32(b, uint32(along))
-		b = append(b, early[:along]...)
+		b = appendFrame(b, early[:along])
 	}
 	b, err = c.stream.sealBytes(buf, b)
 	return b, max(along, 0), err

@@ -130,6 +130,11 @@ func (f *frames) gather(b []byte) (rest []byte, err error) {
 	return b[n:], err
 }
 
+// appendFrame appends the frame of application data.
+func appendFrame(b, data []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(data))), data...)
+}
+
 // appendControl appends m's frame.
 func appendControl(b, m []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(b, controlFrame|uint32(len(m))), m...)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -246,7 +245,7 @@ func (c *Conn) sendOpen(open *symbolonv1.Open, early []byte) error {
 	b, err := appendMessage(make([]byte, 0, 256+len(early)), open)
 	if err == nil {
 		if len(early) > 0 {
-			b = append(binary.BigEndian.AppendUint32(b, uint32(len(early))), early...)
+			b = appendFrame(b, early)
 		}
 		_, err = c.out.Write(b)
 	}

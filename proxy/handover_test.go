@@ -65,16 +65,6 @@ func TestUrgentByteSpokenEarly(t *testing.T) {
 		}
 		server <- c
 	}()
-	tunnel, err := mtls.Dial(ctx, a, web, func(*mtls.Peer) (*symbolonv1.Open, error) {
-		return mtls.NewOpen(mtls.NewFlowID(), netip.MustParseAddrPort("10.0.0.9:5432"), encrypted, 1), nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := <-server
-	if c == nil {
-		t.FailNow()
-	}
 	raw, err := app.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -83,13 +73,26 @@ func TestUrgentByteSpokenEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = io.WriteString(app, "AB")
-	r := &relay{near: &socket{TCPConn: near}, tunnel: kept{Conn: tunnel}, started: time.Now()}
-	eventually(t, "something was said early", func() bool {
-		if err := r.speakEarly(); err != nil {
-			t.Fatal(err)
-		}
-		return r.early > 0
+	r := &relay{near: &socket{TCPConn: near}, started: time.Now()}
+	_, err = mtls.DialEarly(ctx, a, web, func(*mtls.Peer) (*symbolonv1.Open, error) {
+		open := mtls.NewOpen(mtls.NewFlowID(), netip.MustParseAddrPort("10.0.0.9:5432"), encrypted, 1)
+		open.Framed = true
+		return open, nil
+	}, func() (said []byte, err error) {
+		b := make([]byte, maxEarly)
+		eventually(t, "something was said early", func() bool {
+			said, err = r.say(b)
+			return err != nil || r.early > 0
+		})
+		return said, err
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := <-server
+	if c == nil {
+		t.FailNow()
+	}
 	_ = b.SetReadDeadline(time.Now().Add(patience))
 	got := make([]byte, 1)
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != "!" {

@@ -211,8 +211,11 @@ func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
 		}
 		return o.open(peer, reusable)
 	}, func() ([]byte, error) {
-		r.said = true
-		return r.say(*b)
+		said, err := r.say(*b)
+		if err != nil {
+			return nil, networkError(err)
+		}
+		return said, nil
 	})
 	buffers.Put(b)
 	if err != nil {
@@ -223,7 +226,7 @@ func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
 		r.back = x.p.keeper(way)
 	}
 	if t.Protection() == symbolonv1.Protection_PROTECTION_ENCRYPTED {
-		if err := r.speakEarly(); err != nil {
+		if err := r.copyEarly(); err != nil {
 			_ = t.Reset()
 			return networkError(err)
 		}

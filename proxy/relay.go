@@ -35,7 +35,6 @@ type relay struct {
 	// serverIsNear tells which side the first byte is measured from.
 	serverIsNear bool
 
-	said   bool   // say was asked
 	early  uint64 // bytes that went to far before the loop took over
 	ahead  bool   // and are in near's socket still
 	loop   *loop.Relay
@@ -53,35 +52,26 @@ func (r *relay) say(b []byte) (said []byte, err error) {
 	err = r.near.control(func(fd int) { n, rerr = unix.Read(fd, b[:maxEarly]) })
 	switch {
 	case err != nil:
-		return nil, networkError(err)
+		return nil, err
 	case n <= 0 && (rerr == nil || errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR)):
 		return nil, nil // not yet, or never: the relay finds out
 	case rerr != nil:
-		return nil, networkError(rerr)
+		return nil, rerr
 	}
 	r.early = uint64(n)
 	return b[:n], nil
 }
 
-// speakEarly sends what the application has said already, behind an Open that has not
-// taken it along, as soon as the tunnel is there.
-func (r *relay) speakEarly() error {
-	if !r.tunnel.Detachable() {
-		c, err := r.copy()
-		if err == nil {
-			c.toFar.Add(r.early)
-			c.start()
-		}
-		return err
-	}
-	if r.said {
+// copyEarly begins to copy before the verdict, where crypto/tls has the data phase and the
+// Open may have taken nothing along.
+func (r *relay) copyEarly() error {
+	if r.tunnel.Detachable() {
 		return nil
 	}
-	b := buffers.Get().(*[]byte)
-	defer buffers.Put(b)
-	said, err := r.say(*b)
-	if len(said) > 0 {
-		_, err = r.tunnel.Write(said)
+	c, err := r.copy()
+	if err == nil {
+		c.toFar.Add(r.early)
+		c.start()
 	}
 	return err
 }
