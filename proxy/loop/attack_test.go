@@ -105,10 +105,10 @@ func TestReadBeforeOnAFullSocket(t *testing.T) {
 	// byte at a time, the last segment alone would take tens of thousands.
 	for settled := time.Now(); time.Since(settled) < 200*time.Millisecond; {
 		_, err := write(l.far.FD, make([]byte, 64<<10))
-		switch err { //nolint:errorlint // values of one type
-		case nil:
+		switch {
+		case err == nil:
 			settled = time.Now()
-		case errAgain:
+		case errors.Is(err, errAgain):
 			time.Sleep(time.Millisecond)
 		default:
 			t.Fatal(err)
