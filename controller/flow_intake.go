@@ -102,8 +102,9 @@ func cleanFlow(m protoreflect.Message) {
 		case fd.IsMap():
 			cleanMap(fd, v.Map())
 		case fd.IsList() && fd.Kind() == protoreflect.StringKind:
-			for i := range v.List().Len() {
-				v.List().Set(i, protoreflect.ValueOfString(cleanText(v.List().Get(i).String(), most)))
+			l := v.List()
+			for i := range l.Len() {
+				cleaned(l.Get(i), most, func(v protoreflect.Value) { l.Set(i, v) })
 			}
 		case fd.IsList() && fd.Message() != nil:
 			for i := range v.List().Len() {
@@ -111,7 +112,7 @@ func cleanFlow(m protoreflect.Message) {
 			}
 		case fd.IsList():
 		case fd.Kind() == protoreflect.StringKind:
-			m.Set(fd, protoreflect.ValueOfString(cleanText(v.String(), most)))
+			cleaned(v, most, func(v protoreflect.Value) { m.Set(fd, v) })
 		case fd.Message() != nil:
 			cleanFlow(v.Message())
 		}
@@ -126,12 +127,19 @@ func cleanMap(fd protoreflect.FieldDescriptor, m protoreflect.Map) {
 		case fd.MapKey().Kind() == protoreflect.StringKind && cleanText(k.String(), maxFlowText) != k.String():
 			m.Clear(k)
 		case fd.MapValue().Kind() == protoreflect.StringKind:
-			m.Set(k, protoreflect.ValueOfString(cleanText(v.String(), maxFlowText)))
+			cleaned(v, maxFlowText, func(v protoreflect.Value) { m.Set(k, v) })
 		case fd.MapValue().Message() != nil:
 			cleanFlow(v.Message())
 		}
 		return true
 	})
+}
+
+// cleaned sets a text again only if it was not clean: most are, and setting allocates.
+func cleaned(v protoreflect.Value, most int, set func(protoreflect.Value)) {
+	if clean := cleanText(v.String(), most); clean != v.String() {
+		set(protoreflect.ValueOfString(clean))
+	}
 }
 
 // cleanText is s in UTF-8, printable, and of most bytes.

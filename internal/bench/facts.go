@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"os/exec"
@@ -20,18 +21,18 @@ type facts struct {
 	Descriptors        uint64 // the hard limit of a process
 	Versions           map[string]string
 	LoadAverageAtStart string
-	// CongestionControl is what the hosts inherit; a namespace may not choose freely.
+	// CongestionControl is the hosts', chosen or inherited.
 	CongestionControl   string
 	ConntrackMax        string `json:",omitempty"`
 	TransparentHugePage string `json:",omitempty"`
 }
 
-func machine(ctx context.Context) facts {
+func machine(ctx context.Context, congestion string) facts {
 	f := facts{
 		Go: runtime.Version(), Cores: runtime.NumCPU(), Versions: make(map[string]string),
 		Kernel:              readLine("/proc/sys/kernel/osrelease"),
 		LoadAverageAtStart:  readLine("/proc/loadavg"),
-		CongestionControl:   readLine("/proc/sys/net/ipv4/tcp_congestion_control"),
+		CongestionControl:   cmp.Or(congestion, readLine("/proc/sys/net/ipv4/tcp_congestion_control")),
 		ConntrackMax:        readLine("/proc/sys/net/netfilter/nf_conntrack_max"),
 		TransparentHugePage: readLine("/sys/kernel/mm/transparent_hugepage/enabled"),
 	}

@@ -28,6 +28,7 @@ type lab struct {
 	certificates *certificates
 	pairs        []*pair
 	progress     io.Writer
+	congestion   string // of all hosts; empty: what they inherit
 
 	fleet      *fleet.Fleet // nil without Symbolon
 	management *netlab.Switch
@@ -80,7 +81,7 @@ func newLab(ctx context.Context, o *options, progress io.Writer) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{world: world, exe: exe, progress: progress}
+	l := &lab{world: world, exe: exe, progress: progress, congestion: o.congestion}
 	if l.certificates, err = newCertificates(world.Dir()); err != nil {
 		return l, err
 	}
@@ -106,6 +107,9 @@ func (l *lab) add(ctx context.Context, s system) error {
 		// Enough ports for a thousand connections a second without reusing one that
 		// is in TIME-WAIT; those of the proxies are below.
 		h.Sysctl("net.ipv4.ip_local_port_range", "16000 65000")
+		if l.congestion != "" {
+			h.Sysctl("net.ipv4.tcp_congestion_control", l.congestion)
+		}
 	}
 	if s.start == nil {
 		p.client.Sysctl("net.ipv4.tcp_tw_reuse", "1") // ten thousand a second

@@ -32,6 +32,7 @@ type options struct {
 	settle             time.Duration // before idle memory is read
 	patience           time.Duration // in all, for repeating noisy measurements
 	systems, workloads []string      // names; empty: all
+	congestion         string        // TCP's congestion control in the lab's hosts; empty: what they inherit
 	out                string        // JSON file; empty: none
 	trace              string        // "", or of traceTools
 	traceDir           string
@@ -84,6 +85,7 @@ func parse(args []string) (*options, error) {
 	f.DurationVar(&o.duration, "duration", 0, "of one measurement; 0: 1.5s, or 500ms with -quick")
 	systems := f.String("systems", "", "comma-separated; empty: all ("+strings.Join(names(allSystems()), ", ")+")")
 	workloads := f.String("workloads", "", "comma-separated; empty: all ("+strings.Join(workloadNames(), ", ")+")")
+	f.StringVar(&o.congestion, "congestion", "reno", "TCP's congestion control in the hosts, for all systems: BBR has a timer for every packet, which costs more than what is measured; reno is in every kernel; empty: the machine's")
 	f.StringVar(&o.out, "out", "bench/latest.json", "file for the samples, their medians and the machine; empty: none")
 	f.DurationVar(&o.patience, "patience", 4*time.Minute, "time in all for repeating measurements that other processes disturb; none with -quick")
 	f.StringVar(&o.trace, "trace", "", "attach 'perf' or 'strace' to the proxies while they are measured, or count their system calls by perf's 'stat'; the figures are then worth nothing, or a little less")
@@ -98,6 +100,10 @@ func parse(args []string) (*options, error) {
 	}
 	if o.trace != "" && traceTools[o.trace] == "" {
 		return nil, fmt.Errorf("%w: -trace is perf, stat or strace, not %q", errUsage, o.trace)
+	}
+	// A namespace may not choose freely.
+	if allowed := strings.Fields(readLine("/proc/sys/net/ipv4/tcp_allowed_congestion_control")); o.congestion != "" && !slices.Contains(allowed, o.congestion) {
+		return nil, fmt.Errorf("%w: -congestion is one of %s, or empty, not %q", errUsage, strings.Join(allowed, ", "), o.congestion)
 	}
 	o.idle, o.settle = []int{2000, 9000}, 5*time.Second
 	if o.quick {
@@ -150,7 +156,7 @@ func choose(what, list string, all []string) ([]string, error) {
 
 // bench builds the lab, measures, reports, and removes the lab.
 func bench(ctx context.Context, o *options, out, progress io.Writer) (err error) {
-	r := &results{Started: time.Now(), Machine: machine(ctx), Rounds: o.rounds, Duration: o.duration.Seconds()}
+	r := &results{Started: time.Now(), Machine: machine(ctx, o.congestion), Rounds: o.rounds, Duration: o.duration.Seconds()}
 	if slices.Contains(o.workloads, decideWorkload) {
 		if r.Decisions, err = measureDecisions(ctx, o, progress); err != nil {
 			return err

@@ -144,9 +144,10 @@ func (p *pair) lengthen(by time.Duration) (short func() error, err error) {
 	return func() error { return errors.Join(there(), back()) }, nil
 }
 
-// warmConns is how many connections a fresh pair of proxies serves before its memory
-// is first read, so that code and caches are not counted as connections.
-const warmConns = 16
+// warmConns is how many idle connections a fresh pair of proxies has when its memory is
+// first read, so that code, caches and what a first connection brings with it count as
+// nobody's. They stay, or those that are counted would be given their memory.
+const warmConns = 256
 
 // weigh measures idle connections, through proxies that have done nothing before.
 func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sample) error {
@@ -166,32 +167,45 @@ func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sam
 	}
 	warm := w
 	warm.conns = warmConns
-	if _, err := l.load(ctx, p, warm, 0, nil); err != nil {
-		return err
-	}
-	kbC, fdsC, kbS, fdsS, err := read()
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	s.Load, err = l.load(ctx, p, w, o.settle, func(end bool, _ loaded) error {
+	_, err := l.load(ctx, p, warm, w.limit()+2*o.settle, func(end bool, _ loaded) error {
 		if end {
 			return nil
 		}
-		s.Opening = time.Since(began).Seconds()
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(o.settle):
+		if err := rest(ctx, o.settle); err != nil {
+			return err
 		}
-		kbC2, fdsC2, kbS2, fdsS2, err := read()
-		n := float64(w.conns)
-		s.Conns = n
-		s.ClientKB, s.ClientFDs = (kbC2-kbC)/n, (fdsC2-fdsC)/n
-		s.ServerKB, s.ServerFDs = (kbS2-kbS)/n, (fdsS2-fdsS)/n
+		kbC, fdsC, kbS, fdsS, err := read()
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		s.Load, err = l.load(ctx, p, w, o.settle, func(end bool, _ loaded) error {
+			if end {
+				return nil
+			}
+			s.Opening = time.Since(began).Seconds()
+			if err := rest(ctx, o.settle); err != nil {
+				return err
+			}
+			kbC2, fdsC2, kbS2, fdsS2, err := read()
+			n := float64(w.conns)
+			s.Conns = n
+			s.ClientKB, s.ClientFDs = (kbC2-kbC)/n, (fdsC2-fdsC)/n
+			s.ServerKB, s.ServerFDs = (kbS2-kbS)/n, (fdsS2-fdsS)/n
+			return err
+		})
 		return err
 	})
 	return err
+}
+
+func rest(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
 }
 
 // load runs the load generator on the client's host. edge is called when it is ready
