@@ -31,6 +31,14 @@ type Stream struct {
 // ErrNotDetachable: crypto/tls has the data phase, and needs a net.Conn.
 var ErrNotDetachable = errors.New("the data phase belongs to crypto/tls")
 
+// Rest drops what an idle stream does not need, if neither direction has had a record
+// since the last call: its ciphers, which the next record makes again. It tells whether
+// there is something left to drop.
+func (s *Stream) Rest() (warm bool) {
+	warm = s.r.Rest()
+	return s.w.Rest() || warm
+}
+
 // Detach takes the tunnel's socket away from c, as a descriptor that the runtime's
 // poller does not know, for the caller to read, write and close. stream is what is on
 // it, nil where the data phase is not encrypted; sealed is what was read of it

@@ -139,3 +139,14 @@ func (w *Writer) SealEnd(buf []byte) ([]byte, error) {
 	w.state.wipe()
 	return buf[:k], nil
 }
+
+// Rest drops memory that the next record makes again, if none has come since the last
+// call. It tells whether there is any left.
+func (r *Reader) Rest() (warm bool) { return r.state.rest() }
+
+// Rest is Reader's, of records sent.
+func (w *Writer) Rest() (warm bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.rest()
+}

@@ -252,3 +252,60 @@ func (sameRandom) Read(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// TestRestDropsCiphers: a direction that has had no record since the last rest has no
+// cipher, and the next record is none the worse for it, also after a key update, and the
+// number of the record goes on.
+func TestRestDropsCiphers(t *testing.T) {
+	client, server, _, _ := linked(t, nil)
+	say := func(what string) {
+		t.Helper()
+		if _, err := server.Write([]byte(what)); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := client.Next(); err != nil || string(p) != what {
+			t.Fatalf("read %q, %v", p, err)
+		}
+	}
+	for i, step := range []struct {
+		do   func()
+		warm bool
+	}{
+		{func() { say("one") }, true},
+		{func() {}, false},
+		{func() {}, false},
+		{func() { say("two") }, true},
+		{func() { say("three") }, true},
+		{func() {}, false},
+		{func() { server.answer.Store(true); say("with a key update before it") }, true},
+		{func() { say("and after it") }, true},
+		{func() {}, false},
+		{func() { say("end") }, true},
+	} {
+		step.do()
+		if w, r := server.Writer.Rest(), client.Reader.Rest(); w != step.warm || r != step.warm {
+			t.Errorf("step %d: writer warm %v, reader %v, want %v", i, w, r, step.warm)
+		}
+		if (server.Writer.state.aead != nil) != step.warm || (client.Reader.state.aead != nil) != step.warm {
+			t.Errorf("step %d: ciphers are there, or not, against what was said", i)
+		}
+	}
+	if n := server.Writer.state.sequence; n != 3 {
+		t.Errorf("the next record has number %d, want 3 since the key update", n)
+	}
+}
+
+// TestRestedIsNotRevived: what was wiped stays so.
+func TestRestedIsNotRevived(t *testing.T) {
+	client, server, _, _ := linked(t, nil)
+	server.Writer.Rest()
+	server.Writer.state.wipe()
+	if _, err := server.Write([]byte("x")); !errors.Is(err, ErrReleased) {
+		t.Errorf("written after the end: %v", err)
+	}
+	client.Reader.Rest()
+	client.Reader.state.wipe()
+	if _, err := client.Reader.state.open(nil, make([]byte, headerSize+tagSize)); !errors.Is(err, ErrReleased) {
+		t.Errorf("read after the end: %v", err)
+	}
+}

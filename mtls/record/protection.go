@@ -59,14 +59,15 @@ func (s *suite) expandLabel(secret []byte, label string, length int) ([]byte, er
 
 // protection is one direction's cryptographic state.
 type protection struct {
-	suite  *suite
-	secret []byte // application_traffic_secret_N
-	aead   cipher.AEAD
+	suite  *suite      // nil: wiped
+	secret []byte      // application_traffic_secret_N
+	aead   cipher.AEAD // nil: to be made again from secret, see rest
 	iv     [ivSize]byte
 	// nonce is here and not on the stack because it passes through an interface.
 	nonce [ivSize]byte
-	// sequence is the number of the next record under this key.
-	sequence uint64
+	// sequence is the number of the next record under this key, rested what it was at
+	// the last rest.
+	sequence, rested uint64
 }
 
 // newProtection makes the state for a secret, which it copies.
@@ -87,14 +88,20 @@ func newProtection(id uint16, secret []byte, sequence uint64) (*protection, erro
 	return p, nil
 }
 
-// install derives key and IV, RFC 8446 section 7.3, and starts at record 0.
+// install derives key and IV from secret, and starts at record 0.
 func (p *protection) install(secret []byte) error {
-	key, err := p.suite.expandLabel(secret, "key", p.suite.keySize)
+	p.secret, p.sequence, p.rested = secret, 0, 0
+	return p.derive()
+}
+
+// derive makes key and IV, RFC 8446 section 7.3.
+func (p *protection) derive() error {
+	key, err := p.suite.expandLabel(p.secret, "key", p.suite.keySize)
 	if err != nil {
 		return err
 	}
 	defer clear(key)
-	iv, err := p.suite.expandLabel(secret, "iv", ivSize)
+	iv, err := p.suite.expandLabel(p.secret, "iv", ivSize)
 	if err != nil {
 		return err
 	}
@@ -106,8 +113,17 @@ func (p *protection) install(secret []byte) error {
 		return err
 	}
 	copy(p.iv[:], iv)
-	p.secret, p.sequence = secret, 0
 	return nil
+}
+
+// rest drops the AEAD, three quarters of a kilobyte, if no record has passed since the
+// last call. The next one makes it again. It tells whether there still is one.
+func (p *protection) rest() (warm bool) {
+	if p.sequence == p.rested {
+		p.aead = nil
+	}
+	p.rested = p.sequence
+	return p.aead != nil
 }
 
 // update moves to the next generation of the secret, RFC 8446 section 7.2.
@@ -125,13 +141,19 @@ func (p *protection) wipe() {
 	clear(p.secret)
 	clear(p.iv[:])
 	clear(p.nonce[:])
-	p.aead = nil
+	p.suite, p.aead = nil, nil
 }
 
 // prepare sets nonce for the record under way, RFC 8446 section 5.3.
+// Errors: ErrSequence, ErrReleased.
 func (p *protection) prepare() error {
-	if p.aead == nil {
+	if p.suite == nil {
 		return ErrReleased
+	}
+	if p.aead == nil {
+		if err := p.derive(); err != nil {
+			return err
+		}
 	}
 	if p.sequence == math.MaxUint64 {
 		return ErrSequence

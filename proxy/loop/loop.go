@@ -83,10 +83,12 @@ type Loop struct {
 	ages   []int32 // of slots: an event for an earlier use is none
 	posted []*Relay
 	closed bool
+	warm   atomic.Bool // the next rest may find something to drop
 	asleep atomic.Bool // or about to be: it has to be rung for. Set with the lock.
 
 	// Only the loop's own goroutine uses what follows.
 	now    int64
+	rested int64 // when the last rest was
 	events [batch]unix.EpollEvent
 	ready  []*direction // have something to do, and no event to tell so
 	spare  []*direction
@@ -224,10 +226,19 @@ func (l *Loop) run() {
 		if err != nil {
 			panic(fmt.Sprintf("epoll_wait: %v", err)) // our own descriptor is broken
 		}
-		if wait = forever; n > 0 || len(l.ready) > 0 {
-			wait = soon // more is likely to come
-		}
 		l.now = time.Now().UnixNano()
+		switch {
+		case n > 0 || len(l.ready) > 0:
+			wait = soon // more is likely to come
+			l.warm.Store(true)
+		case l.warm.Load():
+			wait = long
+		default:
+			wait = forever
+		}
+		if l.warm.Load() && l.now-l.rested >= int64(restEvery) {
+			l.rest()
+		}
 		turn := l.ready
 		l.ready, l.spare = l.spare[:0], nil
 		l.serve(l.events[:n])
@@ -242,6 +253,28 @@ func (l *Loop) run() {
 		}
 		l.spare = turn[:0]
 	}
+}
+
+// restEvery is how long a stream may be without a record before its ciphers are dropped;
+// twice as long at most.
+const restEvery = 2 * time.Second
+
+// rest has idle streams drop what they can do without: of ten thousand connections most
+// have nothing to say most of the time.
+func (l *Loop) rest() {
+	l.rested = l.now
+	warm := false
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.ends {
+		if e == nil || e.relay == nil || e != &e.relay.near {
+			continue // of a tunnel that serves one relay after another the slot is not the far end's
+		}
+		if s := e.relay.far.stream; s != nil && s.Rest() {
+			warm = true
+		}
+	}
+	l.warm.Store(warm)
 }
 
 // awaited tells whether somebody waits for the loop; if not, it is to be rung for from

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"errors"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -75,6 +76,7 @@ type waiting int
 const (
 	dont    waiting = iota // look only
 	soon                   // wait a moment, without the scheduler's knowledge
+	long                   // wait until it is time to look who rests, and let the scheduler have the processor
 	forever                // wait, and let the scheduler have the processor
 )
 
@@ -89,6 +91,8 @@ func poll(fd int, events []unix.EpollEvent, w waiting) (int, error) {
 	switch w {
 	case forever:
 		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(p), uintptr(len(events)), ^uintptr(0), 0, 0)
+	case long:
+		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(p), uintptr(len(events)), uintptr(restEvery/time.Millisecond), 0, 0)
 	case soon:
 		n, _, errno = unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(p), uintptr(len(events)), moment, 0, 0)
 	default:
