@@ -237,3 +237,42 @@ func urgent(t testing.TB, c wire, b string) {
 		t.Error(err)
 	}
 }
+
+// What an application says before it closes, and that it has closed, is one segment.
+func TestLastWordsAndEndGoTogether(t *testing.T) {
+	for name, k := range map[string]kind{"tunnel": {tunnel: true}, "framed": {tunnel: true, framed: true}} {
+		t.Run(name, func(t *testing.T) {
+			l := newLink(t, k)
+			segments := func() uint32 {
+				t.Helper()
+				info, err := unix.GetsockoptTCPInfo(l.far.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return info.Data_segs_out
+			}
+			before := segments()
+			if _, err := l.app.Write([]byte("bye")); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.app.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "both have arrived", func() bool {
+				p := []unix.PollFd{{Fd: int32(l.near.FD), Events: unix.POLLIN | unix.POLLRDHUP}}
+				n, err := unix.Poll(p, 0)
+				return err == nil && n == 1 && p[0].Revents&unix.POLLRDHUP != 0
+			})
+			start(t, 1).Add(l.relay)
+			if b, err := io.ReadAll(l.peer); err != nil || string(b) != "bye" {
+				t.Fatalf("read %q, %v", b, err)
+			}
+			if n := segments() - before; n != 1 {
+				t.Errorf("%d segments, want 1", n)
+			}
+			if n := l.relay.ToFar.Load(); n != 3 {
+				t.Errorf("counted %d bytes", n)
+			}
+		})
+	}
+}

@@ -140,7 +140,32 @@ func (l *Loop) seal(d *direction) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return got, l.put(d, b)
+	if !d.src.greedy || got == asked {
+		return got, l.put(d, b)
+	}
+	l.moved(d, got)
+	return 0, l.sealLast(d, b)
+}
+
+// sealLast writes b, which is sealed, and the end along with it where src has ended by
+// now: one packet, and one thing to wake up for, where an application answers and closes.
+func (l *Loop) sealLast(d *direction, b []byte) error {
+	n, broken := peek(d.src.fd)
+	switch {
+	case broken == errAgain: //nolint:errorlint // one value, made for this
+		broken, d.src.readable = nil, false
+	case broken == nil && n == 0:
+		end, err := d.dst.stream.End(l.in)
+		if err != nil {
+			return err
+		}
+		b = append(b, end...)
+		d.eof, d.ended = true, true
+	}
+	if err := l.put(d, b); err != nil {
+		return err
+	}
+	return broken // which the socket tells only once
 }
 
 // open carries a tunnel's records to the application: read, opened in place, written
