@@ -91,7 +91,10 @@ func (c Config) filterChains(f family, own ownSockets) []chain {
 	)
 	live := c.whileAlive(f)
 	in := " -m set --match-set " + setIn + " dst"
-	out := []string{fmt.Sprintf("-m mark --mark %#x/%#x%s -j RETURN", markBase, uint32(markMask), own.match)}
+	out := []string{
+		opened,
+		fmt.Sprintf("-m mark --mark %#x/%#x%s -j RETURN", markBase, uint32(markMask), own.match),
+	}
 	if f.untranslatable != "" {
 		// The host's own address of that kind would be a local process's way around the
 		// protection of local ports, also where other hosts' are excluded.
@@ -104,6 +107,10 @@ func (c Config) filterChains(f family, own ownSockets) []chain {
 	)
 	return []chain{{chainGIn, "INPUT", c.guardIn(in+live, reject)}, {chainGOut, "OUTPUT", out}}
 }
+
+// opened lets pass what does not open a connection, before anything else is asked: of the
+// packets of bulk all, and what is asked of a packet is a tenth of what moving it costs.
+const opened = "-p tcp -m tcp ! --syn -j RETURN"
 
 func (c Config) guardIn(protected, reject string) []string {
 	const (
@@ -119,6 +126,9 @@ func (c Config) guardIn(protected, reject string) []string {
 	}
 	rules = append(rules, "-i lo -j RETURN")
 	if !c.Transparent {
+		if !c.PreserveSource {
+			rules = append([]string{opened}, rules...)
+		}
 		return append(rules, syn+protected+reject)
 	}
 	return append(rules,
