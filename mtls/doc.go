@@ -22,7 +22,9 @@
 //     Where Open asks for frames, an empty one ends a direction instead, so that the
 //     tunnel can serve again; and between them Control messages may stand, by which
 //     each side shows the certificate that has followed the handshake's (Renewal).
-//   - authenticated: they are raw TCP, which the kernel can splice.
+//   - authenticated: they are raw TCP, which the kernel can splice. The client's first
+//     ones can be in the Open, which saves a round trip; the Verdict says how many the
+//     server has taken.
 //
 // The server's side finds tunnels among other connections with Peek, which leaves
 // every byte in the kernel.

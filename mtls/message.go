@@ -25,6 +25,9 @@ const (
 	// MaxMessage bounds Open and Verdict, in bytes without their length.
 	MaxMessage = 16 << 10
 
+	// MaxEarly bounds Open.early, in bytes.
+	MaxEarly = 8 << 10
+
 	lengthSize = 4
 )
 
@@ -123,10 +126,19 @@ func checkOpen(o *symbolonv1.Open) error {
 	if o.GetFramed() && o.GetProtection() != symbolonv1.Protection_PROTECTION_ENCRYPTED {
 		return fmt.Errorf("%w: frames without encryption", ErrOpenMalformed)
 	}
+	if n := len(o.GetEarly()); n > MaxEarly || n > 0 && (o.GetProtection() != symbolonv1.Protection_PROTECTION_AUTHENTICATED || len(o.GetRenews()) > 0) {
+		return fmt.Errorf("%w: %d early bytes, at most %d, and only of a connection without encryption", ErrOpenMalformed, n, MaxEarly)
+	}
 	if n := len(o.GetRenews()); n != 0 && (n != len(Claim{}) || o.GetFramed() || o.GetRenewable()) {
 		return fmt.Errorf("%w: a claim of %d bytes, or on a connection of its own", ErrOpenMalformed, n)
 	}
 	return nil
+}
+
+// maxEarly is how many early bytes o has room for beside its token.
+func maxEarly(o *symbolonv1.Open) int {
+	const field = 4 // tag and length
+	return max(min(MaxEarly, MaxMessage-proto.Size(o)-field), 0)
 }
 
 func validProtection(p symbolonv1.Protection) bool {

@@ -44,7 +44,7 @@ func (s *Stream) Rest() (warm bool) {
 // it, nil where the data phase is not encrypted; sealed is what was read of it
 // already. alerts is written to, where the caller can do so at once, when the peer
 // breaks the protocol. Until Attach, nothing but Peer, Info, Protection, Framed,
-// Reusable and Attach, and what again.go has, may be called on c, and Close and Reset
+// Reusable, TakeEarly and Attach, and what again.go has, may be called on c, and Close and Reset
 // do nothing.
 //
 // Errors: ErrNotDetachable and nothing has changed; any other, and c is of no use.

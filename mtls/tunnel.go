@@ -66,8 +66,11 @@ type Conn struct {
 	stream     *Stream // the data phase, while somebody else has the socket
 	client     bool
 	export     exporter
-	asked      bool // the client can renew what its connection stands on
-	renewable  bool // both can
+	asked      bool   // the client can renew what its connection stands on
+	renewable  bool   // both can
+	sent       int    // bytes of early in our Open
+	offered    []byte // in the client's; nobody's before the verdict
+	early      []byte // of those, what the verdict has taken
 }
 
 // writer is the encrypting direction.
@@ -98,6 +101,11 @@ func (c *Conn) Raw() *net.TCPConn {
 // Read reads application bytes. io.EOF is the peer's close_notify (or FIN, where
 // the data phase is not encrypted); ErrTruncated an end without it.
 func (c *Conn) Read(p []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(p, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
 	if raw := c.Raw(); raw != nil {
 		return raw.Read(p)
 	}
@@ -201,9 +209,11 @@ func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Pe
 }
 
 // DialEarly is Dial, which asks early for application bytes that shall go along with the
-// Open, in as few packets: when the peer is authorized, and only where bytes may be
-// written at once, in frames. It is not asked where crypto/tls has the data phase. Its
-// error is returned as it is.
+// Open, in as few packets, when the peer is authorized. Its error is returned as it is.
+// Where the Open asks for frames they are sent, as if written; it is not asked where
+// crypto/tls has the data phase. Where it asks for no encryption they are shown to the
+// server, which may take some of the first: the Verdict says how many in Early. The rest
+// is to be written, as if never sent. A host, which has to refuse, is shown nothing.
 func DialEarly(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error), early func() ([]byte, error)) (_ *Conn, err error) {
 	defer func() {
 		if err != nil {
@@ -218,7 +228,7 @@ func DialEarly(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize fun
 	}
 	open, err := authorize(&c.peer)
 	var b []byte
-	if err == nil && early != nil && c.wire.tap != nil && open.GetFramed() {
+	if err == nil && early != nil && c.takesAlong(open) {
 		b, err = early()
 	}
 	if err != nil {
@@ -234,7 +244,16 @@ func DialEarly(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize fun
 	return c, nil
 }
 
-// sendOpen sends Open, and in the same record early, if that is not empty.
+// takesAlong tells whether application bytes may go along with open.
+func (c *Conn) takesAlong(open *symbolonv1.Open) bool {
+	if open.GetFramed() {
+		return c.wire.tap != nil
+	}
+	return open.GetProtection() == symbolonv1.Protection_PROTECTION_AUTHENTICATED && !c.peer.Host
+}
+
+// sendOpen sends Open, and in the same record early, if that is not empty: in a frame
+// behind it, or within it as far as there is room.
 func (c *Conn) sendOpen(open *symbolonv1.Open, early []byte) error {
 	c.demanded = open.GetProtection()
 	c.startFrames(open)
@@ -242,7 +261,11 @@ func (c *Conn) sendOpen(open *symbolonv1.Open, early []byte) error {
 	if c.wire.tap != nil && !encrypted {
 		c.wire.tap.Precise() // the verdict may let the server leave TLS
 	}
-	b, err := appendMessage(make([]byte, 0, 256+len(early)), open)
+	if c.sent = 0; !open.GetFramed() {
+		c.sent = min(len(early), maxEarly(open))
+		open.Early, early = early[:c.sent], nil
+	}
+	b, err := appendMessage(make([]byte, 0, 256+len(early)+c.sent), open)
 	if err == nil {
 		if len(early) > 0 {
 			b = appendFrame(b, early)
@@ -327,6 +350,12 @@ func (c *Conn) checkVerdict(v *symbolonv1.Verdict) error {
 			Err:    fmt.Errorf("%w: verdict offers %s, open demanded %s", ErrProtocol, v.GetProtection(), c.demanded),
 		}
 	}
+	if n := v.GetEarly(); uint64(n) > uint64(c.sent) {
+		return &DeniedError{
+			Reason: symbolonv1.Reason_REASON_PROTOCOL,
+			Err:    fmt.Errorf("%w: verdict takes %d early bytes, open had %d", ErrProtocol, n, c.sent),
+		}
+	}
 	return nil
 }
 
@@ -360,9 +389,17 @@ func (c *Conn) readOpen() (*symbolonv1.Open, error) {
 	if err := checkOpen(open); err != nil {
 		return nil, err
 	}
-	c.demanded = open.GetProtection()
+	c.demanded, c.offered = open.GetProtection(), open.GetEarly()
 	c.startFrames(open)
 	return open, nil
+}
+
+// TakeEarly is what a Detached server's verdict has taken of the client's first bytes, to be
+// delivered before anything else: Read has not given them out, and does not any more.
+func (c *Conn) TakeEarly() []byte {
+	b := c.early
+	c.early = nil
+	return b
 }
 
 // RefuseOpen refuses an Open that cannot be served, with its reason, which it returns.
@@ -410,6 +447,8 @@ func (c *Conn) grant(v *symbolonv1.Verdict) {
 	v.Protection = max(v.GetProtection(), c.demanded)
 	v.Keep = v.GetKeep() && c.frames != nil
 	v.Renewable, c.renewable = c.asked, c.asked
+	v.Early = uint32(len(c.offered))
+	c.early, c.offered = c.offered, nil
 	if c.frames != nil {
 		c.frames.renewable = c.asked
 	}
@@ -421,7 +460,8 @@ func (c *Conn) grant(v *symbolonv1.Verdict) {
 func (c *Conn) Refuse(v *symbolonv1.Verdict) {
 	defer c.Close()
 	c.forget()
-	v.Accept = false
+	c.offered = nil
+	v.Accept, v.Early = false, 0
 	v.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
 	c.wire.SetDeadline(time.Now().Add(refusalLinger))
 	if writeMessage(c.out, v) != nil || c.out.CloseWrite() != nil || c.wire.tcpConn.CloseWrite() != nil {

@@ -501,6 +501,13 @@ func TestBadOpens(t *testing.T) {
 		{"port 65536", with(func(o *symbolonv1.Open) { o.DestinationPort = 65536 }), symbolonv1.Reason_REASON_OPEN_MALFORMED},
 		{"no protection", with(func(o *symbolonv1.Open) { o.Protection = 0 }), symbolonv1.Reason_REASON_OPEN_MALFORMED},
 		{"unknown protection", with(func(o *symbolonv1.Open) { o.Protection = 9 }), symbolonv1.Reason_REASON_OPEN_MALFORMED},
+		{"early bytes with encryption", with(func(o *symbolonv1.Open) { o.Early = []byte("x") }), symbolonv1.Reason_REASON_OPEN_MALFORMED},
+		{"too many early bytes", with(func(o *symbolonv1.Open) {
+			o.Protection, o.Early = authenticated, make([]byte, MaxEarly+1)
+		}), symbolonv1.Reason_REASON_OPEN_MALFORMED},
+		{"early bytes of no connection", with(func(o *symbolonv1.Open) {
+			o.Protection, o.Early, o.Renews = authenticated, []byte("x"), make([]byte, len(Claim{}))
+		}), symbolonv1.Reason_REASON_OPEN_MALFORMED},
 		{"short flow id", with(func(o *symbolonv1.Open) { o.FlowId = o.GetFlowId()[:3] }), symbolonv1.Reason_REASON_OPEN_MALFORMED},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -81,7 +81,7 @@ func TestUrgentByteSpokenEarly(t *testing.T) {
 	}, func() (said []byte, err error) {
 		b := make([]byte, maxEarly)
 		eventually(t, "something was said early", func() bool {
-			said, err = r.say(b)
+			said, err = r.say(b, true)
 			return err != nil || r.early > 0
 		})
 		return said, err

@@ -203,15 +203,18 @@ func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
 	defer cancel()
 	r := &relay{near: x.accepted, started: x.started}
 	b := buffers.Get().(*[]byte)
+	framed := false
 	t, err := mtls.DialEarly(hs, remote, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
 		if peer.Host {
 			// Nobody listens there, or it is not known who: the verdict will say.
 			x.identified(x.rec.GetDestination(), &peer.Principal)
 			return mtls.NewOpen(x.flowID, tuple.Dst, symbolonv1.Protection_PROTECTION_AUTHENTICATED, c.Generation()), nil
 		}
-		return o.open(peer, reusable)
+		open, err := o.open(peer, reusable)
+		framed = open.GetFramed()
+		return open, err
 	}, func() ([]byte, error) {
-		said, err := r.say(*b)
+		said, err := r.say(*b, framed)
 		if err != nil {
 			return nil, networkError(err)
 		}
@@ -236,6 +239,9 @@ func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
 	if err != nil {
 		x.rec.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
 		return err
+	}
+	if v.GetEarly() > 0 {
+		r.early, r.ahead = uint64(v.GetEarly()), true
 	}
 	return o.relay(r, t, v)
 }

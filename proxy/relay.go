@@ -43,13 +43,20 @@ type relay struct {
 
 // say reads what the application has said already into b, for a new tunnel's Open to take
 // along: it saves a round trip, and the peer's proxy holds it back until it has decided.
-func (r *relay) say(b []byte) (said []byte, err error) {
+// Without read it stays in near's socket: the verdict says how much of it has been taken.
+func (r *relay) say(b []byte, read bool) (said []byte, err error) {
 	if !r.near.inline { // or a read would pass over it
 		inlineUrgent(r.near.TCPConn)
 	}
 	n := 0
 	var rerr error
-	err = r.near.control(func(fd int) { n, rerr = unix.Read(fd, b[:maxEarly]) })
+	err = r.near.control(func(fd int) {
+		if read {
+			n, rerr = unix.Read(fd, b[:maxEarly])
+		} else {
+			n, _, rerr = unix.Recvfrom(fd, b[:mtls.MaxEarly], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		}
+	})
 	switch {
 	case err != nil:
 		return nil, err
@@ -58,7 +65,9 @@ func (r *relay) say(b []byte) (said []byte, err error) {
 	case rerr != nil:
 		return nil, rerr
 	}
-	r.early = uint64(n)
+	if read {
+		r.early = uint64(n)
+	}
 	return b[:n], nil
 }
 
@@ -70,7 +79,6 @@ func (r *relay) copyEarly() error {
 	}
 	c, err := r.copy()
 	if err == nil {
-		c.toFar.Add(r.early)
 		c.start()
 	}
 	return err
@@ -183,6 +191,7 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 		if err := r.near.skip(int(r.early)); err != nil {
 			return err
 		}
+		r.ahead = false // the copier may follow
 	}
 	if r.tunnel.on != nil {
 		inline := r.near.inline
@@ -204,6 +213,7 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 		if far.FD, far.Stream, far.Sealed, err = r.tunnel.Detach(far.Alerts); err != nil {
 			return err
 		}
+		far.Early = r.tunnel.TakeEarly()
 	} else {
 		var err error
 		if far.FD, err = r.plain.detach(); err != nil {
@@ -304,6 +314,7 @@ func (r *relay) copy() (*copier, error) {
 		f = plain{c}
 	}
 	r.copier = &copier{near: near, far: f, started: r.started, serverIsNear: r.serverIsNear}
+	r.copier.toFar.Store(r.early)
 	return r.copier, nil
 }
 

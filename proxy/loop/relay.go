@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +21,9 @@ type Side struct {
 	Stream *mtls.Stream
 	// Sealed is what was read of Stream's records already.
 	Sealed []byte
+	// Early is what has come from it before, application bytes. It is New's, which copies
+	// it, and for far only.
+	Early []byte
 	// Alerts is where Stream's go; nil: nowhere.
 	Alerts *Alerts
 	// Inline: SO_OOBINLINE is set on FD already.
@@ -98,6 +102,11 @@ func New(near, far Side, done func(err error, kept *Tunnel)) *Relay {
 	r.far.use(r, far, &r.down, &r.up)
 	r.up = direction{relay: r, src: &r.near, dst: &r.far, count: &r.ToFar, first: &r.FirstToFar}
 	r.down = direction{relay: r, src: &r.far, dst: &r.near, count: &r.ToNear, first: &r.FirstToNear}
+	if len(far.Early) > 0 {
+		r.down.pending.add(far.Early) // which near's first event lets go
+		r.ToNear.Store(uint64(len(far.Early)))
+		r.FirstToNear.Store(time.Now().UnixNano())
+	}
 	return r
 }
 

@@ -291,7 +291,11 @@ type Open struct {
 	Renewable bool `protobuf:"varint,9,opt,name=renewable,proto3" json:"renewable,omitempty"`
 	// Not a connection, but newer certificates for one that is open without frames: its
 	// flow_id and 32 bytes of its TLS exporter. The tunnel ends with the verdict.
-	Renews        []byte `protobuf:"bytes,10,opt,name=renews,proto3" json:"renews,omitempty"`
+	Renews []byte `protobuf:"bytes,10,opt,name=renews,proto3" json:"renews,omitempty"`
+	// The application's first bytes, at most 8 KiB, which need not wait for the verdict to go
+	// in the clear. Only with PROTECTION_AUTHENTICATED. The client keeps them until the verdict
+	// says how many the server has taken.
+	Early         []byte `protobuf:"bytes,11,opt,name=early,proto3" json:"early,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -396,6 +400,13 @@ func (x *Open) GetRenews() []byte {
 	return nil
 }
 
+func (x *Open) GetEarly() []byte {
+	if x != nil {
+		return x.Early
+	}
+	return nil
+}
+
 // Verdict is the server's half. Nothing counts as open before it.
 type Verdict struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -413,7 +424,10 @@ type Verdict struct {
 	// for another Open on this tunnel. Only where Open asked for frames.
 	Keep bool `protobuf:"varint,7,opt,name=keep,proto3" json:"keep,omitempty"`
 	// So they can here. Only where Open says so.
-	Renewable     bool `protobuf:"varint,8,opt,name=renewable,proto3" json:"renewable,omitempty"`
+	Renewable bool `protobuf:"varint,8,opt,name=renewable,proto3" json:"renewable,omitempty"`
+	// How many of Open's early bytes the server delivers before anything else of the client's,
+	// which goes on behind them. 0: none, as with a server that does not know them.
+	Early         uint32 `protobuf:"varint,9,opt,name=early,proto3" json:"early,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -504,6 +518,13 @@ func (x *Verdict) GetRenewable() bool {
 	return false
 }
 
+func (x *Verdict) GetEarly() uint32 {
+	if x != nil {
+		return x.Early
+	}
+	return 0
+}
+
 // Control stands between two frames of application data, in a frame whose length has
 // its highest bit set; at most 48 KiB. Either side asks the other to prove its newer
 // certificate before the one ends that it knows; the answer comes when there is a newer
@@ -576,7 +597,7 @@ var File_symbolon_v1_tunnel_proto protoreflect.FileDescriptor
 
 const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\n" +
-	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\xd5\x02\n" +
+	"\x18symbolon/v1/tunnel.proto\x12\vsymbolon.v1\"\xeb\x02\n" +
 	"\x04Open\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0edestination_ip\x18\x02 \x01(\fR\rdestinationIp\x12)\n" +
@@ -590,7 +611,8 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\x05token\x18\b \x01(\tR\x05token\x12\x1c\n" +
 	"\trenewable\x18\t \x01(\bR\trenewable\x12\x16\n" +
 	"\x06renews\x18\n" +
-	" \x01(\fR\x06renews\"\xfc\x01\n" +
+	" \x01(\fR\x06renews\x12\x14\n" +
+	"\x05early\x18\v \x01(\fR\x05early\"\x92\x02\n" +
 	"\aVerdict\x12\x16\n" +
 	"\x06accept\x18\x01 \x01(\bR\x06accept\x12+\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x13.symbolon.v1.ReasonR\x06reason\x127\n" +
@@ -601,7 +623,8 @@ const file_symbolon_v1_tunnel_proto_rawDesc = "" +
 	"\x06policy\x18\x05 \x01(\tR\x06policy\x12\x10\n" +
 	"\x03log\x18\x06 \x01(\bR\x03log\x12\x12\n" +
 	"\x04keep\x18\a \x01(\bR\x04keep\x12\x1c\n" +
-	"\trenewable\x18\b \x01(\bR\trenewable\"_\n" +
+	"\trenewable\x18\b \x01(\bR\trenewable\x12\x14\n" +
+	"\x05early\x18\t \x01(\rR\x05early\"_\n" +
 	"\aControl\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\fR\arequest\x12$\n" +
 	"\rauthenticator\x18\x02 \x01(\fR\rauthenticator\x12\x14\n" +
