@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -72,7 +73,16 @@ type bareListener struct {
 	file  *os.File // the same socket, to wait on
 	raw   syscall.RawConn
 	local net.Addr // of every connection; nil: each has its own
+
+	keepAlive net.KeepAliveConfig
+	// elder is how many of the next connections may be older than what is set on the
+	// listener, and have none of it.
+	elder atomic.Int32
 }
+
+// amongElders is how many more connections count as elder than waited when the listener
+// was set up: acceptors at the same time need not count in the order of the queue.
+const amongElders = 64
 
 // bare prepares l. Errors: the kernel's; l is as before.
 func bare(l *net.TCPListener, keepAlive net.KeepAliveConfig) (*bareListener, error) {
@@ -80,10 +90,10 @@ func bare(l *net.TCPListener, keepAlive net.KeepAliveConfig) (*bareListener, err
 	if err != nil {
 		return nil, err
 	}
-	b := &bareListener{TCPListener: l, file: file}
+	b := &bareListener{TCPListener: l, file: file, keepAlive: keepAlive}
 	b.raw, err = file.SyscallConn()
 	if err == nil {
-		cerr := b.raw.Control(func(fd uintptr) { err = inherited(int(fd), keepAlive) })
+		cerr := b.raw.Control(func(fd uintptr) { err = b.setUp(int(fd)) })
 		err = errors.Join(cerr, err)
 	}
 	if err != nil {
@@ -95,6 +105,19 @@ func bare(l *net.TCPListener, keepAlive net.KeepAliveConfig) (*bareListener, err
 		b.local = a
 	}
 	return b, nil
+}
+
+// setUp sets what connections are to inherit, and finds out how many do not.
+func (b *bareListener) setUp(fd int) error {
+	if err := inherited(fd, b.keepAlive); err != nil {
+		return err
+	}
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	b.elder.Store(int32(info.Unacked) + amongElders) // of a listener: what waits for accept
+	return nil
 }
 
 // inherited sets what accepted connections take over from their listener.
@@ -146,6 +169,13 @@ func (b *bareListener) accept() (*socket, error) {
 	}
 	if failed != nil {
 		return nil, os.NewSyscallError("accept4", failed)
+	}
+	if b.elder.Load() > 0 {
+		b.elder.Add(-1)
+		if err := inherited(fd, b.keepAlive); err != nil {
+			_ = unix.Close(fd)
+			return nil, err
+		}
 	}
 	return &socket{fd: fd, inline: true, local: b.local, remote: tcpAddr(from)}, nil
 }

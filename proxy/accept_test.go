@@ -20,6 +20,7 @@ func accepted(t *testing.T, address string) (*bareListener, *net.TCPConn, *socke
 	t.Helper()
 	l := must(bare(listen(t, address), redirect.DefaultKeepAlive))(t)
 	t.Cleanup(func() { _ = l.Close() })
+	l.elder.Store(0)
 	c, err := redirect.Dialer(redirect.MarkApp, redirect.DefaultKeepAlive).Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +95,43 @@ func TestBareAccept(t *testing.T) {
 		if err := s.control(func(fd int) {
 			if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
 				t.Errorf("%s: flags %#x, %v", address, flags, err)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Connections that waited before the listener was set up inherit nothing, and are not to be
+// told from others: a service manager's socket takes them before there is a proxy.
+func TestElderConnections(t *testing.T) {
+	l := listen(t, "127.0.0.1:0")
+	const elders = 5
+	dial := func() {
+		t.Helper()
+		c, err := redirect.Dialer(redirect.MarkApp, redirect.DefaultKeepAlive).Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+	}
+	for range elders {
+		dial()
+	}
+	b := must(bare(l, redirect.DefaultKeepAlive))(t)
+	t.Cleanup(func() { _ = b.Close() })
+	if n := b.elder.Add(-amongElders); n != elders {
+		t.Errorf("%d connections waited, counted %d", elders, n)
+	}
+	dial()
+	for i := range elders + 1 {
+		s := must(b.accept())(t)
+		t.Cleanup(s.reset)
+		if err := s.control(func(fd int) {
+			inline, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE)
+			alive, err2 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+			if errors.Join(err, err2) != nil || inline != 1 || alive != 1 {
+				t.Errorf("connection %d: oobinline %d, keepalive %d, %v", i, inline, alive, errors.Join(err, err2))
 			}
 		}); err != nil {
 			t.Error(err)
