@@ -224,7 +224,7 @@ func DialEarly(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize fun
 	defer stop()
 	c, err := handshake(ctx, tcp, true, e, e.client.Time())
 	if err != nil {
-		return nil, err
+		return nil, cmp.Or(unconnected(tcp, err), err)
 	}
 	open, err := authorize(&c.peer)
 	var b []byte

@@ -166,7 +166,9 @@ func (w *world) serveOther(address string, serve func(*net.TCPConn)) netip.AddrP
 	w.Helper()
 	var l net.Listener
 	if err := inOther(func() (err error) {
-		l, err = redirect.ListenConfig(redirect.DefaultKeepAlive).Listen(w.Context(), "tcp", address)
+		if l, err = redirect.ListenConfig(redirect.DefaultKeepAlive).Listen(w.Context(), "tcp", address); err == nil {
+			err = redirect.AcceptFastOpen(l.(*net.TCPListener), true) // where the test allows it: fastOpenHosts
+		}
 		return err
 	}); err != nil {
 		w.Fatal(err)

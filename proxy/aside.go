@@ -12,7 +12,6 @@ import (
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/mtls"
-	"github.com/symbolon/symbolon/redirect"
 )
 
 // A connection whose bytes are not in TLS any more has no room for messages. What it
@@ -190,5 +189,5 @@ func (n *renewal) another(ctx context.Context, endpoint *mtls.Endpoint) (*mtls.P
 
 // dial is how the client's side reaches the destination once more.
 func (n *renewal) dial(ctx context.Context) (*net.TCPConn, error) {
-	return n.p.dial(ctx, redirect.MarkTunnel, n.from, n.to)
+	return n.p.dialTunnel(ctx, n.from, n.to)
 }

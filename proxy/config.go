@@ -100,6 +100,9 @@ type TunnelConfig struct {
 	HalfCloseTimeout time.Duration `yaml:"half_close_timeout"`
 	// KeyExchange are the groups to offer and accept, the best first: see KeyExchanges.
 	KeyExchange []string `yaml:"key_exchange"`
+	// FastOpen begins the TLS of new tunnels in their SYN, and takes such ones: see
+	// mtls.Options and redirect.FastOpen. Both hosts' net.ipv4.tcp_fastopen must be 3.
+	FastOpen bool `yaml:"fast_open"`
 }
 
 // KeyExchanges are the values of TunnelConfig.KeyExchange.
@@ -200,6 +203,10 @@ func Settings() []settings.Setting[Config] {
 		{Key: "tunnel.idle_timeout", Usage: "how long an open connection may rest; 0s: for ever (default 0s)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.IdleTimeout })},
 		{Key: "tunnel.half_close_timeout", Usage: "how long one may rest that one end has closed; 0s: for ever (default 1h)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.HalfCloseTimeout })},
 		{Key: "tunnel.key_exchange", Usage: "key exchanges to offer and accept, the best first: X25519MLKEM768, SecP256r1MLKEM768 (less CPU), X25519, P-256 (default X25519MLKEM768,X25519)", Set: settings.List(func(x *c) *[]string { return &x.Tunnel.KeyExchange })},
+		{Key: "tunnel.fast_open", Usage: "begin TLS in a new tunnel's SYN, by TCP Fast Open, with the first of tunnel.key_exchange only and without tickets: true or false (default false)", Set: func(x *c, v string) (err error) {
+			x.Tunnel.FastOpen, err = strconv.ParseBool(v)
+			return err
+		}},
 		{Key: "tunnel.peer_timeout", Usage: "after how long a peer that acknowledges nothing counts as gone; 0s: as the kernel thinks (default 2m)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.PeerTimeout })},
 		{Key: "limits.connections", Usage: "open connections in all (default 100000)", Set: number(func(x *c) *int { return &x.Limits.Connections })},
 		{Key: "limits.handshakes", Usage: "connections that wait for their authorization, each direction (default 8192)", Set: number(func(x *c) *int { return &x.Limits.Handshakes })},

@@ -98,6 +98,7 @@ var values = map[string][2]string{ // yaml, text
 	"tunnel.peer_timeout":            {"30s", "30s"},
 	"tunnel.idle_timeout":            {"8h", "8h"},
 	"tunnel.half_close_timeout":      {"10m", "10m"},
+	"tunnel.fast_open":               {"true", "true"},
 	"tunnel.key_exchange":            {"[X25519, P-256]", "X25519,P-256"},
 	"limits.connections":             {"500", "500"},
 	"limits.handshakes":              {"50", "50"},

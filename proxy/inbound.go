@@ -85,6 +85,9 @@ func (x *conn) serveInbound(setup context.Context) error {
 	if !unprotected {
 		return deny(symbolonv1.Reason_REASON_PEER_UNPROTECTED, errors.New("the client has no proxy, and no External covers its address"))
 	}
+	if err := x.confirmed(setup); err != nil {
+		return err
+	}
 	return x.acceptExternal(setup, c, me, socket, source, tuple)
 }
 

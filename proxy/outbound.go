@@ -195,7 +195,7 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 // anew asks on a new tunnel.
 func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
 	x, c, tuple, endpoint := o.conn, o.policy, o.tuple, o.endpoint
-	remote, err := x.p.dial(ctx, redirect.MarkTunnel, tuple.Src.Addr(), tuple.Dst)
+	remote, err := x.p.dialTunnel(ctx, tuple.Src.Addr(), tuple.Dst)
 	if err != nil {
 		return networkError(err)
 	}
@@ -367,7 +367,20 @@ func (p *Proxy) keeper(way route) func(kept) {
 // dial connects to dst from the application's own source address, so that the
 // network in between sees the host that it would have seen.
 func (p *Proxy) dial(ctx context.Context, mark int, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-	d := redirect.Dialer(mark, redirect.DefaultKeepAlive)
+	return p.dialBy(ctx, redirect.Dialer(mark, redirect.DefaultKeepAlive), src, dst)
+}
+
+// dialTunnel is dial, for TLS only: with fast open the first bytes may arrive twice. Whether
+// dst answers is then told by the handshake, within its time.
+func (p *Proxy) dialTunnel(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	d := redirect.Dialer(redirect.MarkTunnel, redirect.DefaultKeepAlive)
+	if p.tls.FastOpen {
+		redirect.FastOpen(d)
+	}
+	return p.dialBy(ctx, d, src, dst)
+}
+
+func (p *Proxy) dialBy(ctx context.Context, d *net.Dialer, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
 	d.Timeout = p.timeouts.Connect
 	if src.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(src, 0))

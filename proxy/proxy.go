@@ -350,7 +350,15 @@ func (p *Proxy) acceptors() (outbound, inbound []acceptor, err error) {
 		}
 		outbound = append(outbound, b)
 	}
+	if p.tls.FastOpen {
+		if missing := redirect.FastOpenMissing(); missing != "" {
+			p.log.Warn("tunnel.fast_open has no effect, or only half", zap.String("missing", missing))
+		}
+	}
 	for _, l := range p.inboundListeners {
+		if err := redirect.AcceptFastOpen(l, p.tls.FastOpen); err != nil && p.tls.FastOpen {
+			return nil, nil, fmt.Errorf("listener %s: %w; tunnel.fast_open: false does without", l.Addr(), err)
+		}
 		inbound = append(inbound, &listener{l, p.keepAlive})
 	}
 	return outbound, inbound, nil

@@ -159,7 +159,7 @@ func (d *daemonParts) serve(ctx context.Context, rulesConfig redirect.Config, in
 		Host: d.host.cred.Load().HostID, Outbound: kernel.outbound, Inbound: kernel.inbound, KeepAlive: redirect.DefaultKeepAlive,
 		Diag: kernel.diag, Conntrack: kernel.conntrack, Cgroups: kernel.cgroups, Connects: kernel.connects,
 		Workloads: resolver, Credentials: d.manager, Tokens: d.tokens, Names: d.names, Records: records, Edges: d.reports, Log: d.log,
-		Admin: admin, Timeouts: timeouts, Limits: d.cfg.Limits, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock", Curves: d.cfg.Tunnel.Curves()},
+		Admin: admin, Timeouts: timeouts, Limits: d.cfg.Limits, TLS: mtls.Options{StockTLS: d.cfg.Tunnel.RecordLayer == "stock", Curves: d.cfg.Tunnel.Curves(), FastOpen: d.cfg.Tunnel.FastOpen},
 		Idle: proxy.Idle{Open: d.cfg.Tunnel.IdleTimeout, HalfClosed: d.cfg.Tunnel.HalfCloseTimeout}, NoReuse: !d.cfg.Tunnel.Reuse,
 		Loops: d.loops, PreserveSource: d.cfg.Redirect.PreserveSource,
 	})

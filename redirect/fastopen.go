@@ -1,0 +1,92 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// fastOpenQueue bounds a listener's connections whose SYN brought data and whose
+	// client has not confirmed its address by an ACK; beyond, TCP is as without Fast Open.
+	fastOpenQueue = 256
+
+	fastOpenSysctl = "net.ipv4.tcp_fastopen"
+	fastOpenClient = 1
+	fastOpenServer = 2
+)
+
+// FastOpen lets d's first bytes leave with the SYN, where a cookie of the server's is
+// known; where not, the SYN asks for one and carries nothing. With a cookie, dialling
+// returns at once, and whether there is a connection is told by the first read or write.
+func FastOpen(d *net.Dialer) {
+	control := d.Control
+	d.Control = func(network, address string, c syscall.RawConn) error {
+		if control != nil {
+			if err := control(network, address, c); err != nil {
+				return err
+			}
+		}
+		err := fastOpen(c, unix.TCP_FASTOPEN_CONNECT, 1)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOPROTOOPT) {
+			return nil // the namespace forbids it, or the kernel is old: plain TCP
+		}
+		return err
+	}
+}
+
+// AcceptFastOpen has l take data from SYNs, once the network namespace allows it (see
+// FastOpenMissing), or take none: a listener may come from a process that was set otherwise.
+func AcceptFastOpen(l *net.TCPListener, on bool) error {
+	queue := 0
+	if on {
+		queue = fastOpenQueue
+	}
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return fastOpen(raw, unix.TCP_FASTOPEN, queue)
+}
+
+func fastOpen(c syscall.RawConn, name, value int) error {
+	var err error
+	if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, name, value) }); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return fmt.Errorf("tcp fast open: %w", os.NewSyscallError("setsockopt", err))
+	}
+	return nil
+}
+
+// FastOpenMissing says what keeps the thread's network namespace from TCP Fast Open in
+// both directions, and what to do about it; "": nothing.
+func FastOpenMissing() string {
+	b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(fastOpenSysctl, ".", "/"))
+	if err != nil {
+		return "the kernel's setting cannot be read: " + err.Error()
+	}
+	is, err := strconv.ParseUint(strings.TrimSpace(string(b)), 0, 32)
+	if err != nil {
+		return "the kernel's setting cannot be read: " + err.Error()
+	}
+	var lacks []string
+	if is&fastOpenClient == 0 {
+		lacks = append(lacks, "send data in a SYN")
+	}
+	if is&fastOpenServer == 0 {
+		lacks = append(lacks, "take data from one")
+	}
+	if len(lacks) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s is %d, so that this host does not %s; set it to %d",
+		fastOpenSysctl, is, strings.Join(lacks, ", nor "), is|fastOpenClient|fastOpenServer)
+}
