@@ -149,7 +149,7 @@ func (p *pair) lengthen(by time.Duration) (short func() error, err error) {
 // nobody's. They stay, or those that are counted would be given their memory.
 const warmConns = 256
 
-// weigh measures idle connections, through proxies that have done nothing before.
+// weigh measures idle connections, through fresh proxies that have warmConns others.
 func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sample) error {
 	if err := l.restart(ctx, p); err != nil {
 		return err
