@@ -185,28 +185,19 @@ func Settings() []settings.Setting[Config] {
 		{Key: "identity.cloud_metadata", Usage: "address:port of the cloud's metadata service (default " + cloud.DefaultAddress + ")", Set: text(func(x *c) *string { return &x.Identity.CloudMetadata })},
 		{Key: "identity.serve_workload_api", Usage: "Unix socket where local programs get their SVIDs, with private keys, by the SPIFFE Workload API (default none)", Set: text(func(x *c) *string { return &x.Identity.ServeWorkloadAPI })},
 		{Key: "redirect.inbound", Usage: "how inbound connections are taken: redirect, or tproxy to leave ports as they are (default redirect)", Set: text(func(x *c) *string { return &x.Redirect.Inbound })},
-		{Key: "redirect.preserve_source", Usage: "let applications see a remote client's address: true or false (default false)", Set: func(x *c, v string) (err error) {
-			x.Redirect.PreserveSource, err = strconv.ParseBool(v)
-			return err
-		}},
+		{Key: "redirect.preserve_source", Usage: "let applications see a remote client's address: true or false (default false)", Set: settings.Bool(func(x *c) *bool { return &x.Redirect.PreserveSource })},
 		{Key: "redirect.inbound_ports", Usage: `protected local ports: "all", or such as 5432,8000-8100`, Set: ports("redirect.inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.InboundPorts })},
 		{Key: "redirect.exclude_inbound_ports", Usage: "local ports reached as without a proxy (default 22)", Set: ports("redirect.exclude_inbound_ports", func(x *c) *redirect.PortSet { return &x.Redirect.ExcludeInboundPorts })},
 		{Key: "redirect.outbound", Usage: "destinations to intercept, CIDRs (default all)", Set: settings.List(func(x *c) *[]string { return &x.Redirect.Outbound })},
 		{Key: "redirect.exclude_outbound", Usage: "destinations to leave alone, CIDRs", Set: settings.List(func(x *c) *[]string { return &x.Redirect.ExcludeOutbound })},
 		{Key: "redirect.on_exit", Usage: "what protected traffic does without the proxy: closed or open (default closed)", Set: text(func(x *c) *string { return &x.Redirect.OnExit })},
 		{Key: "redirect.owner", Usage: "how clients' processes are found: auto, ebpf (do not start without) or sock_diag (default auto)", Set: text(func(x *c) *string { return &x.Redirect.Owner })},
-		{Key: "tunnel.reuse", Usage: "let one tunnel serve several connections in turn: true or false (default true)", Set: func(x *c, v string) (err error) {
-			x.Tunnel.Reuse, err = strconv.ParseBool(v)
-			return err
-		}},
+		{Key: "tunnel.reuse", Usage: "let one tunnel serve several connections in turn: true or false (default true)", Set: settings.Bool(func(x *c) *bool { return &x.Tunnel.Reuse })},
 		{Key: "tunnel.record_layer", Usage: "what encrypts the data: own, or stock for crypto/tls (default own)", Set: text(func(x *c) *string { return &x.Tunnel.RecordLayer })},
 		{Key: "tunnel.idle_timeout", Usage: "how long an open connection may rest; 0s: for ever (default 0s)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.IdleTimeout })},
 		{Key: "tunnel.half_close_timeout", Usage: "how long one may rest that one end has closed; 0s: for ever (default 1h)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.HalfCloseTimeout })},
 		{Key: "tunnel.key_exchange", Usage: "key exchanges to offer and accept, the best first: X25519MLKEM768, SecP256r1MLKEM768 (less CPU), X25519, P-256 (default X25519MLKEM768,X25519)", Set: settings.List(func(x *c) *[]string { return &x.Tunnel.KeyExchange })},
-		{Key: "tunnel.fast_open", Usage: "begin TLS in a new tunnel's SYN, by TCP Fast Open, with the first of tunnel.key_exchange only and without tickets: true or false (default false)", Set: func(x *c, v string) (err error) {
-			x.Tunnel.FastOpen, err = strconv.ParseBool(v)
-			return err
-		}},
+		{Key: "tunnel.fast_open", Usage: "begin TLS in a new tunnel's SYN, by TCP Fast Open, with the first of tunnel.key_exchange only and without tickets: true or false (default false)", Set: settings.Bool(func(x *c) *bool { return &x.Tunnel.FastOpen })},
 		{Key: "tunnel.peer_timeout", Usage: "after how long a peer that acknowledges nothing counts as gone; 0s: as the kernel thinks (default 2m)", Set: settings.Duration(func(x *c) *time.Duration { return &x.Tunnel.PeerTimeout })},
 		{Key: "limits.connections", Usage: "open connections in all (default 100000)", Set: number(func(x *c) *int { return &x.Limits.Connections })},
 		{Key: "limits.handshakes", Usage: "connections that wait for their authorization, each direction (default 8192)", Set: number(func(x *c) *int { return &x.Limits.Handshakes })},

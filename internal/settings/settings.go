@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -47,6 +48,11 @@ func Text[C any](field func(*C) *string) func(*C, string) error {
 // Duration is one for a time such as 30m.
 func Duration[C any](field func(*C) *time.Duration) func(*C, string) error {
 	return func(c *C, v string) (err error) { *field(c), err = time.ParseDuration(v); return err }
+}
+
+// Bool is one for true or false.
+func Bool[C any](field func(*C) *bool) func(*C, string) error {
+	return func(c *C, v string) (err error) { *field(c), err = strconv.ParseBool(v); return err }
 }
 
 // List is one for texts separated by commas.
