@@ -25,6 +25,7 @@ const (
 	nameSymbolon      = "symbolon"
 	nameAuthenticated = "symbolon-auth"
 	nameSingle        = "symbolon-single"
+	nameX25519        = "symbolon-x25519"
 	nameStock         = "symbolon-stock"
 )
 
@@ -38,6 +39,7 @@ func allSystems() []system {
 		{name: "go", about: "io.Copy over crypto/tls (ghostunnel's technique; in this program), X25519, sessions resumed", target: near, encrypted: true, start: startGo},
 		{name: nameSymbolon, about: "transparent by iptables; identity, policy, records; encrypted; tunnels reused, sessions resumed", target: remote, encrypted: true, start: startSymbolon("encrypted", "")},
 		{name: nameSingle, about: "the same without reuse, as behind a balancer: a tunnel for each connection", target: remote, encrypted: true, only: []string{"connect", "far"}, start: startSymbolon("encrypted", "tunnel: {reuse: false}")},
+		{name: nameX25519, about: "symbolon-single with the peers' key exchange in place of X25519MLKEM768 (tunnel.key_exchange: [X25519])", target: remote, encrypted: true, only: []string{"connect", "far"}, start: startSymbolon("encrypted", "tunnel: {reuse: false, key_exchange: [X25519]}")},
 		{name: nameStock, about: "symbolon with crypto/tls in the data phase, too (tunnel.record_layer: stock)", target: remote, encrypted: true, start: startSymbolon("encrypted", "tunnel: {record_layer: stock}")},
 		{name: nameAuthenticated, about: "transparent, with identity, policy and records, too; authenticated: TLS proves both ends of each connection, then its bytes pass in the clear", target: remote, start: startSymbolon("authenticated", "")},
 	}

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -41,19 +41,18 @@ const (
 // Delay makes every IPv4 TCP packet that leaves the host by an interface take so much longer,
 // until stop is called. It needs iptables.
 func (h *Host) Delay(iface string, by time.Duration) (stop func() error, err error) {
-	d := &delay{by: by, held: make(chan heldPacket, delayed)}
+	d := &delay{by: by}
 	if err := h.Do(d.open); err != nil {
 		return nil, fmt.Errorf("netlab: delay on %s: %w", h.name, err)
 	}
 	var running sync.WaitGroup
-	running.Go(d.receive)
-	running.Go(d.release)
+	running.Go(d.run)
 	rule := []string{"POSTROUTING", "-o", iface, "-p", "tcp", "-j", "NFQUEUE", "--queue-num", strconv.Itoa(delayQueue)}
 	err = h.iptables(4, append([]string{"-t", "mangle", "-A"}, rule...)...)
 	end := func() error {
-		cerr := d.file.Close() // what is held is dropped with the queue
+		_, werr := unix.Write(d.end, binary.NativeEndian.AppendUint64(nil, 1))
 		running.Wait()
-		return cerr
+		return errors.Join(werr, unix.Close(d.end), unix.Close(d.queue)) // what is held is dropped with the queue
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("netlab: delay on %s: %w", h.name, err), end())
@@ -72,18 +71,21 @@ type heldPacket struct {
 
 // delay is a bound queue.
 type delay struct {
-	by   time.Duration
-	file *os.File
-	held chan heldPacket
+	by    time.Duration
+	queue int // the netlink socket
+	end   int // an eventfd
+	held  []heldPacket
 }
 
-func (d *delay) open() error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
-	if err != nil {
+func (d *delay) open() (err error) {
+	if d.end, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return err
 	}
-	d.file = os.NewFile(uintptr(fd), "nfnetlink queue")
-	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	if d.queue, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER); err != nil {
+		_ = unix.Close(d.end)
+		return err
+	}
+	err = unix.Bind(d.queue, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	be32 := func(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 	for _, a := range [][]byte{
 		attr(nfqaConfigCommand, []byte{nfqCommandBind, 0, 0, unix.AF_INET}),
@@ -92,11 +94,11 @@ func (d *delay) open() error {
 		append(attr(nfqaConfigMask, be32(nfqFlagGSO)), attr(nfqaConfigFlags, be32(nfqFlagGSO))...),
 	} {
 		if err == nil {
-			err = configure(fd, a)
+			err = configure(d.queue, a)
 		}
 	}
 	if err != nil {
-		_ = d.file.Close()
+		_, _ = unix.Close(d.queue), unix.Close(d.end)
 	}
 	return err
 }
@@ -137,17 +139,39 @@ func configure(fd int, attrs []byte) error {
 	return nil
 }
 
-// receive notes when each packet that comes is to go.
-func (d *delay) receive() {
-	defer close(d.held)
+// run holds and releases until end is written to. Its thread waits by itself: the
+// runtime's timers are late by up to a millisecond where it has nothing else to do, which
+// six passes of a new tunnel would sum up.
+func (d *delay) run() {
+	runtime.LockOSThread() // and ends with it
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	for {
+		var rest *unix.Timespec // forever
+		if len(d.held) > 0 {
+			t := unix.NsecToTimespec(max(0, int64(time.Until(d.held[0].until))))
+			rest = &t
+		}
+		fds := []unix.PollFd{{Fd: int32(d.queue), Events: unix.POLLIN}, {Fd: int32(d.end), Events: unix.POLLIN}}
+		if _, err := unix.Ppoll(fds, rest, nil); err != nil && !errors.Is(err, unix.EINTR) || fds[1].Revents != 0 {
+			return
+		}
+		if fds[0].Revents != 0 && !d.receive() {
+			return
+		}
+		d.release()
+	}
+}
+
+// receive notes when each packet that has come is to go. False: there will be no more.
+func (d *delay) receive() bool {
 	b := make([]byte, 64<<10)
 	for {
-		n, err := d.file.Read(b)
-		if errors.Is(err, unix.ENOBUFS) {
+		n, err := unix.Read(d.queue, b)
+		switch {
+		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
 			continue // some were dropped
-		}
-		if err != nil {
-			return // closed
+		case err != nil:
+			return errors.Is(err, unix.EAGAIN)
 		}
 		until := time.Now().Add(d.by)
 		for m := b[:n]; len(m) >= unix.NLMSG_HDRLEN; {
@@ -156,10 +180,7 @@ func (d *delay) receive() {
 				break
 			}
 			if id, ok := packetID(m[:size]); ok {
-				select {
-				case d.held <- heldPacket{id, until}:
-				default: // the kernel's queue is as long
-				}
+				d.held = append(d.held, heldPacket{id, until}) // the kernel's queue is bounded
 			}
 			m = m[min(len(m), (size+3)&^3):]
 		}
@@ -184,11 +205,12 @@ func packetID(m []byte) (id uint32, ok bool) {
 	return 0, false
 }
 
-// release lets packets go, in the order in which they came.
+// release lets packets go whose time has come, in the order in which they came.
 func (d *delay) release() {
-	for p := range d.held {
-		time.Sleep(time.Until(p.until))
-		verdict := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, nfAccept), p.id)
-		_, _ = d.file.Write(queueMessage(nfqVerdict, 0, attr(nfqaVerdictHeader, verdict)))
+	due := 0
+	for ; due < len(d.held) && time.Until(d.held[due].until) <= 0; due++ {
+		verdict := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, nfAccept), d.held[due].id)
+		_, _ = unix.Write(d.queue, queueMessage(nfqVerdict, 0, attr(nfqaVerdictHeader, verdict)))
 	}
+	d.held = d.held[due:]
 }
