@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -162,6 +163,34 @@ func tcpMeaning(w *world, addr, protection string) {
 	}
 	w.expect("urgent data keeps its place", w.try(w.Client, "urgent", addr+":7001"), "AB!CD")
 	w.expect("a megabyte", w.try(w.Client, "many", addr+":7005", "1", "1000000"), "1 ok")
+	w.quits(addr + ":7001")
+}
+
+// quits: who resets a connection before a word is never taken for one that has ended in
+// order, whether a tunnel waits for it or not, and however far it has come.
+func (w *world) quits(to string) {
+	w.t.Helper()
+	const n = 20
+	quit := func(p *fleet.Proxy) (lines []flow.Line) {
+		all, err := p.Flows()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, l := range all {
+			if l.Destination.Address == to && l.BytesSent == 0 {
+				lines = append(lines, l)
+			}
+		}
+		return lines
+	}
+	before, served := len(quit(w.client)), len(quit(w.server))
+	w.expect("RST before a word", w.try(w.Client, "quits", to, fmt.Sprint(n)), fmt.Sprint(n))
+	w.eventually("they are recorded", func() bool { return len(quit(w.client)) == before+n })
+	for _, l := range append(quit(w.client)[before:], quit(w.server)[served:]...) {
+		if l.Outcome == "allow" && l.Detail != "reset" {
+			w.t.Errorf("%s's record of a reset: %s, %s (%s), reused %v", l.Reporter, l.Outcome, l.Reason, l.Detail, l.Reused)
+		}
+	}
 }
 
 // logs runs do, after which the server must say text once more.

@@ -232,6 +232,22 @@ var clients = map[string]func(args []string) (string, error){
 		}
 		return strings.TrimSpace(string(b)), c.Close()
 	},
+	// quits ADDR N: N times an exchange, then a connection that is reset before a word.
+	"quits": func(a []string) (string, error) {
+		n, _ := strconv.Atoi(a[1])
+		for range n {
+			if _, err := echo(a[0], "hello"); err != nil {
+				return "", err
+			}
+			c, err := dial(a[0])
+			if err != nil {
+				return "", err
+			}
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+		return a[1], nil
+	},
 	// many ADDR N SIZE: N connections at once, each of which sends SIZE bytes and
 	// checks the answer; all are open before the first one sends.
 	"many": func(a []string) (string, error) {

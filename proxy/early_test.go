@@ -1,9 +1,14 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"net"
+	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -140,4 +145,51 @@ func TestEndOfAWaitingTunnelIsNoReset(t *testing.T) {
 		t.Error("the application was reached")
 	}
 	w.records.none()
+}
+
+// An application that resets its connection before it has said anything, and before the
+// proxy looks at it, asks nobody: the kernel tells of a reset once, and the peer's
+// application must not take it for a clean end. The tunnel waits on for the next one.
+func TestResetBeforeATunnelIsAsked(t *testing.T) {
+	for name, quick := range map[string]bool{"at once": true, "on a goroutine": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, func(o *Options) {
+				if !quick {
+					o.Credentials.(*credentials).stall = func(context.Context, string) {}
+				}
+			})
+			w.creds.set("0", w.web())
+			at, handshakes := w.reusing(func(x *tls.Conn, o *symbolonv1.Open) { _, _ = x.Write(accepts(o)) })
+			w.kept(at)
+			w.creds.mu.Lock() // the proxy does not go on with a connection
+			c := w.connect(at)
+			local := c.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+			_ = reset(c)
+			eventually(t, "the proxy's socket is reset", func() bool { return !established(t, local) })
+			w.creds.mu.Unlock()
+			if r := w.records.next(); r.Reason != "reset" || r.Outcome != "error" || r.BytesSent != 0 {
+				t.Errorf("recorded %+v, want a reset", r)
+			}
+			w.asks(at, "hello", nil)
+			if r := w.records.next(); r.Outcome != "allow" || !r.Reused || handshakes.Load() != 1 {
+				t.Errorf("the next connection: recorded %+v on %d tunnels", r, handshakes.Load())
+			}
+		})
+	}
+}
+
+// established tells whether a TCP connection over IPv4 from or to a local port is open.
+func established(t testing.TB, port uint16) bool {
+	t.Helper()
+	all, err := os.ReadFile("/proc/self/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(all)) {
+		f := strings.Fields(line) // sl local remote state
+		if end := fmt.Sprintf(":%04X", port); f[3] == "01" && (strings.HasSuffix(f[1], end) || strings.HasSuffix(f[2], end)) {
+			return true
+		}
+	}
+	return false
 }

@@ -43,16 +43,14 @@ func (k kept) Reset() error {
 	return nil
 }
 
-// Reopen sends the Open of another connection, and early bytes of what near has said
-// already, which stay in near's socket: it saves a round trip, and the peer's proxy holds
-// them back until it has decided. On error nothing has reached an application, and the
-// tunnel is closed.
-func (k kept) Reopen(ctx context.Context, open *symbolonv1.Open, near *socket) (early int, err error) {
+// Reopen sends the Open of another connection, and early bytes of said: what the
+// application has said already saves a round trip that way, and the peer's proxy holds it
+// back until it has decided. On error nothing has reached an application, and the tunnel is
+// closed.
+func (k kept) Reopen(ctx context.Context, open *symbolonv1.Open, said []byte) (early int, err error) {
 	if k.on != nil {
 		err = k.on.Send(func(buf []byte) (sealed []byte, err error) {
-			b := buffers.Get().(*[]byte)
-			defer buffers.Put(b)
-			sealed, early, err = k.SealOpen(buf, open, near.peek((*b)[:maxEarly]))
+			sealed, early, err = k.SealOpen(buf, open, said)
 			return sealed, err
 		})
 	} else {

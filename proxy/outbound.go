@@ -307,8 +307,18 @@ func (o *outgoing) again(ctx context.Context, t kept, way route) (done bool, err
 		_ = t.Close()
 		return false, nil
 	}
-	early, err := t.Reopen(ctx, open, o.accepted)
-	if err != nil {
+	b := buffers.Get().(*[]byte)
+	said, left := o.accepted.peek((*b)[:maxEarly]) // where it stays until the Verdict
+	early := 0
+	if left == nil {
+		early, err = t.Reopen(ctx, open, said)
+	}
+	buffers.Put(b)
+	switch {
+	case left != nil: // the application has: nobody is asked
+		o.p.pool.put(way, t, o.p.now())
+		return true, networkError(left)
+	case err != nil:
 		return false, nil
 	}
 	r := &relay{near: o.accepted, tunnel: t, back: o.p.keeper(way), started: o.started, early: uint64(early), ahead: early > 0}

@@ -45,30 +45,12 @@ type relay struct {
 // along: it saves a round trip, and the peer's proxy holds it back until it has decided.
 // Without read it stays in near's socket: the verdict says how much of it has been taken.
 func (r *relay) say(b []byte, read bool) (said []byte, err error) {
-	if !r.near.inline { // or a read would pass over it
-		inlineUrgent(r.near.TCPConn)
+	if !read {
+		return r.near.peek(b[:mtls.MaxEarly])
 	}
-	n := 0
-	var rerr error
-	err = r.near.control(func(fd int) {
-		if read {
-			n, rerr = unix.Read(fd, b[:maxEarly])
-		} else {
-			n, _, rerr = unix.Recvfrom(fd, b[:mtls.MaxEarly], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		}
-	})
-	switch {
-	case err != nil:
-		return nil, err
-	case n <= 0 && (rerr == nil || errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR)):
-		return nil, nil // not yet, or never: the relay finds out
-	case rerr != nil:
-		return nil, rerr
-	}
-	if read {
-		r.early = uint64(n)
-	}
-	return b[:n], nil
+	said, err = r.near.receive(b[:maxEarly], 0)
+	r.early = uint64(len(said))
+	return said, err
 }
 
 // copyEarly begins to copy before the verdict, where crypto/tls has the data phase and the

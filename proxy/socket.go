@@ -55,14 +55,28 @@ func (s *socket) control(f func(fd int)) error {
 }
 
 // peek is what has arrived, as far as b has room for it, and stays there. Nil: nothing, or
-// it cannot be told what of it was urgent.
-func (s *socket) peek(b []byte) []byte {
-	if !s.inline {
-		return nil
+// the end. Errors are those of receive.
+func (s *socket) peek(b []byte) (said []byte, err error) { return s.receive(b, unix.MSG_PEEK) }
+
+// receive reads what has arrived into b. Nil: nothing yet, or the end. An error is the
+// connection's, which the kernel tells once, be it to one who peeks: whoever reads
+// on would take a reset for a clean end.
+func (s *socket) receive(b []byte, flags int) (said []byte, err error) {
+	if !s.inline { // or an urgent byte would be passed over
+		inlineUrgent(s.runtime())
 	}
 	n := 0
-	_ = s.control(func(fd int) { n, _, _ = unix.Recvfrom(fd, b, unix.MSG_PEEK|unix.MSG_DONTWAIT) })
-	return b[:max(n, 0)]
+	var rerr error
+	err = s.control(func(fd int) { n, _, rerr = unix.Recvfrom(fd, b, flags|unix.MSG_DONTWAIT) })
+	switch {
+	case err != nil:
+		return nil, err
+	case errors.Is(rerr, unix.EAGAIN), errors.Is(rerr, unix.EINTR), rerr == nil && n == 0:
+		return nil, nil
+	case rerr != nil:
+		return nil, rerr
+	}
+	return b[:n], nil
 }
 
 // skip takes n bytes away that peek has shown.
