@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/redirect"
 )
@@ -219,6 +221,22 @@ func pair(t testing.TB) (a, b *net.TCPConn) {
 		_ = x.SetDeadline(time.Now().Add(patience))
 	}
 	return c.(*net.TCPConn), s
+}
+
+// urgent sends b as TCP's urgent data, of which the last byte is it.
+func urgent(t testing.TB, c *net.TCPConn, b string) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	if err := raw.Write(func(fd uintptr) bool {
+		failed = unix.Sendto(int(fd), []byte(b), unix.MSG_OOB, nil)
+		return !errors.Is(failed, unix.EAGAIN)
+	}); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
 }
 
 // ended waits for the peer to end c, and returns what came before. An end is not

@@ -32,6 +32,7 @@ func TestFirstBytesGoInTheOpen(t *testing.T) {
 		takes  func(offered string) uint32
 		grants symbolonv1.Protection
 		stock  bool
+		urgent string // of what it says: TCP's urgent byte
 	}{
 		"taken":                       {says: "hello"},
 		"by a server that is older":   {says: "hello", takes: func(string) uint32 { return 0 }},
@@ -42,6 +43,12 @@ func TestFirstBytesGoInTheOpen(t *testing.T) {
 		"stock":                       {says: long, stock: true},
 		"stock, and encrypted":        {says: long, stock: true, grants: encrypted},
 		"stock, encrypted, and older": {says: long, stock: true, grants: encrypted, takes: func(string) uint32 { return 0 }},
+		"an urgent byte behind it":    {says: "AB!CD", urgent: "!"},
+		"an urgent byte first":        {says: "!CD", urgent: "!"},
+		"an urgent byte last":         {says: "AB!", urgent: "!"},
+		"with an urgent byte in part": {says: "!CD", urgent: "!", takes: func(string) uint32 { return 2 }},
+		"an urgent byte not taken":    {says: "!CD", urgent: "!", takes: func(string) uint32 { return 0 }},
+		"stock, and an urgent byte":   {says: "!CD", urgent: "!", stock: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var change []func(*Options)
@@ -64,7 +71,11 @@ func TestFirstBytesGoInTheOpen(t *testing.T) {
 					return
 				}
 				offered := string(o.GetEarly())
-				if len(offered) != min(len(tc.says), mtls.MaxEarly) || !strings.HasPrefix(tc.says, offered) {
+				offers := min(len(tc.says), mtls.MaxEarly)
+				if at := strings.Index(tc.says, tc.urgent); at > 0 {
+					offers = at // the kernel gives what stands before it by itself
+				}
+				if len(offered) != offers || !strings.HasPrefix(tc.says, offered) {
 					t.Errorf("the Open has %d early bytes", len(offered))
 				}
 				n := uint32(len(offered))
@@ -86,7 +97,14 @@ func TestFirstBytesGoInTheOpen(t *testing.T) {
 				_, _ = io.Copy(io.Discard, c)
 			})
 			c := w.connect(at)
-			_, _ = io.WriteString(c, tc.says)
+			rest := tc.says
+			if tc.urgent != "" {
+				var before string
+				before, rest, _ = strings.Cut(rest, tc.urgent)
+				_, _ = io.WriteString(c, before)
+				urgent(t, c, tc.urgent)
+			}
+			_, _ = io.WriteString(c, rest)
 			_ = c.CloseWrite()
 			close(said)
 			got, err := ended(t, c)

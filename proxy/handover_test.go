@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/mtls"
 )
@@ -65,16 +63,10 @@ func TestUrgentByteSpokenEarly(t *testing.T) {
 		}
 		server <- c
 	}()
-	raw, err := app.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) }), err); err != nil {
-		t.Fatal(err)
-	}
+	urgent(t, app, "!")
 	_, _ = io.WriteString(app, "AB")
 	r := &relay{near: &socket{TCPConn: near}, started: time.Now()}
-	_, err = mtls.DialEarly(ctx, a, web, func(*mtls.Peer) (*symbolonv1.Open, error) {
+	_, err := mtls.DialEarly(ctx, a, web, func(*mtls.Peer) (*symbolonv1.Open, error) {
 		open := mtls.NewOpen(mtls.NewFlowID(), netip.MustParseAddrPort("10.0.0.9:5432"), encrypted, 1)
 		open.Framed = true
 		return open, nil

@@ -135,20 +135,6 @@ func TestRelayUrgentData(t *testing.T) { onBoth(t, relayUrgentData) }
 func relayUrgentData(t *testing.T, relayed relayedFunc) {
 	for _, bulk := range []bool{false, true} {
 		app, peer, r, done := relayed()
-		urgent := func(b string) {
-			t.Helper()
-			raw, err := app.SyscallConn()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var failed error
-			if err := raw.Write(func(fd uintptr) bool {
-				failed = unix.Sendto(int(fd), []byte(b), unix.MSG_OOB, nil)
-				return !errors.Is(failed, unix.EAGAIN)
-			}); err != nil || failed != nil {
-				t.Fatal(err, failed)
-			}
-		}
 		if bulk { // the kernel splices from here on
 			go func() { _, _ = app.Write(make([]byte, 4<<20)) }()
 			if _, err := io.CopyN(io.Discard, peer, 4<<20); err != nil {
@@ -158,15 +144,15 @@ func relayUrgentData(t *testing.T, relayed relayedFunc) {
 		for range 3 {
 			_, _ = io.WriteString(app, "AB")
 			expect(t, peer, "AB")
-			urgent("!")
+			urgent(t, app, "!")
 			expect(t, peer, "!")
 			_, _ = io.WriteString(app, "CD")
-			urgent("?")
+			urgent(t, app, "?")
 			_, _ = io.WriteString(app, "EF")
 			expect(t, peer, "CD?EF")
 		}
 		_, _ = io.WriteString(app, "GH")
-		urgent("#")
+		urgent(t, app, "#")
 		_ = app.CloseWrite()
 		if got, err := ended(t, peer); err != nil || string(got) != "GH#" {
 			t.Errorf("bulk %v: read %q, %v; want GH#", bulk, got, err)
