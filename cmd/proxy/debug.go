@@ -34,7 +34,8 @@ func debugCommand() *cobra.Command {
   identities    the workloads seen, with their SPIFFE IDs and claims
   rules         what is in the kernel, and how it differs from what should be
   status        host, controller, generation, revocations, bundles, certificate; since when
-                each is as it is (after a restart too), and when the first SVID ends`,
+                each is as it is (after a restart too), and when the first SVID ends; what
+                keeps tunnel.fast_open from its effect`,
 		Example: `  symbolon-proxy debug connections | jq '.[].source.spiffe_id'
   symbolon-proxy debug policies --from app=web@/acme/prod --to api.pay.example.com --port 443`,
 		Args:      arguments(cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)),

@@ -94,6 +94,17 @@ func (k *kernel) owners() string {
 	return proxy.OwnerEBPF
 }
 
+// fastOpen tells whether new tunnels begin in their SYN, and what keeps them from it now.
+func fastOpen(on bool) string {
+	if !on {
+		return "off"
+	}
+	if missing := redirect.FastOpenMissing(); missing != "" {
+		return "on, but " + missing
+	}
+	return "on"
+}
+
 func (k *kernel) listen(in *handover.Inherited, log *zap.Logger, name, address string) (*net.TCPListener, error) {
 	l, err := listen(in, log, name, address)
 	if err == nil {

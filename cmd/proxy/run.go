@@ -533,6 +533,7 @@ func (d *daemonParts) debugStatus() any {
 		"controller_connected": d.session.Connected(), "generation": d.proxy.Generation(), "flows_lost": d.reports.Lost(),
 		"identity_source": d.cfg.Identity.Source, "revocations": d.proxy.Revocations().Len(),
 		"bundle_version": c.BundleVersion, "host_svid_since": c.Chain[0].NotBefore, "host_svid_renewal": c.RotateAt, "svids": svidAges(d.manager.Snapshot()),
+		"fast_open": fastOpen(d.cfg.Tunnel.FastOpen),
 	}
 	d.addAges(out)
 	if d.sourceStatus != nil {
