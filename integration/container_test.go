@@ -9,6 +9,7 @@ import (
 
 	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/internal/containerlab"
+	"github.com/symbolon/symbolon/internal/fleet"
 	"github.com/symbolon/symbolon/internal/netlab"
 )
 
@@ -84,6 +85,15 @@ object: {app: server}
 	l := w.recorded(w.client, "the connection", to(portEcho, "allow"))
 	if l.Source.Workload != "boxed" || l.Destination.Workload != "server" {
 		t.Errorf("from %+v to %+v", l.Source, l.Destination)
+	}
+	for _, p := range []*fleet.Proxy{w.client, w.server} {
+		var s struct {
+			Runtimes []struct{ Socket, Name, State string } `json:"container_runtimes"`
+		}
+		if err := p.Debug(w.ctx(), "status", &s); err != nil {
+			t.Fatal(err)
+		}
+		w.expect("runtimes of "+p.Host.Name(), fmt.Sprint(s.Runtimes), fmt.Sprintf("[{docker:%s podman reachable}]", b.podman.Socket()))
 	}
 	w.expect("from another image", b.run(w.Client, server.Name, "echo", "10.2.0.2:7001", "hello"), "reset")
 

@@ -26,5 +26,14 @@ func (d *daemonParts) askRuntimes(r *identity.Resolver) (closeRuntimes func()) {
 		},
 	})
 	r.SetContainers(c)
+	d.runtimes = c
 	return c.Close
+}
+
+// runtimeStatus is how it is with the container runtimes; empty where none is asked.
+func (d *daemonParts) runtimeStatus() []containers.Status {
+	if d.runtimes == nil {
+		return []containers.Status{}
+	}
+	return d.runtimes.Status()
 }

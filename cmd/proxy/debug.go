@@ -35,7 +35,7 @@ func debugCommand() *cobra.Command {
   rules         what is in the kernel, and how it differs from what should be
   status        host, controller, generation, revocations, bundles, certificate; since when
                 each is as it is (after a restart too), and when the first SVID ends; what
-                keeps tunnel.fast_open from its effect`,
+                keeps tunnel.fast_open from its effect; which container runtimes answer`,
 		Example: `  symbolon-proxy debug connections | jq '.[].source.spiffe_id'
   symbolon-proxy debug policies --from app=web@/acme/prod --to api.pay.example.com --port 443`,
 		Args:      arguments(cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)),

@@ -32,6 +32,7 @@ import (
 	"github.com/symbolon/symbolon/controller/enrol"
 	"github.com/symbolon/symbolon/flow"
 	"github.com/symbolon/symbolon/identity"
+	"github.com/symbolon/symbolon/identity/containers"
 	"github.com/symbolon/symbolon/identity/token"
 	"github.com/symbolon/symbolon/internal/handover"
 	"github.com/symbolon/symbolon/mtls"
@@ -62,6 +63,7 @@ type daemonParts struct {
 	manager  *identity.Manager
 	tokens   *token.Verifier
 	names    *names.Names
+	runtimes *containers.Containers // nil: none is asked
 	proxy    *proxy.Proxy
 	session  *proxy.Session
 	reports  *flow.Reporter
@@ -533,7 +535,7 @@ func (d *daemonParts) debugStatus() any {
 		"controller_connected": d.session.Connected(), "generation": d.proxy.Generation(), "flows_lost": d.reports.Lost(),
 		"identity_source": d.cfg.Identity.Source, "revocations": d.proxy.Revocations().Len(),
 		"bundle_version": c.BundleVersion, "host_svid_since": c.Chain[0].NotBefore, "host_svid_renewal": c.RotateAt, "svids": svidAges(d.manager.Snapshot()),
-		"fast_open": fastOpen(d.cfg.Tunnel.FastOpen),
+		"fast_open": fastOpen(d.cfg.Tunnel.FastOpen), "container_runtimes": d.runtimeStatus(),
 	}
 	d.addAges(out)
 	if d.sourceStatus != nil {

@@ -20,6 +20,7 @@ func TestContainerd(t *testing.T) {
 		"k8s.namespace": "prod", "k8s.pod": "web-7f9c", "app": "",
 	}
 	expect(t, w, about)
+	a.is(t, "cri:"+c.Socket(), Reachable, "containerd")
 	if w.Attributes.Get("image.id") == "" || w.Attributes.Get("image.id") == digest {
 		t.Errorf("image.id: %q", w.Attributes.Get("image.id"))
 	}

@@ -70,11 +70,12 @@ type Containers struct {
 	all    *lru.Cache[identity.Container, *entry]
 }
 
-// engine is one runtime. The mutex of Containers guards err.
+// engine is one runtime. The mutex of Containers guards err and last.
 type engine struct {
 	Socket
 	asker
-	err error
+	err  error  // that has been reported
+	last Status // but for the socket
 }
 
 // entry is one container. The mutex of Containers guards it.
@@ -269,7 +270,7 @@ func (c *Containers) question(ctx context.Context, of identity.Container, by *en
 			if err == nil {
 				err = agrees(of, is)
 			}
-			c.heard(ctx, r, err)
+			c.heard(ctx, r, is, err)
 			answers <- answer{r, is, err}
 		})
 	}
@@ -309,7 +310,8 @@ func absent(err error) bool {
 }
 
 // heard notes how it is with a runtime, and reports a change.
-func (c *Containers) heard(ctx context.Context, r *engine, err error) {
+func (c *Containers) heard(ctx context.Context, r *engine, is *container, err error) {
+	said := err
 	if absent(err) || errors.Is(err, errUnknown) || errors.Is(err, errNotYet) {
 		err = nil
 	}
@@ -317,6 +319,7 @@ func (c *Containers) heard(ctx context.Context, r *engine, err error) {
 		return // another one has answered
 	}
 	c.mu.Lock()
+	r.last = r.last.after(is, said)
 	was := r.err
 	r.err = err
 	c.mu.Unlock()

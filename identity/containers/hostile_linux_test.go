@@ -239,6 +239,12 @@ func TestSlowRuntimes(t *testing.T) {
 		t.Error("it was not asked")
 	}
 	expect(t, a.workload(t, pid), map[string]string{"container.id": asked, "image.digest": ""})
+	for _, socket := range []string{drip.socket.String(), "cri:" + mute.Addr().String()} {
+		for deadline := time.Now().Add(30 * time.Second); a.status(t, socket).State == Unasked && time.Now().Before(deadline); {
+			time.Sleep(20 * time.Millisecond)
+		}
+		a.is(t, socket, Unreachable, "")
+	}
 
 	n := 0
 	if _, err := fmt.Sscan(pid, &n); err != nil {
@@ -297,6 +303,12 @@ func TestSomebodyElsesSocket(t *testing.T) {
 	}
 	if _, err := (cri{s}).ask(t.Context(), asked); !errors.Is(err, ErrNotRoot) {
 		t.Errorf("cri: %v", err)
+	}
+	a := ask(t, s.String())
+	expect(t, a.workload(t, sleepIn(t, "docker", asked)), nothing)
+	a.is(t, s.String(), Unreachable, "")
+	if why := a.status(t, s.String()).Why; !strings.Contains(why, "not root's") {
+		t.Errorf("unreachable by %q", why)
 	}
 }
 

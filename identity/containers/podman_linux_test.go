@@ -22,6 +22,7 @@ var sleeper = containerlab.Image{Name: "example.org/sleeper:1", Programs: []stri
 // asking is a resolver that asks the runtimes at sockets, as the proxy does.
 type asking struct {
 	*identity.Resolver
+	book    *Containers
 	changes atomic.Int64
 }
 
@@ -32,8 +33,29 @@ func ask(t *testing.T, sockets ...string) *asking {
 		t.Fatal(err)
 	}
 	a := &asking{Resolver: r}
-	a.SetContainers(book(t, a, sockets...))
+	a.book = book(t, a, sockets...)
+	a.SetContainers(a.book)
 	return a
+}
+
+// status is what is said of the runtime at a socket.
+func (a *asking) status(t *testing.T, socket string) Status {
+	t.Helper()
+	for _, s := range a.book.Status() {
+		if s.Socket == socket {
+			return s
+		}
+	}
+	t.Fatalf("%s is not in the status", socket)
+	return Status{}
+}
+
+func (a *asking) is(t *testing.T, socket string, state State, name string) {
+	t.Helper()
+	s := a.status(t, socket)
+	if s.State != state || s.Name != name || (s.Why == "") != (state == Unasked || state == Reachable) || s.Asked.IsZero() != (state == Unasked) {
+		t.Errorf("%+v, want %s, named %q", s, state, name)
+	}
 }
 
 func book(t *testing.T, a *asking, sockets ...string) *Containers {
@@ -104,7 +126,9 @@ func TestPodman(t *testing.T) {
 	}
 	p.Serve()
 	webID, web := run("web")
-	a := ask(t, "docker:/run/no-such.sock", "docker:"+p.Socket())
+	socket := "docker:" + p.Socket()
+	a := ask(t, "docker:/run/no-such.sock", socket)
+	a.is(t, socket, Unasked, "")
 
 	// On a busy machine the answer may come after the workload.
 	w := a.eventually(t, a.workload(t, web), "container.name", "web")
@@ -113,6 +137,8 @@ func TestPodman(t *testing.T) {
 		"image.id": "sha256:" + p.Must(p.Args("image", "inspect", "--format", "{{.Id}}", sleeper.Name)...), "app": "", "os.user": "",
 	}
 	expect(t, w, about)
+	a.is(t, socket, Reachable, "podman")
+	a.is(t, "docker:/run/no-such.sock", Absent, "")
 	if again := a.workload(t, web); again.Key != w.Key || again != a.workload(t, web) {
 		t.Error("the same container is another workload")
 	}
@@ -161,6 +187,7 @@ func TestPodman(t *testing.T) {
 		_, late := run("late")
 		l := a.workload(t, late)
 		expect(t, l, nothing)
+		a.is(t, socket, Absent, "podman")
 		expect(t, a.workload(t, web), about) // what is known stays
 		before := a.changes.Load()
 		p.Serve()
@@ -182,6 +209,7 @@ func TestPodman(t *testing.T) {
 		expect(t, a.workload(t, web), about)
 		p.Signal(syscall.SIGCONT)
 		a.eventually(t, m, "container.name", "mute")
+		a.is(t, socket, Reachable, "podman")
 	})
 	t.Run("removed", func(t *testing.T) {
 		p.Must(p.Args("rm", "--force", "--time", "0", "web")...)
