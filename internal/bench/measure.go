@@ -154,49 +154,62 @@ func (l *lab) weigh(ctx context.Context, o *options, p *pair, w workload, s *sam
 	if err := l.restart(ctx, p); err != nil {
 		return err
 	}
-	read := func() (kbC, fdsC, kbS, fdsS float64, err error) {
-		now, err := processes()
-		if err != nil {
-			return 0, 0, 0, 0, err
-		}
-		if kbC, fdsC, err = now.footprint(p.clientSide.Pid); err != nil {
-			return 0, 0, 0, 0, err
-		}
-		kbS, fdsS, err = now.footprint(p.serverSide.Pid)
-		return kbC, fdsC, kbS, fdsS, err
-	}
 	warm := w
 	warm.conns = warmConns
-	_, err := l.load(ctx, p, warm, w.limit()+2*o.settle, func(end bool, _ loaded) error {
+	_, err := l.beside(ctx, p, warm, w.limit()+2*o.settle, func() error { return l.weighBeside(ctx, o, p, w, s) })
+	return err
+}
+
+// weighBeside measures idle connections beside those that are open.
+func (l *lab) weighBeside(ctx context.Context, o *options, p *pair, w workload, s *sample) error {
+	before, err := p.settled(ctx, o)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	var after footprints
+	s.Load, err = l.beside(ctx, p, w, o.settle, func() (err error) {
+		s.Opening = time.Since(began).Seconds()
+		after, err = p.settled(ctx, o)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	n := float64(w.conns)
+	s.Conns = n
+	s.ClientKB, s.ClientFDs = (after.clientKB-before.clientKB)/n, (after.clientFDs-before.clientFDs)/n
+	s.ServerKB, s.ServerFDs = (after.serverKB-before.serverKB)/n, (after.serverFDs-before.serverFDs)/n
+	return nil
+}
+
+// beside is load, which calls f when its connections are open.
+func (l *lab) beside(ctx context.Context, p *pair, w workload, window time.Duration, f func() error) (loaded, error) {
+	return l.load(ctx, p, w, window, func(end bool, _ loaded) error {
 		if end {
 			return nil
 		}
-		if err := rest(ctx, o.settle); err != nil {
-			return err
-		}
-		kbC, fdsC, kbS, fdsS, err := read()
-		if err != nil {
-			return err
-		}
-		began := time.Now()
-		s.Load, err = l.load(ctx, p, w, o.settle, func(end bool, _ loaded) error {
-			if end {
-				return nil
-			}
-			s.Opening = time.Since(began).Seconds()
-			if err := rest(ctx, o.settle); err != nil {
-				return err
-			}
-			kbC2, fdsC2, kbS2, fdsS2, err := read()
-			n := float64(w.conns)
-			s.Conns = n
-			s.ClientKB, s.ClientFDs = (kbC2-kbC)/n, (fdsC2-fdsC)/n
-			s.ServerKB, s.ServerFDs = (kbS2-kbS)/n, (fdsS2-fdsS)/n
-			return err
-		})
-		return err
+		return f()
 	})
-	return err
+}
+
+// footprints are both proxies' memory, KB, and descriptors.
+type footprints struct{ clientKB, clientFDs, serverKB, serverFDs float64 }
+
+// settled reads them after a rest.
+func (p *pair) settled(ctx context.Context, o *options) (f footprints, err error) {
+	if err := rest(ctx, o.settle); err != nil {
+		return f, err
+	}
+	now, err := processes()
+	if err != nil {
+		return f, err
+	}
+	if f.clientKB, f.clientFDs, err = now.footprint(p.clientSide.Pid); err != nil {
+		return f, err
+	}
+	f.serverKB, f.serverFDs, err = now.footprint(p.serverSide.Pid)
+	return f, err
 }
 
 func rest(ctx context.Context, d time.Duration) error {
