@@ -16,7 +16,8 @@ const confirmEvery = 2 * time.Millisecond
 // confirmed waits until a client without a proxy has answered our SYN-ACK. A SYN that
 // brought data may be an old one which the network delivers again, and whose bytes the
 // application has had; such a one is never answered but by a reset. A tunnel needs no
-// such wait, as its handshake is one.
+// such wait, as its handshake is one. Without tunnel.fast_open it is asked all the same: a
+// process that is to take over has the same listener, and may have it set.
 func (x *conn) confirmed(ctx context.Context) error {
 	for {
 		var info *unix.TCPInfo

@@ -298,32 +298,53 @@ func TestReplayedSYN(t *testing.T) {
 }
 
 // Bytes in the clear that came with a SYN reach the application only when their client has
-// confirmed the connection, and once: an old SYN that comes again is never confirmed.
+// confirmed the connection, and once: an old SYN that comes again is never confirmed. It is
+// so without the setting, too: a process that is to take over has the same listeners, and
+// sets them as it likes before we have stopped, or before it fails.
 func TestUnconfirmedSYN(t *testing.T) {
-	fastOpenHosts(t)
-	w := newWorld(t, fastOpening)
-	w.policy(office)
+	for name, own := range map[string]bool{"our setting": true, "a successor's": false} {
+		t.Run(name, func(t *testing.T) {
+			fastOpenHosts(t)
+			var listener *net.TCPListener
+			w := newWorld(t, func(o *Options) { o.TLS.FastOpen, listener = own, o.Inbound[0] })
+			w.policy(office)
+			if !own {
+				first := w.call(w.app.addr) // is served: from then on the proxy has its listeners
+				speaks(t, first)
+				_ = reset(first)
+				w.records.next()
+				if err := redirect.AcceptFastOpen(listener, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.unconfirmed()
+		})
+	}
+}
+
+func (w *world) unconfirmed() {
+	w.Helper()
 	w.cookie(protected4)
 	reached := w.app.accepts.Load()
-	let := inOtherRule(t, "iptables", "OUTPUT", "-p", "tcp", "--dport", fmt.Sprint(appPort), "--tcp-flags", "SYN,RST,ACK", "ACK", "-j", "DROP")
+	let := inOtherRule(w.T, "iptables", "OUTPUT", "-p", "tcp", "--dport", fmt.Sprint(appPort), "--tcp-flags", "SYN,RST,ACK", "ACK", "-j", "DROP")
 	c := w.callEarly(w.app.addr)
 	if _, err := io.WriteString(c, "pay once"); err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
-	eventually(t, "the proxy has the connection", func() bool { return w.p.open.Load() > 0 })
+	eventually(w.T, "the proxy has the connection", func() bool { return w.p.open.Load() > 0 })
 	time.Sleep(300 * time.Millisecond) // a proxy that does not wait is through by then
 	if n := w.app.accepts.Load() - reached; n > 0 {
-		t.Errorf("the application was reached %d times by an unconfirmed SYN", n)
+		w.Errorf("the application was reached %d times by an unconfirmed SYN", n)
 	}
 	let()
-	expect(t, c, "pay once")
-	if !synData(t, c) {
-		t.Error("the SYN brought nothing")
+	expect(w.T, c, "pay once")
+	if !synData(w.T, c) {
+		w.Error("the SYN brought nothing")
 	}
 	_ = c.CloseWrite()
-	_, _ = ended(t, c)
+	_, _ = ended(w.T, c)
 	if r := w.records.next(); r.Outcome != "allow" || w.app.accepts.Load()-reached != 1 {
-		t.Errorf("recorded %+v", r)
+		w.Errorf("recorded %+v", r)
 	}
 }
 
