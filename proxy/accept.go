@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -11,6 +12,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/symbolon/symbolon/redirect"
 )
 
 const (
@@ -59,11 +62,30 @@ func (l *listener) accept() (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.keepAlive.Enable {
+	if l.keepAlive.Enable { // of a listener that is not our own the runtime has set others
 		_ = c.SetKeepAliveConfig(l.keepAlive) // a connection that has gone shows later
 	}
 	return &socket{TCPConn: c, fd: -1}, nil
 }
+
+// elders are connections that may be older than what is set on their listener, and have
+// none of it.
+type elders struct{ left atomic.Int32 }
+
+// count finds out how many there are; after the listener fd has been set up.
+func (e *elders) count(fd int) error {
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	// Of a listener: what waits for accept. And on each processor one may have been made
+	// already, which does not wait yet.
+	e.left.Store(int32(info.Unacked) + int32(runtime.NumCPU()))
+	return nil
+}
+
+// next tells whether the next connection may be one.
+func (e *elders) next() bool { return e.left.Load() > 0 && e.left.Add(-1) >= 0 }
 
 // bareListener gives out bare descriptors: a connection that an event loop will have
 // need not be introduced to the runtime's poller before. What each needs is set on
@@ -75,14 +97,8 @@ type bareListener struct {
 	local net.Addr // of every connection; nil: each has its own
 
 	keepAlive net.KeepAliveConfig
-	// elder is how many of the next connections may be older than what is set on the
-	// listener, and have none of it.
-	elder atomic.Int32
+	elders    elders
 }
-
-// amongElders is how many more connections count as elder than waited when the listener
-// was set up: acceptors at the same time need not count in the order of the queue.
-const amongElders = 64
 
 // bare prepares l. Errors: the kernel's; l is as before.
 func bare(l *net.TCPListener, keepAlive net.KeepAliveConfig) (*bareListener, error) {
@@ -112,29 +128,13 @@ func (b *bareListener) setUp(fd int) error {
 	if err := inherited(fd, b.keepAlive); err != nil {
 		return err
 	}
-	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
-		return os.NewSyscallError("getsockopt", err)
-	}
-	b.elder.Store(int32(info.Unacked) + amongElders) // of a listener: what waits for accept
-	return nil
+	return b.elders.count(fd)
 }
 
 // inherited sets what accepted connections take over from their listener.
 func inherited(fd int, keepAlive net.KeepAliveConfig) error {
-	type option struct{ level, name, value int }
-	options := []option{{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_OOBINLINE, 1}}
-	if keepAlive.Enable {
-		options = append(options,
-			option{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-			option{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAlive.Idle / time.Second)},
-			option{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(keepAlive.Interval / time.Second)},
-			option{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlive.Count})
-	}
-	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return os.NewSyscallError("setsockopt", err)
-		}
+	if err := redirect.SetInherited(fd, keepAlive); err != nil {
+		return err
 	}
 	unpaced(fd)
 	return nil
@@ -170,8 +170,7 @@ func (b *bareListener) accept() (*socket, error) {
 	if failed != nil {
 		return nil, os.NewSyscallError("accept4", failed)
 	}
-	if b.elder.Load() > 0 {
-		b.elder.Add(-1)
+	if b.elders.next() {
 		if err := inherited(fd, b.keepAlive); err != nil {
 			_ = unix.Close(fd)
 			return nil, err

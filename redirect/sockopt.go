@@ -89,6 +89,14 @@ func ListenConfig(keepAlive net.KeepAliveConfig) *net.ListenConfig {
 	return lc
 }
 
+// SetInherited sets on a socket what it, or a connection to it where it listens, is to have
+// if nobody else sets anything: keepalives, no delay, urgent data in its place. Errors:
+// os.SyscallError.
+func SetInherited(fd int, keepAlive net.KeepAliveConfig) error {
+	return setOptions(fd, append(keepAliveOptions(keepAlive),
+		option{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, option{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1}))
+}
+
 // option is a socket option with an integer value.
 type option struct{ level, name, value int }
 
