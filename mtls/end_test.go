@@ -60,7 +60,7 @@ func TestEndWaitsForASlowReader(t *testing.T) {
 // full tells whether a write would block, and that this is not passing.
 func full(t *testing.T, c *Conn) bool {
 	t.Helper()
-	raw, err := c.wire.tcpConn.SyscallConn()
+	raw, err := c.wire.Socket.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -197,7 +197,7 @@ func (f *frames) end(t writer) error {
 // follows. On error the tunnel is of no more use, and nothing has reached an
 // application: the caller dials anew.
 func (c *Conn) Reopen(ctx context.Context, open *symbolonv1.Open) error {
-	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
+	stop := deadline(ctx, c.wire.Socket.SetDeadline)
 	defer stop()
 	return c.sendOpen(open, nil)
 }
@@ -206,7 +206,7 @@ func (c *Conn) Reopen(ctx context.Context, open *symbolonv1.Open) error {
 // the first. io.EOF: none came before ctx ended or the client went, as it may; the
 // tunnel is closed. Other errors are *DeniedError, as Accept's.
 func (c *Conn) NextOpen(ctx context.Context) (*symbolonv1.Open, error) {
-	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
+	stop := deadline(ctx, c.wire.Socket.SetDeadline)
 	open, err := c.readOpen()
 	stop()
 	if err == nil {

@@ -87,8 +87,8 @@ func TestUnfinishedTunnelIsNotReusable(t *testing.T) {
 // close_notify may pass for it.
 func TestFramedTruncation(t *testing.T) {
 	for name, end := range map[string]func(*Conn){
-		"FIN":          func(c *Conn) { c.wire.tcpConn.CloseWrite() },
-		"close_notify": func(c *Conn) { c.out.CloseWrite(); c.wire.tcpConn.CloseWrite() },
+		"FIN":          func(c *Conn) { c.wire.Socket.CloseWrite() },
+		"close_notify": func(c *Conn) { c.out.CloseWrite(); c.wire.Socket.CloseWrite() },
 		"inside a frame": func(c *Conn) {
 			c.out.Write(append(binary.BigEndian.AppendUint32(nil, 100), "short"...))
 			c.out.CloseWrite()

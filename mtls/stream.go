@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +49,7 @@ func (s *Stream) Rest() (warm bool) {
 // Errors: ErrNotDetachable and nothing has changed; any other, and c is of no use.
 func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, err error) {
 	if c.protection != symbolonv1.Protection_PROTECTION_ENCRYPTED {
-		fd, err = detachConn(c.wire.tcpConn)
+		fd, err = detachConn(c.wire.Socket)
 		c.wire, c.tls, c.in, c.out = detached, nil, nil, nil
 		return fd, nil, nil, err
 	}
@@ -64,7 +63,7 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 	}
 	stream = &Stream{r: r, w: w, frames: c.frames}
 	stream.plain, sealed = r.Detach()
-	if fd, err = detachConn(c.wire.tcpConn); err != nil {
+	if fd, err = detachConn(c.wire.Socket); err != nil {
 		stream.Release()
 		return -1, nil, nil, err
 	}
@@ -75,8 +74,8 @@ func (c *Conn) Detach(alerts io.Writer) (fd int, stream *Stream, sealed []byte, 
 // Attach gives c its socket back, after s has ended cleanly on both sides, with what
 // was read and not opened. c owns fd from here on, and is of no use after an error.
 func (c *Conn) Attach(fd int, s *Stream, sealed []byte) error {
-	f := &fileConn{File: os.NewFile(uintptr(fd), "tunnel")}
-	c.wire, c.stream = &wire{tcpConn: f}, nil
+	f := newFileConn(fd, nil)
+	c.wire, c.stream = &wire{Socket: f}, nil
 	s.r.Attach(f, s.plain, sealed)
 	err := f.SetDeadline(time.Time{}) // an error where the poller would not have it
 	if err == nil {
@@ -92,60 +91,7 @@ func (c *Conn) Attach(fd int, s *Stream, sealed []byte) error {
 
 // detached stands in for the wire of a Conn whose socket is elsewhere: every call is
 // an error.
-var detached = &wire{tcpConn: &net.TCPConn{}}
-
-// tcpConn is what a tunnel needs of its socket.
-type tcpConn interface {
-	net.Conn
-	syscall.Conn
-	SetLinger(sec int) error
-	CloseWrite() error
-}
-
-// fileConn is a TCP socket on the runtime's poller again, for two system calls where
-// net.FileConn takes fourteen, and changes the keepalives. It does not know its
-// addresses.
-type fileConn struct{ *os.File }
-
-func (f *fileConn) Read(p []byte) (int, error) {
-	n, err := f.File.Read(p)
-	return n, closedError(err)
-}
-
-func (f *fileConn) Write(p []byte) (int, error) {
-	n, err := f.File.Write(p)
-	return n, closedError(err)
-}
-
-// closedError is how package net says it.
-func closedError(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return net.ErrClosed
-	}
-	return err
-}
-
-func (f *fileConn) LocalAddr() net.Addr  { return &net.TCPAddr{} }
-func (f *fileConn) RemoteAddr() net.Addr { return &net.TCPAddr{} }
-
-func (f *fileConn) SetLinger(sec int) error {
-	return f.control(func(fd int) error {
-		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: int32(sec)})
-	})
-}
-
-func (f *fileConn) CloseWrite() error {
-	return f.control(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) })
-}
-
-func (f *fileConn) control(do func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := raw.Control(func(fd uintptr) { err = do(int(fd)) })
-	return errors.Join(cerr, err)
-}
+var detached = &wire{Socket: &net.TCPConn{}}
 
 // Detachable tells whether Detach can take the data phase.
 func (c *Conn) Detachable() bool {
@@ -161,7 +107,7 @@ func (c *Conn) Kept() bool { return c.kept && c.frames != nil }
 // closed.
 func DetachTCP(c *net.TCPConn) (fd int, err error) { return detachConn(c) }
 
-func detachConn(c tcpConn) (fd int, err error) {
+func detachConn(c Socket) (fd int, err error) {
 	defer c.Close()
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -91,9 +91,14 @@ func (c *Conn) Protection() symbolonv1.Protection { return c.protection }
 // Raw is the TCP connection itself where the data phase is not encrypted, for the
 // kernel to splice; nil where it is.
 func (c *Conn) Raw() *net.TCPConn {
+	tcp, _ := c.clear().(*net.TCPConn)
+	return tcp
+}
+
+// clear is the socket where the data phase is not encrypted; nil where it is.
+func (c *Conn) clear() Socket {
 	if c.protection == symbolonv1.Protection_PROTECTION_AUTHENTICATED {
-		tcp, _ := c.wire.tcpConn.(*net.TCPConn) // it has not been taken away
-		return tcp
+		return c.wire.Socket
 	}
 	return nil
 }
@@ -106,7 +111,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.early = c.early[n:]
 		return n, nil
 	}
-	if raw := c.Raw(); raw != nil {
+	if raw := c.clear(); raw != nil {
 		return raw.Read(p)
 	}
 	if c.frames != nil {
@@ -117,7 +122,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // Write writes application bytes.
 func (c *Conn) Write(p []byte) (int, error) {
-	if raw := c.Raw(); raw != nil {
+	if raw := c.clear(); raw != nil {
 		return raw.Write(p)
 	}
 	if c.frames != nil {
@@ -128,7 +133,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // CloseWrite ends this side's direction and leaves the other open.
 func (c *Conn) CloseWrite() error {
-	if raw := c.Raw(); raw != nil {
+	if raw := c.clear(); raw != nil {
 		return raw.CloseWrite()
 	}
 	if c.frames != nil {
@@ -141,20 +146,20 @@ func (c *Conn) CloseWrite() error {
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.wire.SetReadDeadline(t) }
 
 // SetWriteDeadline is net.Conn's.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.tcpConn.SetWriteDeadline(t) }
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wire.Socket.SetWriteDeadline(t) }
 
 // Close releases the connection. It is not a clean end of a direction.
-func (c *Conn) Close() error { return c.wire.tcpConn.Close() }
+func (c *Conn) Close() error { return c.wire.Socket.Close() }
 
 // Reset ends both directions with a TCP RST, which the peer passes on.
 func (c *Conn) Reset() error {
 	_ = c.wire.SetLinger(0) // fails only on a closed socket
-	return c.wire.tcpConn.Close()
+	return c.wire.Socket.Close()
 }
 
 // handshake runs TLS on tcp, whose deadline is ctx's.
-func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, now time.Time) (*Conn, error) {
-	c := &Conn{wire: &wire{tcpConn: tcp}, client: client}
+func handshake(ctx context.Context, tcp Socket, client bool, e *Endpoint, now time.Time) (*Conn, error) {
+	c := &Conn{wire: &wire{Socket: tcp}, client: client}
 	keys, config, end := e.serverKeys, e.server, tls.Server
 	if client {
 		keys, config, end = e.clientKeys, e.client, tls.Client
@@ -197,14 +202,14 @@ func handshake(ctx context.Context, tcp *net.TCPConn, client bool, e *Endpoint, 
 // suiteName is the only one's: see checkState.
 var suiteName = tls.CipherSuiteName(tls.TLS_AES_256_GCM_SHA384)
 
-// Dial makes the client's end on a TCP connection that is already open. authorize
+// Dial makes the client's end on a TCP connection, which may be coming about still. authorize
 // sees the verified peer, and answers with the Open to send or the reason not to.
 // The tunnel is not open before ReadVerdict; but where Open demands encryption,
 // application bytes may be written at once (early data in the plain sense: the
 // server's proxy holds them back until it has decided).
 //
 // Dial owns tcp: on error it is closed. Errors are *DeniedError, or authorize's.
-func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error)) (*Conn, error) {
+func Dial(ctx context.Context, tcp Socket, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error)) (*Conn, error) {
 	return DialEarly(ctx, tcp, e, authorize, nil)
 }
 
@@ -214,7 +219,7 @@ func Dial(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Pe
 // crypto/tls has the data phase. Where it asks for no encryption they are shown to the
 // server, which may take some of the first: the Verdict says how many in Early. The rest
 // is to be written, as if never sent. A host, which has to refuse, is shown nothing.
-func DialEarly(ctx context.Context, tcp *net.TCPConn, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error), early func() ([]byte, error)) (_ *Conn, err error) {
+func DialEarly(ctx context.Context, tcp Socket, e *Endpoint, authorize func(*Peer) (*symbolonv1.Open, error), early func() ([]byte, error)) (_ *Conn, err error) {
 	defer func() {
 		if err != nil {
 			tcp.Close()
@@ -294,7 +299,7 @@ func (c *Conn) ReadVerdict(ctx context.Context) (_ *symbolonv1.Verdict, err erro
 		}
 	}()
 	v := &symbolonv1.Verdict{}
-	stop := deadline(ctx, c.wire.tcpConn.SetReadDeadline)
+	stop := deadline(ctx, c.wire.Socket.SetReadDeadline)
 	defer stop()
 	if err := readMessage(c.in, v); err != nil {
 		return nil, verdictError(err)
@@ -425,7 +430,7 @@ func (c *Conn) Grant(ctx context.Context, v *symbolonv1.Verdict) error {
 			return &DeniedError{Reason: messageReason(err), Err: fmt.Errorf("before the verdict: %w", err)}
 		}
 	}
-	stop := deadline(ctx, c.wire.tcpConn.SetDeadline)
+	stop := deadline(ctx, c.wire.Socket.SetDeadline)
 	defer stop()
 	if err := writeMessage(c.out, v); err != nil {
 		_ = c.Reset()
@@ -464,10 +469,10 @@ func (c *Conn) Refuse(v *symbolonv1.Verdict) {
 	v.Accept, v.Early = false, 0
 	v.Protection = symbolonv1.Protection_PROTECTION_UNSPECIFIED
 	c.wire.SetDeadline(time.Now().Add(refusalLinger))
-	if writeMessage(c.out, v) != nil || c.out.CloseWrite() != nil || c.wire.tcpConn.CloseWrite() != nil {
+	if writeMessage(c.out, v) != nil || c.out.CloseWrite() != nil || c.wire.Socket.CloseWrite() != nil {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, c.wire.tcpConn, refusalDrain)
+	_, _ = io.CopyN(io.Discard, c.wire.Socket, refusalDrain)
 }
 
 // beginWriting starts the data phase of this direction, which nobody may be using;

@@ -140,7 +140,7 @@ func TestTruncationIsNotAnEnd(t *testing.T) {
 	web, db := endpoints(t)
 	a, b := tunnel(t, web, db, encrypted, encrypted)
 	io.WriteString(a, "half a mess")
-	a.wire.tcpConn.CloseWrite() // a FIN at a record boundary, as an attacker would send
+	a.wire.Socket.CloseWrite() // a FIN at a record boundary, as an attacker would send
 	got, err := io.ReadAll(b)
 	if string(got) != "half a mess" || !errors.Is(err, ErrTruncated) {
 		t.Fatalf("read %q, %v; want ErrTruncated", got, err)

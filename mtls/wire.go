@@ -19,7 +19,7 @@ import (
 // With the own record layer all of that is its Tap's, which also counts the records. It
 // reads ahead, as long as the peer has nothing to send that is not TLS: see precise.
 type wire struct {
-	tcpConn
+	Socket
 	tap    *record.Tap // nil: crypto/tls keeps the connection
 	loose  bool
 	header [recordHeader]byte
@@ -32,14 +32,14 @@ func (w *wire) Read(p []byte) (int, error) {
 		return w.tap.Read(p)
 	}
 	if w.loose {
-		n, err := w.tcpConn.Read(p)
+		n, err := w.Socket.Read(p)
 		return n, truncated(err)
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
 	if w.have < recordHeader {
-		n, err := w.tcpConn.Read(p[:min(len(p), recordHeader-w.have)])
+		n, err := w.Socket.Read(p[:min(len(p), recordHeader-w.have)])
 		copy(w.header[w.have:], p[:n])
 		if w.have += n; w.have == recordHeader {
 			w.left = int(binary.BigEndian.Uint16(w.header[3:]))
@@ -47,7 +47,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		}
 		return n, truncated(err)
 	}
-	n, err := w.tcpConn.Read(p[:min(len(p), w.left)])
+	n, err := w.Socket.Read(p[:min(len(p), w.left)])
 	w.left -= n
 	w.skipEmpty()
 	return n, truncated(err)
@@ -63,7 +63,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.tap != nil {
 		return w.tap.Write(p)
 	}
-	return w.tcpConn.Write(p)
+	return w.Socket.Write(p)
 }
 
 // SetWriteDeadline does nothing. crypto/tls calls it around close_notify, to give up

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"sync"
 	"time"
 
@@ -162,13 +161,11 @@ func (n *renewal) aside() {
 // another makes a tunnel to where the connection goes, and returns who is there: who has
 // been there.
 func (n *renewal) another(ctx context.Context, endpoint *mtls.Endpoint) (*mtls.Peer, error) {
-	tcp, err := n.dial(ctx)
+	tcp, err := n.p.dialTunnel(n.from, n.to)
 	if err != nil {
 		return nil, networkError(err)
 	}
-	hs, cancel := context.WithTimeout(ctx, n.p.timeouts.Handshake)
-	defer cancel()
-	t, err := mtls.Dial(hs, tcp, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
+	t, err := mtls.Dial(ctx, tcp, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
 		if peer.ID != n.peer {
 			return nil, deny(symbolonv1.Reason_REASON_PROOF_INVALID, fmt.Errorf("the destination is %s by now, not %s", peer.ID, n.peer))
 		}
@@ -185,9 +182,4 @@ func (n *renewal) another(ctx context.Context, endpoint *mtls.Endpoint) (*mtls.P
 	}
 	_ = t.Close()
 	return t.Peer(), nil
-}
-
-// dial is how the client's side reaches the destination once more.
-func (n *renewal) dial(ctx context.Context) (*net.TCPConn, error) {
-	return n.p.dialTunnel(ctx, n.from, n.to)
 }

@@ -101,7 +101,7 @@ type TunnelConfig struct {
 	// KeyExchange are the groups to offer and accept, the best first: see KeyExchanges.
 	KeyExchange []string `yaml:"key_exchange"`
 	// FastOpen begins the TLS of new tunnels in their SYN, and takes such ones: see
-	// mtls.Options and redirect.FastOpen. Both hosts' net.ipv4.tcp_fastopen must be 3.
+	// mtls.Options and redirect.ConnectTunnel. Both hosts' net.ipv4.tcp_fastopen must be 3.
 	FastOpen bool `yaml:"fast_open"`
 }
 

@@ -2,12 +2,14 @@ package proxy
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -94,7 +96,14 @@ func (w *world) callEarly(to netip.AddrPort) *net.TCPConn {
 	w.Helper()
 	d := redirect.Dialer(redirect.MarkControl, redirect.DefaultKeepAlive)
 	d.Timeout = patience
-	redirect.FastOpen(d)
+	mark := d.Control
+	d.Control = func(network, address string, raw syscall.RawConn) error {
+		err := mark(network, address, raw)
+		cerr := raw.Control(func(fd uintptr) {
+			err = errors.Join(err, unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1))
+		})
+		return errors.Join(cerr, err)
+	}
 	var c net.Conn
 	if err := inOther(func() (err error) { c, err = d.Dial("tcp", to.String()); return err }); err != nil {
 		w.Fatal(err)

@@ -195,16 +195,14 @@ func (x *conn) serveTunnel(ctx context.Context, c *policydb.Compiled, me *party,
 // anew asks on a new tunnel.
 func (o *outgoing) anew(ctx context.Context, way route, reusable bool) error {
 	x, c, tuple, endpoint := o.conn, o.policy, o.tuple, o.endpoint
-	remote, err := x.p.dialTunnel(ctx, tuple.Src.Addr(), tuple.Dst)
+	remote, err := x.p.dialTunnel(tuple.Src.Addr(), tuple.Dst)
 	if err != nil {
 		return networkError(err)
 	}
-	hs, cancel := context.WithTimeout(ctx, x.p.timeouts.Handshake)
-	defer cancel()
 	r := &relay{near: x.accepted, started: x.started}
 	b := buffers.Get().(*[]byte)
 	framed := false
-	t, err := mtls.DialEarly(hs, remote, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
+	t, err := mtls.DialEarly(ctx, remote, endpoint, func(peer *mtls.Peer) (*symbolonv1.Open, error) {
 		if peer.Host {
 			// Nobody listens there, or it is not known who: the verdict will say.
 			x.identified(x.rec.GetDestination(), &peer.Principal)
@@ -377,20 +375,7 @@ func (p *Proxy) keeper(way route) func(kept) {
 // dial connects to dst from the application's own source address, so that the
 // network in between sees the host that it would have seen.
 func (p *Proxy) dial(ctx context.Context, mark int, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-	return p.dialBy(ctx, redirect.Dialer(mark, redirect.DefaultKeepAlive), src, dst)
-}
-
-// dialTunnel is dial, for TLS only: with fast open the first bytes may arrive twice. Whether
-// dst answers is then told by the handshake, within its time.
-func (p *Proxy) dialTunnel(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-	d := redirect.Dialer(redirect.MarkTunnel, redirect.DefaultKeepAlive)
-	if p.tls.FastOpen {
-		redirect.FastOpen(d)
-	}
-	return p.dialBy(ctx, d, src, dst)
-}
-
-func (p *Proxy) dialBy(ctx context.Context, d *net.Dialer, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	d := redirect.Dialer(mark, redirect.DefaultKeepAlive)
 	d.Timeout = p.timeouts.Connect
 	if src.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(src, 0))
@@ -400,6 +385,16 @@ func (p *Proxy) dialBy(ctx context.Context, d *net.Dialer, src netip.Addr, dst n
 		return nil, err
 	}
 	return c.(*net.TCPConn), nil
+}
+
+// dialTunnel begins to connect to a proxy, for TLS only: with fast open the first bytes may
+// arrive twice. Whether dst answers is told by the handshake, which has its time then.
+func (p *Proxy) dialTunnel(src netip.Addr, dst netip.AddrPort) (mtls.Socket, error) {
+	fd, err := redirect.ConnectTunnel(src, dst, p.tls.FastOpen)
+	if err != nil {
+		return nil, err
+	}
+	return mtls.Connecting(fd, net.TCPAddrFromAddrPort(dst), p.timeouts.Connect, p.timeouts.Handshake), nil
 }
 
 func earlier(a, b time.Time) time.Time {

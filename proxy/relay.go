@@ -176,13 +176,12 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 		r.ahead = false // the copier may follow
 	}
 	if r.tunnel.on != nil {
-		inline := r.near.inline
-		near, err := r.near.detach()
+		near, err := r.near.side()
 		if err != nil {
 			return err
 		}
 		r.near = nil // closed, and of some size
-		r.loop = loop.Resume(loop.Side{FD: near, Inline: inline}, r.tunnel.on, done)
+		r.loop = loop.Resume(near, r.tunnel.on, done)
 		r.tunnel.on = nil
 		r.countEarly()
 		return nil
@@ -202,8 +201,7 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 			return err
 		}
 	}
-	inline := r.near.inline
-	near, err := r.near.detach()
+	near, err := r.near.side()
 	if err != nil {
 		_ = unix.Close(far.FD)
 		if far.Stream != nil {
@@ -212,7 +210,7 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 		return err
 	}
 	r.near, r.plain = nil, nil // closed, and of some size
-	r.loop = loop.New(loop.Side{FD: near, Inline: inline}, far, done)
+	r.loop = loop.New(near, far, done)
 	r.countEarly()
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/symbolon/symbolon/mtls"
+	"github.com/symbolon/symbolon/proxy/loop"
 	"github.com/symbolon/symbolon/redirect"
 )
 
@@ -21,6 +22,8 @@ import (
 type socket struct {
 	// inline: the kernel leaves urgent data in its place already.
 	inline bool
+	// held: redirect.Acknowledge is due once the first bytes may have been written.
+	held bool
 	// Of a bare accepted one. local is nil where the kernel has to be asked.
 	local, remote net.Addr
 
@@ -162,6 +165,12 @@ func (s *socket) detach() (fd int, err error) {
 	return fd, nil
 }
 
+// side is the socket for an event loop.
+func (s *socket) side() (loop.Side, error) {
+	fd, err := s.detach()
+	return loop.Side{FD: fd, Inline: s.inline, Held: s.held}, err
+}
+
 // take gives up the bare descriptor; -1: it is gone.
 func (s *socket) take() (fd int) {
 	s.mu.Lock()
@@ -181,6 +190,10 @@ func (s *socket) attach() (*net.TCPConn, error) {
 		fd := s.fd
 		if s.fd = -1; fd < 0 {
 			return nil, net.ErrClosed
+		}
+		if s.held {
+			redirect.Acknowledge(fd)
+			s.held = false
 		}
 		c, err := mtls.AttachTCP(fd)
 		if err != nil {

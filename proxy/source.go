@@ -25,7 +25,7 @@ func (p *Proxy) dialApp(ctx context.Context, src netip.Addr, tuple redirect.Tupl
 		return wrap(p.conntrack.DialAs(ctx, tuple.Src.Addr(), tuple.Dst, p.timeouts.Connect, redirect.DefaultKeepAlive))
 	}
 	fd, err := redirect.ConnectApp(src, tuple.Dst, redirect.DefaultKeepAlive)
-	return &socket{fd: fd, inline: true}, err
+	return &socket{fd: fd, inline: true, held: true}, err
 }
 
 func wrap(c *net.TCPConn, err error) (*socket, error) { return &socket{TCPConn: c, fd: -1}, err }

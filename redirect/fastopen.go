@@ -7,7 +7,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,23 +21,15 @@ const (
 	fastOpenServer = 2
 )
 
-// FastOpen lets d's first bytes leave with the SYN, where a cookie of the server's is
-// known; where not, the SYN asks for one and carries nothing. With a cookie, dialling
-// returns at once, and whether there is a connection is told by the first read or write.
-func FastOpen(d *net.Dialer) {
-	control := d.Control
-	d.Control = func(network, address string, c syscall.RawConn) error {
-		if control != nil {
-			if err := control(network, address, c); err != nil {
-				return err
-			}
-		}
-		err := fastOpen(c, unix.TCP_FASTOPEN_CONNECT, 1)
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOPROTOOPT) {
-			return nil // the namespace forbids it, or the kernel is old: plain TCP
-		}
-		return err
+// beginFast lets the first bytes on fd leave with the SYN, where a cookie of the server's is
+// known; where not, the SYN asks for one and carries nothing. With a cookie, connect does
+// nothing, and whether there is a connection is told by the first read.
+func beginFast(fd int) error {
+	err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOPROTOOPT) {
+		return nil // the namespace forbids it, or the kernel is old: plain TCP
 	}
+	return fastOpenError(err)
 }
 
 // AcceptFastOpen has l take data from SYNs, once the network namespace allows it (see
@@ -52,18 +43,15 @@ func AcceptFastOpen(l *net.TCPListener, on bool) error {
 	if err != nil {
 		return err
 	}
-	return fastOpen(raw, unix.TCP_FASTOPEN, queue)
+	cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_FASTOPEN, queue) })
+	return errors.Join(cerr, fastOpenError(err))
 }
 
-func fastOpen(c syscall.RawConn, name, value int) error {
-	var err error
-	if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, name, value) }); cerr != nil {
-		return cerr
+func fastOpenError(err error) error {
+	if err == nil {
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("tcp fast open: %w", os.NewSyscallError("setsockopt", err))
-	}
-	return nil
+	return fmt.Errorf("tcp fast open: %w", os.NewSyscallError("setsockopt", err))
 }
 
 // FastOpenMissing says what keeps the thread's network namespace from TCP Fast Open in

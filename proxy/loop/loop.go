@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/symbolon/symbolon/mtls/record"
+	"github.com/symbolon/symbolon/redirect"
 )
 
 const (
@@ -332,6 +333,7 @@ func (l *Loop) attend() bool {
 				l.turn(e.reads)
 			}
 		}
+		r.acknowledge()
 	}
 	return !closed
 }
@@ -359,6 +361,17 @@ func (l *Loop) happened(e *end, events uint32) {
 	}
 	if e.readable {
 		l.turn(e.reads)
+	}
+	if !r.far.readable { // or its turn comes
+		r.acknowledge()
+	}
+}
+
+// acknowledge lets an ACK go that the first bytes should have brought, or have brought.
+func (r *Relay) acknowledge() {
+	if r.near.held && !r.over {
+		r.near.held = false
+		redirect.Acknowledge(r.near.fd)
 	}
 }
 

@@ -28,6 +28,9 @@ type Side struct {
 	Alerts *Alerts
 	// Inline: SO_OOBINLINE is set on FD already.
 	Inline bool
+	// Held, of near: the last ACK of its handshake waits for the first bytes to bring it.
+	// The relay lets it go where there are none.
+	Held bool
 	// Keep: do not close FD after a clean end, but hand it on as a Tunnel.
 	Keep bool
 }
@@ -70,6 +73,7 @@ type end struct {
 	read     bool // and all of it is in carry already, as far as events tell
 	greedy   bool // read until there is nothing: a short read does not say so
 	failed   bool // there is an error to ask for
+	held     bool // see Side
 }
 
 // direction is one of the two.
@@ -111,7 +115,7 @@ func New(near, far Side, done func(err error, kept *Tunnel)) *Relay {
 }
 
 func (e *end) use(r *Relay, s Side, reads, writes *direction) {
-	*e = end{fd: s.FD, relay: r, stream: s.Stream, alerts: s.Alerts, keep: s.Keep, reads: reads, writes: writes}
+	*e = end{fd: s.FD, relay: r, stream: s.Stream, alerts: s.Alerts, keep: s.Keep, held: s.Held, reads: reads, writes: writes}
 	if e.alerts != nil {
 		e.alerts.end = e
 	}
