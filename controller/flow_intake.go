@@ -55,7 +55,9 @@ func takeFlow(r *symbolonv1.FlowRecord, host *hostRecord, td spiffeid.TrustDomai
 		return errors.New("end is no time")
 	}
 	r.Host = host.ID // whatever it says: a host reports as itself
-	cleanFlow(r.ProtoReflect())
+	if !plainFlow(r) {
+		cleanFlow(r.ProtoReflect())
+	}
 	return nil
 }
 
