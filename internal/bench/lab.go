@@ -57,7 +57,7 @@ var redirecting = []string{"iptables", "ip6tables", "ipset"}
 var tools = map[string][]string{
 	"":        {"ip", "tcpdump", "iptables"},
 	"haproxy": {"haproxy"}, "nginx": {"nginx"}, "nginx-64k": {"nginx"}, "stunnel": {"stunnel"},
-	nameSymbolon: redirecting, nameAuthenticated: redirecting, nameSingle: redirecting, nameStock: redirecting,
+	nameSymbolon: redirecting, nameAuthenticated: redirecting, nameSingle: redirecting, nameX25519: redirecting, nameStock: redirecting,
 }
 
 // newLab starts everything and proves that each system does what it is measured

@@ -52,7 +52,9 @@ func (s *system) ours() bool { return strings.HasPrefix(s.name, nameSymbolon) }
 func quickSystems() []system {
 	var quick []system
 	for _, s := range allSystems() {
-		if s.name != "nginx" && s.name != "stunnel" && s.name != nameStock {
+		switch s.name {
+		case "nginx", "stunnel", nameX25519, nameStock:
+		default:
 			quick = append(quick, s)
 		}
 	}
