@@ -100,7 +100,8 @@ func TestEdgesAndSimulate(t *testing.T) {
 	}
 	w.eventually("both sides' edges are at the controller", func() bool {
 		return count(side("client", "client", 7001, "allow")) == 3 && count(side("server", "client", 7001, "allow")) == 3 &&
-			count(side("client", "client", 7006, "allow")) == 1 && count(side("client", "batch", 7001, "deny")) == 1
+			count(side("client", "client", 7006, "allow")) == 1 && count(side("server", "client", 7006, "allow")) == 1 &&
+			count(side("client", "batch", 7001, "deny")) == 1
 	})
 	edges := w.edges()
 	i := slices.IndexFunc(edges, func(e edgeSeen) bool { return side("server", "client", 7001, "allow")(&e) })
