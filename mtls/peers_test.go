@@ -43,21 +43,7 @@ func TestResumptionIsJudgedAgain(t *testing.T) {
 	defer l.Close()
 	connect := func() (client *Conn, server accepted, err error) {
 		t.Helper()
-		ctx := timeout(t)
-		c, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := l.AcceptTCP()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ch := accept(ctx, s, db, &symbolonv1.Verdict{Accept: true, Protection: encrypted})
-		client, err = Dial(ctx, c, web, asking(encrypted))
-		if err == nil {
-			_, err = client.ReadVerdict(ctx)
-		}
-		return client, <-ch, err
+		return tunnelAt(t, l, web, db)
 	}
 	if a, b, err := connect(); err != nil || b.err != nil || a.Info().Resumed {
 		t.Fatalf("first: %v, %v, resumed %v", err, b.err, a.Info().Resumed)

@@ -41,21 +41,7 @@ func TestRevokedPeerIsRefused(t *testing.T) {
 			defer l.Close()
 			connect := func(web *Endpoint) (client *Conn, server accepted, err error) {
 				t.Helper()
-				ctx := timeout(t)
-				c, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
-				if err != nil {
-					t.Fatal(err)
-				}
-				s, err := l.AcceptTCP()
-				if err != nil {
-					t.Fatal(err)
-				}
-				ch := accept(ctx, s, db, &symbolonv1.Verdict{Accept: true, Protection: encrypted})
-				client, err = Dial(ctx, c, web, asking(encrypted))
-				if err == nil {
-					_, err = client.ReadVerdict(ctx)
-				}
-				return client, <-ch, err
+				return tunnelAt(t, l, web, db)
 			}
 			for i, resumed := range []bool{false, true} {
 				a, b, err := connect(web)

@@ -68,11 +68,8 @@ func (f *fileConn) CloseWrite() error {
 }
 
 func (f *fileConn) control(do func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := raw.Control(func(fd uintptr) { err = do(int(fd)) })
+	var err error
+	cerr := onSocket(f, func(fd int) { err = do(fd) })
 	return errors.Join(cerr, err)
 }
 

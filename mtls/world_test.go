@@ -27,6 +27,12 @@ func pair(t testing.TB) (client, server *net.TCPConn) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	return pairAt(t, l)
+}
+
+// pairAt is pair by way of l: sessions are kept by destination.
+func pairAt(t testing.TB, l *net.TCPListener) (client, server *net.TCPConn) {
+	t.Helper()
 	c, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
 	if err != nil {
 		t.Fatal(err)
@@ -37,6 +43,19 @@ func pair(t testing.TB) (client, server *net.TCPConn) {
 	}
 	t.Cleanup(func() { c.Close(); s.Close() })
 	return c, s
+}
+
+// tunnelAt is an encrypted tunnel by way of l, as far as it comes.
+func tunnelAt(t *testing.T, l *net.TCPListener, web, db *Endpoint) (client *Conn, server accepted, err error) {
+	t.Helper()
+	ctx := timeout(t)
+	c, s := pairAt(t, l)
+	ch := accept(ctx, s, db, &symbolonv1.Verdict{Accept: true, Protection: encrypted})
+	client, err = Dial(ctx, c, web, asking(encrypted))
+	if err == nil {
+		_, err = client.ReadVerdict(ctx)
+	}
+	return client, <-ch, err
 }
 
 func timeout(t testing.TB) context.Context {
