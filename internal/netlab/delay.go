@@ -20,6 +20,9 @@ const (
 	delayQueue = 20
 	// delayed bounds the packets that are under way; more are dropped, as by a router.
 	delayed = 8192
+	// early is how long before a packet's time its host's thread is awake: to be woken up takes
+	// up to a tenth of a millisecond on an idle machine, which each pass would add.
+	early = 200 * time.Microsecond
 
 	// Of linux/netfilter/nfnetlink_queue.h.
 	nfqSubsystem                     = 3
@@ -139,16 +142,16 @@ func configure(fd int, attrs []byte) error {
 	return nil
 }
 
-// run holds and releases until end is written to. Its thread waits by itself: the
-// runtime's timers are late by up to a millisecond where it has nothing else to do, which
-// six passes of a new tunnel would sum up.
+// run holds and releases until end is written to. Its thread waits by itself, and looks at
+// the clock for the last moment: the runtime's timers are late by up to a millisecond where it
+// has nothing else to do, which six passes of a new tunnel would sum up.
 func (d *delay) run() {
 	runtime.LockOSThread() // and ends with it
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	for {
 		var rest *unix.Timespec // forever
 		if len(d.held) > 0 {
-			t := unix.NsecToTimespec(max(0, int64(time.Until(d.held[0].until))))
+			t := unix.NsecToTimespec(max(0, int64(time.Until(d.held[0].until)-early)))
 			rest = &t
 		}
 		fds := []unix.PollFd{{Fd: int32(d.queue), Events: unix.POLLIN}, {Fd: int32(d.end), Events: unix.POLLIN}}
