@@ -30,7 +30,7 @@ const (
 	extensionALPN       = 16
 	extensionServerName = 0
 	maxPlaintext        = 1 << 14 // RFC 8446 section 5.1
-	firstPeek           = 2048    // a ClientHello with X25519MLKEM768 is about 1,500
+	firstPeek           = 4096    // a ClientHello with X25519MLKEM768 is about 1,500, with a ticket 2,800
 	stateCloseWait      = 8       // TCP_CLOSE_WAIT, include/net/tcp_states.h
 	handshakeHeader     = 4
 	helloFixed          = 2 + 32 // legacy_version, random
