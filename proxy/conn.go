@@ -189,6 +189,7 @@ func (x *conn) open(r *relay, l *live, local ...*party) error {
 	}
 	x.accepted = nil // closed, one side's, and of some size
 	x.p.conns.Add(1)
+	r.loop.Hurry()
 	x.p.loops.Add(r.loop)
 	l.start()
 	return errRelaying

@@ -121,10 +121,10 @@ func newLoop(spawn func(func())) (*Loop, error) {
 func (l *Loop) add(r *Relay) {
 	l.relays.Add(1)
 	l.mu.Lock()
-	if l.closed || r.cut.Load() { // cut before, it must not carry a byte
+	if l.closed || r.cut.Load() || r.why.Load() != nil { // cut before, it must not carry a byte
 		l.mu.Unlock()
 		l.relays.Add(-1)
-		r.close(ErrCut, nil, l.spawn)
+		r.close(r.broken(), nil, l.spawn)
 		return
 	}
 	l.place(&r.far)
@@ -321,11 +321,7 @@ func (l *Loop) attend() bool {
 	l.mu.Unlock()
 	for _, r := range posted {
 		if !r.over && r.cut.Load() {
-			why := ErrCut
-			if said := r.why.Load(); said != nil {
-				why = *said
-			}
-			l.finish(r, why)
+			l.finish(r, r.broken())
 		}
 		l.tell(r)
 		for _, e := range []*end{&r.near, &r.far} {

@@ -169,6 +169,14 @@ func (r *Relay) Tell(m []byte) {
 	l.post(r)
 }
 
+// broken is why it cannot be carried, or was cut.
+func (r *Relay) broken() error {
+	if why := r.why.Load(); why != nil {
+		return *why
+	}
+	return ErrCut
+}
+
 // HalfClosed tells whether exactly one direction has ended.
 func (r *Relay) HalfClosed() bool { return r.half.Load() }
 
