@@ -176,6 +176,15 @@ func (w *raceWorld) count(kind string, v verdicts, odd string) {
 	}
 }
 
+func (w *raceWorld) soFar(kind string) (v verdicts) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if x := w.seen[kind]; x != nil {
+		v = *x
+	}
+	return v
+}
+
 // client makes a kind of client: its program, which differs in contents from others',
 // its user and its cgroup.
 func (w *raceWorld) client(kind string, port uint16, uid uint32) who {
@@ -245,9 +254,12 @@ func (w *raceWorld) run(count int) {
 	for i := range 3 {
 		strangers = append(strangers, w.client(fmt.Sprintf("stranger%d", i), racerPort+50+uint16(i), strangerUID+uint32(i)))
 	}
-	// Every program but the strangers' is seen once.
+	// Every program but the strangers' is seen once, while it runs.
 	for i, x := range clients {
 		w.race(x, "stay", 1, racerPort+uint16(i), "")
+		if v, records := w.soFar(x.kind), w.p.connects != nil; v.known+v.partly+v.denied != 1 || records && v.known != 1 {
+			w.Errorf("%s: seen running, it is %+v", x.kind, v)
+		}
 	}
 	start := time.Now()
 	var all sync.WaitGroup
