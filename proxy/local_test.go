@@ -3,6 +3,8 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -74,6 +76,32 @@ func TestLocal(t *testing.T) {
 	if w.app.accepts.Load() != reached || strings.Contains(w.app.received(), "secret") {
 		t.Error("the application was reached")
 	}
+}
+
+// An application that speaks first is not kept waiting for the last ACK of its handshake,
+// which the client's first bytes would bring: TCP sends it by itself after 200 ms.
+func TestLocalServerSpeaksFirst(t *testing.T) {
+	w := newWorld(t)
+	w.policy(strings.Replace(baseline, "subject: {app: web}", "subject: {app: db}", 1)) // this process is both
+	w.app.handle(func(c *net.TCPConn) {
+		_, _ = io.WriteString(c, "hello")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	fastest := time.Hour // a busy machine may keep some waiting, but not all
+	for range 20 {
+		began := time.Now()
+		c := w.connect(w.app.addr)
+		if _, err := io.ReadFull(c, make([]byte, len("hello"))); err != nil {
+			t.Fatal(err)
+		}
+		fastest = min(fastest, time.Since(began))
+		_ = c.Close()
+		w.records.next()
+		if fastest < 100*time.Millisecond {
+			return
+		}
+	}
+	t.Errorf("its first word took %v or longer", fastest)
 }
 
 // A local connection shows no certificate; what counts is that both ends still have

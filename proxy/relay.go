@@ -197,7 +197,7 @@ func (r *relay) detach(done func(error, *loop.Tunnel)) error {
 		far.Early = r.tunnel.TakeEarly()
 	} else {
 		var err error
-		if far.FD, err = r.plain.detach(); err != nil {
+		if far, err = r.plain.side(); err != nil {
 			return err
 		}
 	}

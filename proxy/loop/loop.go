@@ -358,16 +358,16 @@ func (l *Loop) happened(e *end, events uint32) {
 	if e.readable {
 		l.turn(e.reads)
 	}
-	if !r.far.readable { // or its turn comes
-		r.acknowledge()
-	}
+	r.acknowledge()
 }
 
-// acknowledge lets an ACK go that the first bytes should have brought, or have brought.
+// acknowledge lets ACKs go that the first bytes have brought, or that none will bring now.
 func (r *Relay) acknowledge() {
-	if r.near.held && !r.over {
-		r.near.held = false
-		redirect.Acknowledge(r.near.fd)
+	for _, e := range [...]*end{&r.near, &r.far} {
+		if e.held && !r.over && (!e.writes.src.readable || e.writes.count.Load() > 0) {
+			e.held = false
+			redirect.Acknowledge(e.fd)
+		}
 	}
 }
 

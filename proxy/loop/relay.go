@@ -28,8 +28,8 @@ type Side struct {
 	Alerts *Alerts
 	// Inline: SO_OOBINLINE is set on FD already.
 	Inline bool
-	// Held, of near: the last ACK of its handshake waits for the first bytes to bring it.
-	// The relay lets it go where there are none.
+	// Held: the last ACK of its handshake waits for the first bytes to bring it. The relay
+	// lets it go where there are none.
 	Held bool
 	// Keep: do not close FD after a clean end, but hand it on as a Tunnel.
 	Keep bool
