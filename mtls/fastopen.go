@@ -28,7 +28,7 @@ func unconnected(tcp Socket, err error) error {
 		errno = failed(tcp) // the runtime's poller has seen that there is an error, and does not say which
 	}
 	switch errno {
-	case syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EADDRNOTAVAIL, syscall.EACCES, syscall.EPERM:
+	case syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ETIMEDOUT, syscall.EADDRNOTAVAIL, syscall.EACCES, syscall.EPERM:
 		return connectError(errno)
 	}
 	return nil

@@ -94,7 +94,15 @@ func Connecting(fd int, remote net.Addr, connect, handshake time.Duration) Socke
 
 func (c *connecting) Write(p []byte) (int, error) {
 	n, err := c.fileConn.Write(p)
-	if !c.begun && err == nil { // nobody else writes, or reads, before
+	if c.begun { // nobody else writes, or reads, before
+		return n, err
+	}
+	if n == 0 && errors.Is(err, unix.EINPROGRESS) {
+		// TCP Fast Open's cookie was forgotten meanwhile: only now the SYN has left, with
+		// nothing.
+		n, err = c.fileConn.Write(p)
+	}
+	if err == nil {
 		c.begin()
 	}
 	return n, err

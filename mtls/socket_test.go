@@ -77,6 +77,23 @@ func TestConnectingDeadlines(t *testing.T) {
 	}
 }
 
+// The kernel may give up before we do (net.ipv4.tcp_syn_retries): that is no failed handshake.
+func TestConnectingGivenUp(t *testing.T) {
+	e := NewEndpoint(newAuthority(t, "a.example").workload("/prod/web", nil), Options{})
+	c := connectTo(t, backlogged(t), time.Hour, time.Hour)
+	if err := onSocket(c, func(fd int) {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 100); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Dial(timeout(t), c, e, nil)
+	if got := ReasonOf(err); got != symbolonv1.Reason_REASON_TIMED_OUT || !errors.Is(err, unix.ETIMEDOUT) {
+		t.Errorf("%v (%v), want %v", got, err, symbolonv1.Reason_REASON_TIMED_OUT)
+	}
+}
+
 // Whoever gives up does not wait until either is over.
 func TestConnectingCancelled(t *testing.T) {
 	e := NewEndpoint(newAuthority(t, "a.example").workload("/prod/web", nil), Options{})

@@ -163,6 +163,33 @@ func TestFastOpen(t *testing.T) {
 	}
 }
 
+// A cookie that is forgotten between connect and the first write, as the kernel does when it
+// knows of many hosts or takes the network for a black hole, costs a round trip, and no
+// connection.
+func TestFastOpenForgotten(t *testing.T) {
+	fastOpenHosts(t)
+	w := newWorld(t)
+	at := w.serveOther(other4+":0", func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
+	for _, forget := range []bool{false, false, true} { // the first brings the cookie
+		fd := must(redirect.ConnectTunnel(netip.Addr{}, at, true))(t)
+		if forget {
+			if out, err := exec.Command("ip", "tcp_metrics", "flush").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+		c := mtls.Connecting(fd, net.TCPAddrFromAddrPort(at), patience, patience)
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatalf("forgotten %t: %v", forget, err)
+		}
+		b := make([]byte, len("hello"))
+		if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello" {
+			t.Errorf("forgotten %t: read %q, %v", forget, b, err)
+		}
+		_ = c.Close()
+	}
+}
+
 // What connect says without fast open, the record says with it: the other end is not
 // known of before the handshake.
 func TestFastOpenFailures(t *testing.T) {

@@ -107,18 +107,19 @@ func (a *asked) linger(setup time.Duration) {
 	if a.ended {
 		return
 	}
-	t := a.relay.tunnel
+	// What follows may have begun when the Verdict comes, and go on when the connection has
+	// been taken apart, for its bytes to flow. Then it comes to nothing.
+	near, t := a.accepted, a.relay.tunnel
+	giveUp := func(why error) {
+		a.why.CompareAndSwap(nil, &why)
+		_ = t.Close()
+	}
 	a.watch = a.relay.watch(0, func() { _ = t.Reset() })
-	a.late = time.AfterFunc(setup, func() { a.giveUp(context.DeadlineExceeded) })
+	a.late = time.AfterFunc(setup, func() { giveUp(context.DeadlineExceeded) })
 	a.stop = context.AfterFunc(a.ctx, func() {
-		a.accepted.reset()
-		a.giveUp(a.ctx.Err())
+		near.reset()
+		giveUp(a.ctx.Err())
 	})
-}
-
-func (a *asked) giveUp(why error) {
-	a.why.CompareAndSwap(nil, &why)
-	_ = a.relay.tunnel.Close()
 }
 
 // answered is called with the Verdict, mostly by the loop, or with why there is none.

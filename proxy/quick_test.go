@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -258,5 +259,28 @@ func TestStopsWhileAVerdictIsAwaited(t *testing.T) {
 	}
 	if r := w.records.next(); r.Reason != "shutting-down" {
 		t.Errorf("recorded %+v", r)
+	}
+}
+
+// What gives an Open up may have begun when the Verdict comes, and go on when its
+// connection has been taken apart already, for its bytes to flow.
+func TestGivesUpWhatFlows(t *testing.T) {
+	w := newWorld(t)
+	tunnel := must(w.tunnel(w.web(), encrypted))(t)
+	near, client := pair(t)
+	ctx, cancel := context.WithCancel(w.Context())
+	defer cancel()
+	r := &relay{near: &socket{TCPConn: near, fd: -1}, tunnel: kept{Conn: tunnel}}
+	x := w.p.newConn(r.near, &slot{p: w.p}, symbolonv1.Reporter_REPORTER_CLIENT)
+	a := &asked{outgoing: &outgoing{conn: x}, ctx: ctx, relay: r}
+	a.linger(time.Hour)
+	defer a.late.Stop()
+	if err := a.watch.stop(); err != nil {
+		t.Fatal(err)
+	}
+	x.accepted, r.near, r.tunnel = nil, nil, kept{} // as conn.open and relay.detach do
+	cancel()
+	if _, err := ended(t, client); err == nil || !isReset(err) {
+		t.Errorf("the application saw %v, want a reset", err)
 	}
 }
