@@ -7,6 +7,10 @@
 // too ('load' and 'backend'); the peers' proxies are the real ones (peers.go), and so
 // are Symbolon's, fed by iptables and steered by a real controller (symbolon.go).
 //
+// System bare is the floor: what a transparent pair costs that does nothing but carry
+// (bare.go, bare_loop.go, bare_carrier.go). What ours takes beyond it is ours; what bare
+// takes beyond direct, no transparent pair is spared.
+//
 // Systems take turns within a round, so that what else the machine does meets all
 // of them alike; results are medians over rounds. CPU is read from /proc for each
 // proxy's tree of processes at the edges of the measured window (procfs.go).

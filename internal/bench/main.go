@@ -61,7 +61,7 @@ var errUsage = errors.New("usage")
 // dispatch runs the program that the first argument names; without one, the benchmark.
 func dispatch(ctx context.Context, args []string) error {
 	programs := map[string]func(context.Context, []string) error{
-		"backend": backendMain, "load": loadMain, "relay": relayMain,
+		"backend": backendMain, "load": loadMain, "relay": relayMain, "bare": bareMain,
 	}
 	if len(args) > 0 {
 		if program, ok := programs[args[0]]; ok {

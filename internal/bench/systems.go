@@ -12,9 +12,11 @@ type system struct {
 	target string
 	// encrypted: bytes must not be readable on the wire. Checked before measuring.
 	encrypted bool
+	// bare: its proxies speak no TLS.
+	bare bool
 	// peer: results are held against the best of these.
 	peer bool
-	// only are the workloads in which it differs from another system; nil: all.
+	// only are the workloads in which it tells more than another system does; nil: all.
 	only []string
 	// start starts the proxies, first or again, and fills in pair's daemons. nil:
 	// there are none.
@@ -32,6 +34,7 @@ const (
 func allSystems() []system {
 	return []system{
 		{name: "direct", about: "no proxy, no encryption", target: remote},
+		{name: nameBare, about: "the floor: a transparent pair by iptables on connections that are reused, without TLS, identity, policy and records (in this program)", target: remote, bare: true, only: bareWorkloads, start: startBare},
 		{name: "haproxy", about: "HAProxy pair, mode tcp, 64 KB buffers, sessions resumed", target: near, encrypted: true, peer: true, start: startHAProxy},
 		{name: "nginx", about: "nginx stream pair, 16 KB buffers (its default), sessions resumed", target: near, encrypted: true, peer: true, start: nginxStream("16k")},
 		{name: "nginx-64k", about: "the same with 64 KB buffers", target: near, encrypted: true, peer: true, start: nginxStream("64k")},
@@ -53,7 +56,7 @@ func quickSystems() []system {
 	var quick []system
 	for _, s := range allSystems() {
 		switch s.name {
-		case "nginx", "stunnel", nameX25519, nameStock:
+		case nameBare, "nginx", "stunnel", nameX25519, nameStock:
 		default:
 			quick = append(quick, s)
 		}
