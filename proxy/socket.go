@@ -156,13 +156,13 @@ func tcpAddr(sa syscall.Sockaddr) net.Addr {
 }
 
 func (s *socket) detach() (fd int, err error) {
+	if fd = s.take(); fd >= 0 {
+		return fd, nil
+	}
 	if c := s.runtime(); c != nil {
 		return mtls.DetachTCP(c)
 	}
-	if fd = s.take(); fd < 0 {
-		return -1, net.ErrClosed
-	}
-	return fd, nil
+	return -1, net.ErrClosed
 }
 
 // side is the socket for an event loop.
@@ -171,7 +171,8 @@ func (s *socket) side() (loop.Side, error) {
 	return loop.Side{FD: fd, Inline: s.inline, Held: s.held}, err
 }
 
-// take gives up the bare descriptor; -1: it is gone.
+// take gives up the bare descriptor; -1: it is gone, or the runtime's. It comes before
+// runtime, or attach in between would hide the socket from both.
 func (s *socket) take() (fd int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,23 +260,23 @@ func (s *socket) waiter() (*waiter, error) {
 
 // Close closes it.
 func (s *socket) Close() error {
-	if c := s.runtime(); c != nil {
-		return c.Close()
-	}
 	if fd := s.take(); fd >= 0 {
 		return unix.Close(fd)
+	}
+	if c := s.runtime(); c != nil {
+		return c.Close()
 	}
 	return net.ErrClosed
 }
 
 // reset closes it with an RST instead of a FIN.
 func (s *socket) reset() {
-	if c := s.runtime(); c != nil {
-		_ = reset(c)
-		return
-	}
 	if fd := s.take(); fd >= 0 {
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		_ = unix.Close(fd)
+		return
+	}
+	if c := s.runtime(); c != nil {
+		_ = reset(c)
 	}
 }
