@@ -141,6 +141,7 @@ func (x *conn) reached(ctx context.Context, app *socket, err error, tuple redire
 	if err != nil {
 		return then(ctx, nil, networkError(err))
 	}
+	x.p.settle(app, tuple.Dst)
 	if owner, err := x.p.diag.Listener(tuple.Dst, tuple.Src); err == nil && owner.Cookie == listens.Cookie {
 		return then(ctx, app, nil) // the very same socket
 	}
