@@ -197,3 +197,43 @@ func TestHurryReset(t *testing.T) {
 		}
 	})
 }
+
+// A control message may have come along, and its answer goes out once there is a loop.
+func TestHurryControl(t *testing.T) {
+	ofTunnels(t, func(t *testing.T, k kind) {
+		if !k.framed {
+			t.Skip("no frames")
+		}
+		l := newLink(t, k)
+		type controls interface {
+			OnControl(func([]byte) error)
+			SendControl([]byte) error
+		}
+		peer, answers := l.peer.(controls), make(chan string, 1)
+		peer.OnControl(func(m []byte) error { answers <- string(m); return nil })
+		l.tunnel.OnControl(func(m []byte) error { l.relay.Tell(append([]byte("answer to "), m...)); return nil })
+		l.came(t, func() {
+			if err := peer.SendControl([]byte("a renewal")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.peer.Write([]byte("question")); err != nil {
+				t.Fatal(err)
+			}
+		}, nil)
+		l.relay.Hurry()
+		start(t, 1).Add(l.relay)
+		go func() { _, _ = io.ReadAll(l.peer) }() // whoever reads hears
+		select {
+		case m := <-answers:
+			if m != "answer to a renewal" {
+				t.Errorf("the peer hears %q", m)
+			}
+		case <-time.After(patience):
+			t.Fatal("the peer hears nothing")
+		}
+		got := make([]byte, len("question"))
+		if _, err := io.ReadFull(l.app, got); err != nil || string(got) != "question" {
+			t.Errorf("the application has %q, %v", got, err)
+		}
+	})
+}

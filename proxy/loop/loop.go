@@ -135,14 +135,17 @@ func (l *Loop) add(r *Relay) {
 // also is what is to be watched beside the near side.
 func (l *Loop) begin(r *Relay, also ...*end) {
 	l.place(&r.near)
+	r.mu.Lock()
 	r.loop.Store(l)
+	told := len(r.told) > 0
+	r.mu.Unlock()
 	// All under the lock, without which the loop handles no event: the first comes at
 	// once, and might end r before its second descriptor is in.
 	err := l.watch(&r.near)
 	for _, e := range also {
 		err = errors.Join(err, l.watch(e))
 	}
-	if r.near.readable || r.far.readable {
+	if r.near.readable || r.far.readable || told {
 		// What was read already has no event, if the socket is full as well.
 		l.posted = append(l.posted, r)
 		l.ring()

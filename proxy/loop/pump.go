@@ -266,10 +266,10 @@ func (l *Loop) copy(d *direction) (int, error) {
 
 // tell seals r's control messages. They wait behind what far has not taken yet.
 func (l *Loop) tell(r *Relay) {
-	l.mu.Lock()
+	r.mu.Lock()
 	told := r.told
 	r.told = nil
-	l.mu.Unlock()
+	r.mu.Unlock()
 	for _, m := range told {
 		if r.over || r.far.stream == nil {
 			return

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,8 +54,9 @@ type Relay struct {
 	loop atomic.Pointer[Loop]
 	cut  atomic.Bool
 	why  atomic.Pointer[error] // it cannot be carried; nil: somebody wanted the cut
-	told [][]byte              // control messages for far; guarded by the loop's lock
-	over bool                  // the loop's
+	mu   sync.Mutex
+	told [][]byte // control messages for far; guarded by mu
+	over bool     // the loop's
 }
 
 // end is one side as its loop sees it.
@@ -156,17 +158,15 @@ func (r *Relay) Cut() {
 }
 
 // Tell sends a control message on far, which carries a tunnel, behind what is on its way.
-// It may come to nothing: once that direction has ended, or the relay. It is to be called
-// after Add.
+// It may come to nothing: once that direction has ended, or the relay.
 func (r *Relay) Tell(m []byte) {
-	l := r.loop.Load()
-	if l == nil {
-		return
-	}
-	l.mu.Lock()
+	r.mu.Lock()
 	r.told = append(r.told, m)
-	l.mu.Unlock()
-	l.post(r)
+	l := r.loop.Load()
+	r.mu.Unlock()
+	if l != nil { // or begin looks
+		l.post(r)
+	}
 }
 
 // broken is why it cannot be carried, or was cut.

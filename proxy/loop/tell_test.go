@@ -23,7 +23,8 @@ func TestTell(t *testing.T) {
 			}
 			peer := l.peer.(controls)
 			peer.OnControl(func(m []byte) error { there <- m; return nil })
-			l.relay.Tell([]byte("before it runs: nobody hears"))
+			const first = "before it runs"
+			l.relay.Tell([]byte(first))
 			start(t, 1).Add(l.relay)
 			sizes := []int{1, 1000, 20 << 10, 48 << 10}
 			sent := make(chan error, 1)
@@ -40,6 +41,14 @@ func TestTell(t *testing.T) {
 			echo(t, l, 300<<10, func() {
 				if err := <-sent; err != nil {
 					t.Error(err)
+				}
+				select {
+				case m := <-there:
+					if string(m) != first {
+						t.Errorf("the peer hears %d bytes first", len(m))
+					}
+				case <-time.After(patience):
+					t.Fatal("what was told before it ran does not come")
 				}
 				for i, n := range sizes {
 					for _, side := range []struct {
