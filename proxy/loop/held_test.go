@@ -1,7 +1,6 @@
 package loop
 
 import (
-	"io"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,12 +13,12 @@ func TestHeld(t *testing.T) {
 	each(t, func(t *testing.T, k kind) {
 		for name, side := range map[string]struct {
 			held, other func(*Relay) *end
-			speaker     func(*link) io.Writer // whose bytes go to the held end
+			speaker     func(*link) conn // whose bytes go to the held end
 		}{
-			"near": {(*Relay).nearEnd, (*Relay).farEnd, func(l *link) io.Writer { return l.peer }},
-			"far":  {(*Relay).farEnd, (*Relay).nearEnd, func(l *link) io.Writer { return l.app }},
+			"near": {(*Relay).nearEnd, (*Relay).farEnd, func(l *link) conn { return l.peer }},
+			"far":  {(*Relay).farEnd, (*Relay).nearEnd, func(l *link) conn { return l.app }},
 		} {
-			for _, spoken := range []bool{false, true} {
+			for _, first := range []string{"nothing", "question", "end"} {
 				l := newLink(t, k)
 				held := side.held(l.relay)
 				held.held = true // as by Side
@@ -27,15 +26,20 @@ func TestHeld(t *testing.T) {
 				if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0); err != nil {
 					t.Fatal(err)
 				}
-				if spoken {
-					if _, err := side.speaker(l).Write([]byte("question")); err != nil {
-						t.Fatal(err)
-					}
-					side.other(l.relay).readable = true // as with what came along with an Open
+				var err error
+				switch speaker := side.speaker(l); first {
+				case "question":
+					_, err = speaker.Write([]byte(first))
+				case "end":
+					err = speaker.CloseWrite()
 				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				side.other(l.relay).readable = first != "nothing" // as with what came along with an Open
 				s := start(t, 1)
 				s.Add(l.relay)
-				eventually(t, name+": ACKs are not held back", func() bool {
+				eventually(t, name+", "+first+": ACKs are not held back", func() bool {
 					quick, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK)
 					return err == nil && quick == 1
 				})

@@ -367,7 +367,7 @@ func (l *Loop) happened(e *end, events uint32) {
 // acknowledge lets ACKs go that the first bytes have brought, or that none will bring now.
 func (r *Relay) acknowledge() {
 	for _, e := range [...]*end{&r.near, &r.far} {
-		if e.held && !r.over && (!e.writes.src.readable || e.writes.count.Load() > 0) {
+		if e.held && !r.over && (!e.writes.src.readable || e.writes.eof || e.writes.count.Load() > 0) {
 			e.held = false
 			redirect.Acknowledge(e.fd)
 		}
