@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"golang.org/x/sys/unix"
 
 	symbolonv1 "github.com/symbolon/symbolon/api/symbolon/v1"
 	"github.com/symbolon/symbolon/flow"
@@ -104,6 +105,9 @@ func newWorld(t *testing.T, change ...func(*Options)) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.p.Run(ctx) }()
+	for _, l := range o.Outbound {
+		eventually(t, "the listeners are set up", func() bool { return w.p.tls.StockTLS || inherits(t, l) })
+	}
 	w.stop = sync.OnceValue(func() error { cancel(); return within(t, done, "the proxy's end") })
 	t.Cleanup(func() {
 		if err := w.stop(); err != nil {
@@ -114,6 +118,23 @@ func newWorld(t *testing.T, change ...func(*Options)) *world {
 		}
 	})
 	return w
+}
+
+// inherits tells whether bare has set l up: from then on Run opens no more descriptors, which
+// whoever counts them would take for left behind.
+func inherits(t testing.TB, l *net.TCPListener) (set bool) {
+	t.Helper()
+	raw, err := l.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			n, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE)
+			set = n == 1
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
 }
 
 // policy puts YAML in force, instead of all that was.
