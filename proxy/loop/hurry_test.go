@@ -46,6 +46,14 @@ func (l *link) came(t *testing.T, say func(), harm func(sealed []byte)) {
 	l.relay = New(l.near, l.far, func(err error, k *Tunnel) { l.done <- ending{err, k} })
 }
 
+// says has the peer say something.
+func (l *link) says(t *testing.T, what string) {
+	t.Helper()
+	if _, err := l.peer.Write([]byte(what)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func ofTunnels(t *testing.T, test func(*testing.T, kind)) {
 	each(t, func(t *testing.T, k kind) {
 		if !k.tunnel {
@@ -62,9 +70,7 @@ func TestHurry(t *testing.T) {
 		const said = "a question in three pieces"
 		l.came(t, func() {
 			for _, s := range []string{said[:2], said[2:10], said[10:]} {
-				if _, err := l.peer.Write([]byte(s)); err != nil {
-					t.Fatal(err)
-				}
+				l.says(t, s)
 			}
 		}, nil)
 		l.relay.Hurry()
@@ -77,9 +83,7 @@ func TestHurry(t *testing.T) {
 		}
 		l.relay.Hurry() // nothing twice
 		start(t, 1).Add(l.relay)
-		if _, err := l.peer.Write([]byte(", and one more")); err != nil {
-			t.Fatal(err)
-		}
+		l.says(t, ", and one more")
 		if err := l.peer.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
@@ -135,11 +139,7 @@ func TestHurryMuch(t *testing.T) {
 func TestHurryForged(t *testing.T) {
 	ofTunnels(t, func(t *testing.T, k kind) {
 		l := newLink(t, k)
-		l.came(t, func() {
-			if _, err := l.peer.Write([]byte("question")); err != nil {
-				t.Fatal(err)
-			}
-		}, func(sealed []byte) { sealed[len(sealed)-1] ^= 1 })
+		l.came(t, func() { l.says(t, "question") }, func(sealed []byte) { sealed[len(sealed)-1] ^= 1 })
 		l.relay.Hurry()
 		start(t, 1).Add(l.relay)
 		if e := l.ended(t); e.err == nil || e.kept != nil {
@@ -155,11 +155,7 @@ func TestHurryForged(t *testing.T) {
 func TestHurryCut(t *testing.T) {
 	each(t, func(t *testing.T, k kind) {
 		l := newLink(t, k)
-		l.came(t, func() {
-			if _, err := l.peer.Write([]byte("question")); err != nil {
-				t.Fatal(err)
-			}
-		}, nil)
+		l.came(t, func() { l.says(t, "question") }, nil)
 		l.relay.Cut()
 		l.relay.Hurry()
 		start(t, 1).Add(l.relay)
@@ -176,11 +172,7 @@ func TestHurryCut(t *testing.T) {
 func TestHurryReset(t *testing.T) {
 	each(t, func(t *testing.T, k kind) {
 		l := newLink(t, k)
-		l.came(t, func() {
-			if _, err := l.peer.Write([]byte("question")); err != nil {
-				t.Fatal(err)
-			}
-		}, nil)
+		l.came(t, func() { l.says(t, "question") }, nil)
 		if err := l.app.Reset(); err != nil {
 			t.Fatal(err)
 		}
@@ -205,10 +197,6 @@ func TestHurryControl(t *testing.T) {
 			t.Skip("no frames")
 		}
 		l := newLink(t, k)
-		type controls interface {
-			OnControl(func([]byte) error)
-			SendControl([]byte) error
-		}
 		peer, answers := l.peer.(controls), make(chan string, 1)
 		peer.OnControl(func(m []byte) error { answers <- string(m); return nil })
 		l.tunnel.OnControl(func(m []byte) error { l.relay.Tell(append([]byte("answer to "), m...)); return nil })
@@ -216,9 +204,7 @@ func TestHurryControl(t *testing.T) {
 			if err := peer.SendControl([]byte("a renewal")); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.peer.Write([]byte("question")); err != nil {
-				t.Fatal(err)
-			}
+			l.says(t, "question")
 		}, nil)
 		l.relay.Hurry()
 		start(t, 1).Add(l.relay)

@@ -73,7 +73,7 @@ func (l *Loop) flush(d *direction) bool {
 func (d *direction) flushed() bool { return d.pending.empty() && d.pipe == nil }
 
 // put writes b to dst, and keeps what it does not take.
-func (l *Loop) put(d *direction, b []byte) error {
+func (d *direction) put(b []byte) error {
 	if d.pending.empty() {
 		n, err := write(d.dst.fd, b)
 		if err != nil && err != errAgain { //nolint:errorlint // one value, made for this
@@ -141,7 +141,7 @@ func (l *Loop) seal(d *direction) (int, error) {
 		return 0, err
 	}
 	if !d.src.greedy || got == asked {
-		return got, l.put(d, b)
+		return got, d.put(b)
 	}
 	l.moved(d, got)
 	return 0, l.sealLast(d, b)
@@ -162,7 +162,7 @@ func (l *Loop) sealLast(d *direction, b []byte) error {
 		b = append(b, end...)
 		d.eof, d.ended = true, true
 	}
-	if err := l.put(d, b); err != nil {
+	if err := d.put(b); err != nil {
 		return err
 	}
 	return broken // which the socket tells only once
@@ -186,25 +186,9 @@ func (l *Loop) open(d *direction) (int, error) {
 	}
 	fin := d.eof // TCP's, which is not the data phase's
 	d.eof = false
-	in, total := l.in[:have+got], 0
-	for {
-		n, data, err := src.stream.Open(in, l.data[:0])
-		in = in[n:]
-		sum, werr := l.gather(d, data)
-		total += sum
-		if werr != nil {
-			return total, werr
-		}
-		if isEnd(err) {
-			d.eof = true
-			break
-		}
-		if err != nil {
-			return total, err
-		}
-		if n == 0 && len(data) == 0 {
-			break
-		}
+	in, total, err := d.unseal(l.in[:have+got], l.data[:0], l.vec[:])
+	if err != nil {
+		return total, err
 	}
 	if fin && !d.eof {
 		return total, mtls.ErrTruncated
@@ -213,22 +197,44 @@ func (l *Loop) open(d *direction) (int, error) {
 	return total, nil
 }
 
-// gather writes slices to dst, and keeps what it does not take. n is their size.
-func (l *Loop) gather(d *direction, data [][]byte) (n int, err error) {
+// unseal opens the records in in, in place, and gives dst what is in them: by as many slices at
+// a time as data has capacity, and vec length. rest is what is not complete yet, or stands
+// behind the end.
+func (d *direction) unseal(in []byte, data [][]byte, vec []unix.Iovec) (rest []byte, total int, err error) {
+	for {
+		n, opened, err := d.src.stream.Open(in, data)
+		in = in[n:]
+		sum, werr := d.gather(opened, vec)
+		total += sum
+		if werr != nil {
+			return in, total, werr
+		}
+		if isEnd(err) {
+			d.eof = true
+			return in, total, nil
+		}
+		if err != nil || n == 0 && len(opened) == 0 {
+			return in, total, err
+		}
+	}
+}
+
+// gather writes slices, by vec, to dst, and keeps what it does not take. n is their size.
+func (d *direction) gather(data [][]byte, vec []unix.Iovec) (n int, err error) {
 	switch len(data) {
 	case 0:
 		return 0, nil
 	case 1:
-		return len(data[0]), l.put(d, data[0])
+		return len(data[0]), d.put(data[0])
 	}
 	for i, b := range data {
-		l.vec[i].Base = &b[0]
-		l.vec[i].SetLen(len(b))
+		vec[i].Base = &b[0]
+		vec[i].SetLen(len(b))
 		n += len(b)
 	}
 	took := 0
 	if d.pending.empty() {
-		took, err = writev(d.dst.fd, l.vec[:len(data)])
+		took, err = writev(d.dst.fd, vec[:len(data)])
 		if err != nil && err != errAgain { //nolint:errorlint // one value, made for this
 			return n, err
 		}
@@ -261,7 +267,7 @@ func (l *Loop) copy(d *direction) (int, error) {
 		return 0, err
 	}
 	d.bulk = n == readSize
-	return n, l.put(d, l.in[:n])
+	return n, d.put(l.in[:n])
 }
 
 // tell seals r's control messages. They wait behind what far has not taken yet.
@@ -276,7 +282,7 @@ func (l *Loop) tell(r *Relay) {
 		}
 		b, err := r.far.stream.SealControl(l.out, m)
 		if err == nil && b != nil {
-			err = l.put(&r.up, b)
+			err = r.up.put(b)
 		}
 		if err != nil {
 			l.finish(r, err)
@@ -298,7 +304,7 @@ func (l *Loop) end(d *direction) {
 	}
 	b, err := d.dst.stream.End(l.out)
 	if err == nil {
-		err = l.put(d, b)
+		err = d.put(b)
 	}
 	if err != nil {
 		l.finish(d.relay, err)

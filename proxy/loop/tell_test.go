@@ -6,6 +6,12 @@ import (
 	"time"
 )
 
+// controls is the end of a tunnel that has frames.
+type controls interface {
+	OnControl(func([]byte) error)
+	SendControl([]byte) error
+}
+
 // Control messages pass either way among data, of which they change nothing, also where
 // sockets take little at a time.
 func TestTell(t *testing.T) {
@@ -17,10 +23,6 @@ func TestTell(t *testing.T) {
 			l := newLink(t, k)
 			here, there := make(chan []byte, 8), make(chan []byte, 8)
 			l.tunnel.OnControl(func(m []byte) error { here <- m; return nil })
-			type controls interface {
-				OnControl(func([]byte) error)
-				SendControl([]byte) error
-			}
 			peer := l.peer.(controls)
 			peer.OnControl(func(m []byte) error { there <- m; return nil })
 			const first = "before it runs"
